@@ -1,0 +1,94 @@
+# From RealMan recordings to a policy on the arms. Bare `make` lists the targets.
+# Every recipe is a command that you could type; $(ARGS) passes further flags to it.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+
+# ---- what you may set on the command line ---------------------------------------------------------------------------
+CONFIG  ?= pi0_realman
+REPO_ID ?= realman/dual_arm
+EXP     ?= run1
+HOST    ?= 127.0.0.1
+PORT    ?= 8000
+ARGS    ?=
+# CKPT: a step folder, or a run folder whose newest step is meant.
+CKPT    ?= checkpoints/$(CONFIG)/$(EXP)
+# GPU=cuda12 or GPU=cuda13 installs JAX for that CUDA generation; empty means CPU.
+GPU     ?=
+
+# ---- environment ------------------------------------------------------------------------------------------------------
+VENV   := .venv
+PY     := $(VENV)/bin/python
+LOCK   := requirements/$(or $(GPU),dev).lock
+READY  := $(VENV)/.ready
+OPENPI := third_party/openpi
+
+# $(call need,VAR,example): stop unless VAR was given.
+need = $(if $($(1)),,$(error $@ needs $(1): make $@ $(1)=$(2)))
+# $(call flag,--name,VAR): the flag, only when VAR was given.
+flag = $(if $($(2)),$(1) "$($(2))")
+
+.PHONY: help setup sample convert norm-stats train serve offline client demo test test-all lint fmt types lock clean
+
+help: ## Show this list
+	@echo "make TARGET [VARIABLE=value ...]"
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: DATA REPO_ID CONFIG EXP CKPT HOST PORT PROMPT GPU ARGS (further flags of the command)"
+
+setup: $(READY) ## Install everything into .venv (GPU=cuda12 or GPU=cuda13 for an accelerator)
+
+$(READY): $(LOCK) pyproject.toml requirements/install.sh
+	@bash requirements/install.sh $(VENV) $(LOCK)
+	@touch $@
+
+sample: $(READY) ## Record simulated demonstrations to try the rest on (data/sample)
+	$(PY) -m realman.sim.record --out-dir "$(or $(DATA),data/sample)" $(ARGS)
+
+convert: $(READY) ## Recordings (DATA=folder of HDF5) to a LeRobot v2.1 dataset
+	@: $(call need,DATA,/data/fold_towel)
+	$(PY) examples/realman/convert_realman_data_to_lerobot.py --raw-dir "$(DATA)" --repo-id "$(REPO_ID)" $(ARGS)
+
+norm-stats: $(READY) ## Normalisation statistics of the dataset, for CONFIG
+	$(PY) $(OPENPI)/scripts/compute_norm_stats.py --config-name "$(CONFIG)" --repo-id "$(REPO_ID)" $(ARGS)
+
+train: $(READY) ## Fine-tune CONFIG on the dataset (EXP names the run)
+	$(PY) $(OPENPI)/scripts/train.py "$(CONFIG)" --exp-name "$(EXP)" --data.repo-id "$(REPO_ID)" $(ARGS)
+
+serve: $(READY) ## Serve the newest checkpoint of the run, or CKPT=folder
+	$(PY) $(OPENPI)/scripts/serve_policy.py --host "$(HOST)" --port "$(PORT)" $(call flag,--default-prompt,PROMPT) $(ARGS) \
+	  policy:checkpoint --policy.config "$(CONFIG)" --policy.dir "$(CKPT)"
+
+offline: $(READY) ## Replay a recorded episode through the running server: errors, plot, JSON
+	$(PY) examples/realman/offline.py --host "$(HOST)" --port "$(PORT)" --data "$(or $(DATA),data/sample/heldout)" \
+	  $(call flag,--prompt,PROMPT) $(ARGS)
+
+client: $(READY) ## Run the robot client against the running server (simulated robot by default)
+	$(PY) examples/realman/main.py --host "$(HOST)" --port "$(PORT)" $(call flag,--prompt,PROMPT) $(ARGS)
+
+demo: $(READY) ## All of the above on simulated recordings, in minutes, on a CPU
+	$(PY) -m realman.demo $(ARGS)
+
+test: $(READY) ## Run the tests (no network, no GPU)
+	JAX_PLATFORMS=cpu $(PY) -m pytest -q -m "not slow and not checkpoint and not upstream and not gpu and not hardware" $(ARGS)
+
+test-all: $(READY) ## Run every test this machine can run
+	$(PY) -m pytest -q $(ARGS)
+
+lint: $(READY) ## Check style and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+fmt: $(READY) ## Format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+types: $(READY) ## Check the types of realman/
+	$(PY) -m mypy
+
+lock: $(READY) ## Renew the hash-pinned requirements from pyproject.toml
+	bash requirements/lock.sh $(VENV)/bin/uv
+
+clean: ## Remove the environment and caches (never data, assets or checkpoints)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

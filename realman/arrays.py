@@ -1,0 +1,14 @@
+"""Array types used at the package's borders. Letters: t frames, h w image height and width, 14 numbers of both arms."""
+
+from jaxtyping import Float
+from jaxtyping import UInt8
+import numpy as np
+
+JointVec = Float[np.ndarray, " 14"]
+"""One state or action of both arms: joints in rad, grippers 0..1 (1 = open), right arm first."""
+
+JointTraj = Float[np.ndarray, "t 14"]
+"""A trajectory of both arms."""
+
+Image = UInt8[np.ndarray, "h w 3"]
+"""One RGB camera frame."""

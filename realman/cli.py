@@ -1,0 +1,49 @@
+"""One way for every command of this package to start: parse flags, set up logging, turn a `RealmanError` into one line.
+
+Exit codes: 0 good, 1 the data, the robot or the server is bad, 2 wrong use (tyro), 130 interrupted.
+"""
+
+from collections.abc import Callable
+import logging
+import os
+import sys
+from typing import TypeVar
+
+import tyro
+
+from realman.errors import RealmanError
+
+ArgsT = TypeVar("ArgsT")
+
+DEBUG_ENV = "REALMAN_DEBUG"
+"""Set to 1 to see the traceback behind a one-line error."""
+
+
+def run(main: Callable[[ArgsT], int | None], args_type: type[ArgsT]) -> None:
+    """Parse `args_type` from the command line, call `main` with it and exit with its code.
+
+    Args:
+        main: Does the work; returns an exit code or None for 0.
+        args_type: A frozen dataclass; its fields are the flags.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(asctime)s %(message)s", datefmt="%H:%M:%S")
+    args = tyro.cli(args_type, description=main.__doc__)
+    try:
+        code = main(args) or 0
+    except RealmanError as error:
+        if os.environ.get(DEBUG_ENV) == "1":
+            raise
+        print_error(str(error))
+        code = 1
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        code = 130
+    sys.exit(code)
+
+
+def print_error(message: str) -> None:
+    """Write one line to stderr, red on a terminal."""
+    line = f"error: {message}"
+    if sys.stderr.isatty():
+        line = f"\x1b[31m{line}\x1b[0m"
+    sys.stderr.write(line + "\n")

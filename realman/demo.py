@@ -1,0 +1,243 @@
+"""The whole path on simulated recordings: sample, convert, norm stats, train, serve, offline evaluation, client.
+
+Run it with `make demo`. Each stage is the `make` command that a user would type, started as its own process group; this module
+only puts them in order, measures time and memory, keeps the policy server alive in between, and prints what was made.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import IO
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from realman import cli
+from realman.errors import RealmanError
+from realman.errors import ServerError
+
+CONFIG = "debug_realman"
+REPO_ID = "realman/demo"
+EXP = "demo"
+SERVER_START_S = 180.0
+"""Longest wait for the server: loading and compiling on a busy laptop."""
+
+SERVER_STOP_S = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Flags of the demo."""
+
+    sample_dir: Path = Path("data/sample")
+    """Simulated recordings; kept and reused when they are already there."""
+
+    out_dir: Path = Path("data/demo")
+    """Where the evaluation, the server's log and the summary go."""
+
+    client_steps: int = 250
+    """Control steps of the simulated robot, 50 a second."""
+
+
+@dataclasses.dataclass
+class StageResult:
+    """What one stage cost."""
+
+    name: str
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+
+
+class Meter:
+    """Wall time and peak memory of a process group, sampled 5 times a second.
+
+    Memory is the proportional set size, summed over the group, so that pages shared by workers count once.
+    """
+
+    def __init__(self, name: str, pid: int) -> None:
+        """Start to measure process `pid` and its descendants."""
+        self.result = StageResult(name)
+        self._pid = pid
+        self._start = time.monotonic()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while not self._done.wait(0.2):
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(self._pid)
+                total = sum(_memory_bytes(p) for p in [root, *root.children(recursive=True)])
+                self.result.peak_mib = max(self.result.peak_mib, total / 2**20)
+
+    def stop(self) -> StageResult:
+        """End the measurement."""
+        self._done.set()
+        self._thread.join()
+        self.result.seconds = time.monotonic() - self._start
+        return self.result
+
+
+def _memory_bytes(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_full_info()
+        return int(getattr(memory, "pss", 0) or memory.uss)
+    except psutil.Error:
+        return 0
+
+
+def make_command(target: str, **variables: str | Path) -> list[str]:
+    """The `make` command line of a stage, as a user would type it."""
+    return ["make", target, *(f"{name}={value}" for name, value in variables.items())]
+
+
+def start(command: list[str], output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """Start a stage in its own process group, with this interpreter's environment."""
+    return subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT, start_new_session=True)
+
+
+def run_stage(name: str, command: list[str], console: Console) -> StageResult:
+    """Run one stage to its end.
+
+    Raises:
+        RealmanError: It failed; its own message stands above.
+    """
+    console.rule(f"[bold]{name}[/bold]", align="left")
+    console.print(f"$ {' '.join(command)}", highlight=False, markup=False)
+    process = start(command)
+    meter = Meter(name, process.pid)
+    try:
+        code = process.wait()
+    except BaseException:
+        end_group(process)
+        raise
+    finally:
+        result = meter.stop()
+    if code:
+        raise RealmanError(f"demo: stage '{name}' ended with exit code {code}; its message stands above")
+    return result
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process group: first politely, after `SERVER_STOP_S` by force. Does nothing when it has ended."""
+    if process.poll() is not None:
+        return
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(SERVER_STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def policy_server(command: list[str], port: int, log_path: Path, results: list[StageResult]):  # noqa: ANN201
+    """Keep the policy server running inside the block; it is stopped however the block ends.
+
+    Raises:
+        ServerError: It ended, or was not ready after `SERVER_START_S`.
+    """
+    with log_path.open("wb") as log:
+        process = start(command, log)
+        meter = Meter("serve", process.pid)
+        try:
+            _wait_until_ready(process, port, log_path)
+            yield
+        finally:
+            end_group(process)
+            results.append(meter.stop())
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
+    deadline = time.monotonic() + SERVER_START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(f"policy server ended with exit code {process.returncode} before it was ready; see {log_path}")
+        with contextlib.suppress(URLError, OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
+            if reply.status == 200:
+                return
+        time.sleep(0.3)
+    raise ServerError(f"policy server was not ready after {SERVER_START_S:.0f} s; see {log_path}")
+
+
+def free_port() -> int:
+    """A loopback port that nothing listens on at the moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def main(args: Args) -> int:
+    """From simulated recordings to a policy that drives a simulated robot, in minutes, on a CPU."""
+    console = Console(stderr=True)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    results: list[StageResult] = []
+
+    def stage(name: str, target: str, **variables: str | Path) -> None:
+        results.append(run_stage(name, make_command(target, **variables), console))
+
+    run = {"CONFIG": CONFIG, "REPO_ID": REPO_ID, "EXP": EXP}
+    stage("sample", "sample", DATA=args.sample_dir)
+    stage("convert", "convert", DATA=args.sample_dir / "train", REPO_ID=REPO_ID, ARGS="--overwrite")
+    stage("norm-stats", "norm-stats", CONFIG=CONFIG, REPO_ID=REPO_ID)
+    stage("train", "train", **run, ARGS="--overwrite")
+
+    port = str(free_port())
+    log_path = args.out_dir / "server.log"
+    serve = make_command("serve", CONFIG=CONFIG, EXP=EXP, PORT=port)
+    console.rule("[bold]serve[/bold]", align="left")
+    console.print(f"$ {' '.join(serve)} > {log_path}", highlight=False, markup=False)
+    with policy_server(serve, int(port), log_path, results):
+        offline_dir = args.out_dir / "offline"
+        stage("offline", "offline", DATA=args.sample_dir / "heldout", PORT=port, ARGS=f"--out-dir {offline_dir}")
+        client_args = f"--max-steps {args.client_steps} --out-dir {args.out_dir / 'client'}"
+        stage("client", "client", PORT=port, ARGS=client_args)
+
+    report(args, results, console)
+    return 0
+
+
+def report(args: Args, results: list[StageResult], console: Console) -> None:
+    """Print what each stage cost and where its product lies; the same numbers go to `summary.json`."""
+    order = ["sample", "convert", "norm-stats", "train", "serve", "offline", "client"]
+    products = {
+        "sample": args.sample_dir,
+        "convert": Path("data/lerobot") / REPO_ID,
+        "norm-stats": Path("assets") / CONFIG,
+        "train": Path("checkpoints") / CONFIG / EXP,
+        "serve": args.out_dir / "server.log",
+        "offline": args.out_dir / "offline",
+        "client": args.out_dir / "client",
+    }
+    table = Table(title="What the demo made", title_justify="left")
+    table.add_column("stage")
+    table.add_column("time s", justify="right")
+    table.add_column("peak memory MiB", justify="right")
+    table.add_column("product")
+    for result in sorted(results, key=lambda r: order.index(r.name)):
+        table.add_row(result.name, f"{result.seconds:.0f}", f"{result.peak_mib:.0f}", str(products[result.name]))
+    # The server runs while offline and client do, so its time is not added.
+    total = sum(r.seconds for r in results if r.name != "serve")
+    console.print(table)
+    console.print(f"total {total:.0f} s without set-up; the server's time includes offline and client", highlight=False)
+    summary = {"total_s": total, "stages": [dataclasses.asdict(r) for r in results]}
+    summary_path = args.out_dir / "summary.json"
+    summary_path.write_text(json.dumps(summary, indent=2) + "\n")
+    for plot in sorted((args.out_dir / "offline").glob("*.png")):
+        console.print(f"plot: {plot}", highlight=False)
+    sys.stdout.write(f"{summary_path}\n")
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,48 @@
+"""Errors a user can mend, each with one clear line: place, what was found, what was expected, remedy.
+
+RealmanError
+  +-- EpisodeError (also ValueError)   a recording is missing, damaged or contradicts its options
+  +-- DatasetError (also ValueError)   a LeRobot dataset is missing, damaged or in the way
+  +-- SiteError    (also ValueError)   the robot site's settings are wrong
+  +-- RobotError                       the robot side
+  |     +-- NotConnectedError          a call before connect() or after disconnect()
+  |     +-- RobotTimeoutError          the robot or a camera did not answer in time
+  |     +-- RejectedError              the robot or the safety layer refused a motion
+  +-- ServerError                      the policy server is unreachable, wrong, or reported a failure
+"""
+
+
+class RealmanError(Exception):
+    """Base of every error that a user of this package can mend; entry points print it as one line, exit code 1."""
+
+
+class EpisodeError(RealmanError, ValueError):
+    """A recording is missing, damaged, or contradicts the options it is read with."""
+
+
+class DatasetError(RealmanError, ValueError):
+    """A LeRobot dataset is missing, damaged, or stands where a new one should go."""
+
+
+class SiteError(RealmanError, ValueError):
+    """The settings of the robot site are wrong."""
+
+
+class RobotError(RealmanError):
+    """The robot side failed."""
+
+
+class NotConnectedError(RobotError):
+    """A robot was used before `connect()` or after `disconnect()`."""
+
+
+class RobotTimeoutError(RobotError, TimeoutError):
+    """The robot or one of its cameras did not answer in time."""
+
+
+class RejectedError(RobotError):
+    """The robot, or a check in front of it, refused a motion."""
+
+
+class ServerError(RealmanError):
+    """The policy server is unreachable, is not the expected one, or reported a failure."""

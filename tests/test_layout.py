@@ -1,0 +1,126 @@
+"""The tree keeps its shape: who may import whom, how long a file may be, and documents that name what exists."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OPENPI = ROOT / "third_party/openpi/src/openpi"
+OPENPI_CLIENT = ROOT / "third_party/openpi/packages/openpi-client/src/openpi_client"
+REALMAN = ROOT / "realman"
+MAX_LINES = 500
+
+
+def tracked_files(*suffixes: str) -> list[Path]:
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    files = [ROOT / line for line in listing.stdout.splitlines()]
+    return [f for f in files if f.suffix in suffixes and f.is_file()]
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield (module, whether at the top level of the file) of each import."""
+    tree = ast.parse(path.read_text())
+    top_level = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, id(node) in top_level
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, id(node) in top_level
+
+
+def offenders(folder: Path, forbidden: str, *, allowed: tuple[str, ...] = (), inside_functions_ok: bool = False) -> list[str]:
+    found = []
+    for path in sorted(folder.rglob("*.py")):
+        name = path.relative_to(folder).as_posix()
+        for module, at_top in imports(path):
+            if module.split(".")[0] == forbidden and name not in allowed and (at_top or not inside_functions_ok):
+                found.append(f"{name} imports {module}")
+    return found
+
+
+def test_openpi_never_imports_realman():
+    assert offenders(OPENPI, "realman") == []
+    assert offenders(OPENPI_CLIENT, "realman") == []
+
+
+def test_the_light_client_never_imports_openpi_or_jax():
+    assert offenders(OPENPI_CLIENT, "openpi") == []
+    assert offenders(OPENPI_CLIENT, "jax") == []
+
+
+def test_realman_meets_openpi_only_at_its_two_doors():
+    assert offenders(REALMAN, "openpi_client", allowed=("client.py",)) == []
+    assert offenders(REALMAN, "openpi", allowed=("offline.py",)) == []
+    assert offenders(REALMAN, "openpi", inside_functions_ok=True) == []
+
+
+@pytest.mark.parametrize("heavy", ["jax", "torch", "lerobot"])
+def test_realman_never_imports_a_learning_framework(heavy):
+    assert offenders(REALMAN, heavy) == []
+
+
+def test_mujoco_stays_inside_the_simulator():
+    found = [line for line in offenders(REALMAN, "mujoco") if not line.startswith("sim/")]
+    assert found == []
+
+
+def test_leaf_modules_import_nothing_of_ours_but_each_other():
+    leaves = {"spec", "errors", "arrays"}
+    for leaf in leaves:
+        ours = {m for m, _ in imports(REALMAN / f"{leaf}.py") if m.split(".")[0] in {"realman", "openpi", "openpi_client"}}
+        assert ours <= {f"realman.{other}" for other in leaves}
+
+
+def test_the_robots_numbers_load_without_heavy_packages():
+    code = (
+        "import sys, realman.spec, realman.errors\n"
+        "print([m for m in ('jax', 'torch', 'lerobot', 'cv2', 'h5py', 'mujoco') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_no_file_is_longer_than_a_reader_can_bear():
+    lengths = {f.relative_to(ROOT).as_posix(): len(f.read_text().splitlines()) for f in tracked_files(".py", ".sh")}
+    assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}
+
+
+def test_no_module_is_called_utils_or_like_the_standard_library():
+    names = [f.relative_to(ROOT).as_posix() for f in tracked_files(".py") if f.stem == "utils" or f.stem in sys.stdlib_module_names]
+    assert [n for n in names if "tests/" not in n] == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_files_named_by_a_document_exist(document):
+    text = (ROOT / document).read_text()
+    roots = (ROOT, OPENPI, REALMAN, ROOT / "third_party/openpi")
+    paths = set(re.findall(r"`([\w./-]+/[\w./-]+\.(?:py|md|sh|toml|lock))`", text))
+    assert paths, f"{document} names no file"
+    missing = [p for p in sorted(paths) if not any((root / p).exists() for root in roots)]
+    assert missing == []
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "examples/realman/README.md"])
+def test_make_targets_named_by_a_document_exist(document):
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"(?:`|^|\s)make ([a-z][a-z-]+)", (ROOT / document).read_text(), flags=re.MULTILINE))
+    assert named
+    assert named <= targets
+
+
+def test_bare_make_lists_every_target_and_a_missing_variable_stops_with_an_example():
+    targets = set(re.findall(r"^([a-z][a-z-]*):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    listing = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert targets
+    assert all(re.search(rf"^  {t}\s+\S", listing, flags=re.MULTILINE) for t in targets)
+    convert = subprocess.run(["make", "convert", "DATA="], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert convert.returncode == 2
+    assert "convert needs DATA: make convert DATA=/data/fold_towel" in convert.stderr
