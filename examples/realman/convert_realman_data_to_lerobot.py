@@ -1,0 +1,10 @@
+"""Convert RealMan recordings to a LeRobot v2.1 dataset.
+
+python examples/realman/convert_realman_data_to_lerobot.py --raw-dir /data/fold_towel --repo-id realman/fold_towel
+"""
+
+from realman import cli
+from realman import convert
+
+if __name__ == "__main__":
+    cli.run(convert.main, convert.Args)

@@ -1,0 +1,151 @@
+"""Compare a policy's predictions with a recording it was not trained on; no robot, nothing moves.
+
+    python examples/realman/offline.py --data data/sample/heldout
+
+needs a running server (`make serve`). For each episode it writes a plot (PNG) and all numbers (JSON) to `--out-dir` and
+prints a table of errors: joints in degrees, grippers as a fraction of their stroke, beside the errors of holding still.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from realman import cli
+from realman import convert
+from realman import offline
+from realman import plots
+from realman.client import API_KEY_ENV
+from realman.client import PolicyClient
+from realman.raw import RawOptions
+from realman.raw.options import AngleUnit
+from realman.raw.options import ArmOrder
+from realman.raw.options import ColorOrder
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Flags of the offline evaluation."""
+
+    data: Path = Path("data/sample/heldout")
+    """A recording (HDF5), a folder of recordings, or a LeRobot dataset's root folder."""
+    episodes: tuple[int, ...] = (0,)
+    """Which episodes of a folder or dataset, counted from 0."""
+    host: str = "127.0.0.1"
+    """Policy server."""
+    port: int = 8000
+    """Its port."""
+    connect_timeout: float = 30.0
+    """How long to wait for the server, s."""
+    reply_timeout: float = 120.0
+    """How long one prediction may take, s."""
+    prompt: str | None = None
+    """Task text; by default the recording's own."""
+    action_chunk: int | None = None
+    """Steps executed of each prediction; by default what the server recommends."""
+    out_dir: Path = Path("data/offline")
+    """Where plots and JSON go."""
+    angle_unit: AngleUnit = "rad"
+    """Unit of the joint angles in HDF5 recordings; this and the following as for the conversion."""
+    gripper_range: str = "0:1"
+    """Recorded gripper value when closed and when open, such as 0:1000 or, inverted, 1000:0."""
+    raw_arm_order: ArmOrder = "right_left"
+    """Which arm comes first in the recordings."""
+    color: ColorOrder = "rgb"
+    """Channel order of raw frames."""
+    fps: int | None = None
+    """Frames per second, for recordings that do not state it."""
+    task: str | None = None
+    """Task text, for recordings that do not state it."""
+
+    @property
+    def options(self) -> RawOptions:
+        """How to read HDF5 recordings: the converter's own reading of the same flags."""
+        names = ("angle_unit", "gripper_range", "raw_arm_order", "color", "fps", "task")
+        return convert.Args(self.data, **{name: getattr(self, name) for name in names}).options
+
+
+def main(args: Args) -> int:
+    """Replay recorded episodes through a running policy server: errors, plots, JSON."""
+    for source in offline.find_recordings(args.data, args.episodes, args.options):
+        with source as recording, _connect(args, recording) as client:
+            result = offline.replay(client, recording, args.prompt)
+            _write(result, dict(client.info.metadata), args)
+    return 0
+
+
+def _connect(args: Args, recording: offline.Recording) -> PolicyClient:
+    return PolicyClient.connect(
+        args.host,
+        args.port,
+        cameras=recording.cameras,
+        fps=recording.fps,
+        action_chunk=args.action_chunk,
+        api_key=os.environ.get(API_KEY_ENV),
+        connect_timeout_s=args.connect_timeout,
+        reply_timeout_s=args.reply_timeout,
+    )
+
+
+def _write(result: offline.Replay, metadata: dict, args: Args) -> None:
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    summary = offline.report(result, metadata)
+    recording = result.recording
+    json_path, plot_path = args.out_dir / f"{recording.name}.json", args.out_dir / f"{recording.name}.png"
+    json_path.write_text(json.dumps(summary, indent=1) + "\n")
+    figure = plots.plot_episode(
+        recording.action,
+        result.predicted,
+        result.hold,
+        fps=recording.fps,
+        inference_frames=result.frames,
+        title=_title(summary),
+    )
+    plots.save(figure, plot_path)
+    console = Console()
+    console.print(_table(summary))
+    console.print(f"plot {plot_path}\nnumbers {json_path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _title(summary: dict) -> str:
+    server = ", ".join(f"{key} {value}" for key, value in summary["server"].items()) or "unnamed policy"
+    joints, grippers = summary["joints"], summary["grippers"]
+    return (
+        f"{summary['episode']} | {server}\n"
+        f"mean error: joints {joints['mae']:.2f} deg ({_times(joints['ratio'])} of holding still), "
+        f"grippers {grippers['mae']:.3f} ({_times(grippers['ratio'])})"
+    )
+
+
+def _table(summary: dict) -> Table:
+    table = Table(title=f"{summary['episode']}: {summary['frames']} frames, {len(summary['chunks'])} predictions")
+    table.title_justify = "left"
+    for heading in ("", "unit", "error", "holding still", "ratio", "largest"):
+        table.add_column(heading, justify="left" if heading in ("", "unit") else "right", no_wrap=True)
+    for row in summary["per_dim"]:
+        table.add_row(row["name"], *_cells(row))
+    table.add_section()
+    for group in ("joints", "grippers"):
+        table.add_row(f"all {group}", *_cells(summary[group]))
+    table.add_row("all 14", "rad, fraction", "", "", _times(summary["overall_ratio"]), "")
+    latency = summary["round_trip_ms"]
+    table.caption = f"one prediction: p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms"
+    table.caption_justify = "left"
+    return table
+
+
+def _cells(row: dict) -> tuple[str, ...]:
+    digits = 2 if row["unit"] == "deg" else 3
+    error, baseline, largest = (f"{row[key]:.{digits}f}" for key in ("mae", "baseline_mae", "max_error"))
+    return row["unit"], error, baseline, _times(row["ratio"]), largest
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}"
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

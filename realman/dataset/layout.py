@@ -1,0 +1,136 @@
+"""The LeRobot v2.1 format on disk: names, paths, features and metadata files. Knows no recording and no robot driver.
+
+Tree: `meta/{info.json,tasks.jsonl,episodes.jsonl,episodes_stats.jsonl}`, `data/chunk-000/episode_000000.parquet` and,
+in video mode, `videos/chunk-000/<camera key>/episode_000000.mp4`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+from realman import spec
+
+CODEBASE_VERSION = "v2.1"
+CHUNK_SIZE = 1000
+DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
+VIDEO_PATH = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+
+INFO = Path("meta/info.json")
+TASKS = Path("meta/tasks.jsonl")
+EPISODES = Path("meta/episodes.jsonl")
+EPISODES_STATS = Path("meta/episodes_stats.jsonl")
+SOURCES = Path("meta/sources.jsonl")
+"""Our own addition: which recording became which episode."""
+REJECTED = Path("meta/rejected.json")
+"""Our own addition: recordings that were left out, with reasons."""
+
+Features = dict[str, dict[str, Any]]
+"""The `features` of info.json: key -> {dtype, shape, names} and, for videos, `info`."""
+
+IMAGE = "image"
+VIDEO = "video"
+
+INDEX_FEATURES: Features = {
+    "timestamp": {"dtype": "float32", "shape": [1], "names": None},
+    "frame_index": {"dtype": "int64", "shape": [1], "names": None},
+    "episode_index": {"dtype": "int64", "shape": [1], "names": None},
+    "index": {"dtype": "int64", "shape": [1], "names": None},
+    "task_index": {"dtype": "int64", "shape": [1], "names": None},
+}
+"""Columns that the format adds to every dataset, last and in this order."""
+
+
+def robot_features(
+    image_sizes: Sequence[tuple[str, int, int]],
+    *,
+    has_velocity: bool,
+    has_effort: bool,
+    video_info: Mapping[str, Any] | None = None,
+) -> Features:
+    """Features of a dataset of this robot, in the order of a RealMan user's own dataset.
+
+    Args:
+        image_sizes: Camera name, height and width in px.
+        has_velocity: Whether joint velocities are stored.
+        has_effort: Whether joint efforts are stored.
+        video_info: Facts common to all videos; None stores single images.
+    """
+    keys = [spec.STATE_KEY, spec.ACTION_KEY]
+    keys += [spec.VELOCITY_KEY] * has_velocity + [spec.EFFORT_KEY] * has_effort
+    features: Features = {
+        key: {"dtype": "float32", "shape": [spec.NUM_DIMS], "names": [list(spec.DIM_NAMES)]} for key in keys
+    }
+    for camera, height, width in image_sizes:
+        shape = {"shape": [3, height, width], "names": ["channels", "height", "width"]}
+        if video_info is None:
+            features[spec.image_key(camera)] = {"dtype": IMAGE, **shape}
+        else:
+            size = {"video.height": height, "video.width": width}
+            features[spec.image_key(camera)] = {"dtype": VIDEO, **shape, "info": {**size, **video_info}}
+    return {**features, **INDEX_FEATURES}
+
+
+def keys_of(features: Features, dtype: str) -> list[str]:
+    """Keys of the features of one dtype, such as `image`."""
+    return [key for key, feature in features.items() if feature["dtype"] == dtype]
+
+
+def data_path(episode_index: int, template: str = DATA_PATH, chunk_size: int = CHUNK_SIZE) -> Path:
+    """Parquet file of an episode, relative to the dataset."""
+    return Path(template.format(episode_chunk=episode_index // chunk_size, episode_index=episode_index))
+
+
+def video_path(episode_index: int, video_key: str, template: str = VIDEO_PATH, chunk_size: int = CHUNK_SIZE) -> Path:
+    """Video file of one camera of an episode, relative to the dataset."""
+    chunk = episode_index // chunk_size
+    return Path(template.format(episode_chunk=chunk, episode_index=episode_index, video_key=video_key))
+
+
+def make_info(
+    features: Features, *, robot_type: str, fps: int, num_frames: Sequence[int], num_tasks: int
+) -> dict[str, Any]:
+    """The content of info.json.
+
+    Args:
+        features: Features of the dataset.
+        robot_type: Name of the robot.
+        fps: Frames per second.
+        num_frames: Frames of each episode.
+        num_tasks: Number of different tasks.
+    """
+    num_episodes = len(num_frames)
+    video_keys = keys_of(features, VIDEO)
+    return {
+        "codebase_version": CODEBASE_VERSION,
+        "robot_type": robot_type,
+        "total_episodes": num_episodes,
+        "total_frames": sum(num_frames),
+        "total_tasks": num_tasks,
+        "total_videos": num_episodes * len(video_keys),
+        "total_chunks": -(-num_episodes // CHUNK_SIZE),
+        "chunks_size": CHUNK_SIZE,
+        "fps": fps,
+        "splits": {"train": f"0:{num_episodes}"},
+        "data_path": DATA_PATH,
+        "video_path": VIDEO_PATH if video_keys else None,
+        "features": features,
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON, making the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_json_lines(path: Path, records: Iterable[Any]) -> None:
+    """Write one JSON object a line, making the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

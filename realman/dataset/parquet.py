@@ -1,0 +1,97 @@
+"""One episode's table as a parquet file: vectors, images as encoded bytes, and the format's index columns."""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from realman.dataset.layout import IMAGE
+from realman.dataset.layout import VIDEO
+from realman.dataset.layout import Features
+from realman.dataset.layout import keys_of
+
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+Column = np.ndarray | Sequence[tuple[bytes, str]]
+"""Numbers (t,) or (t, d), or per frame an encoded image and its file name."""
+
+
+def make_schema(features: Features) -> pa.Schema:
+    """Columns of the table; videos have none.
+
+    The key `huggingface` tells the `datasets` library that image columns are images; without it they load as plain dicts.
+    """
+    columns = {key: feature for key, feature in features.items() if feature["dtype"] != VIDEO}
+    info = {"info": {"features": {key: _huggingface_type(feature) for key, feature in columns.items()}}}
+    schema = pa.schema([(key, _arrow_type(feature)) for key, feature in columns.items()])
+    return schema.with_metadata({"huggingface": json.dumps(info)})
+
+
+def _arrow_type(feature: Mapping[str, Any]) -> pa.DataType:
+    if feature["dtype"] == IMAGE:
+        return IMAGE_TYPE
+    value = pa.from_numpy_dtype(np.dtype(feature["dtype"]))
+    (size,) = feature["shape"]
+    return value if size == 1 else pa.list_(value, size)
+
+
+def _huggingface_type(feature: Mapping[str, Any]) -> dict[str, Any]:
+    if feature["dtype"] == IMAGE:
+        return {"_type": "Image"}
+    value = {"dtype": feature["dtype"], "_type": "Value"}
+    (size,) = feature["shape"]
+    # "Sequence", not the newer "List": every version of `datasets` reads it.
+    return value if size == 1 else {"feature": value, "length": size, "_type": "Sequence"}
+
+
+class EpisodeTable:
+    """Writes the table of one episode piece by piece; the file appears under its name only when it is complete."""
+
+    def __init__(self, path: Path, features: Features) -> None:
+        """Open a file beside `path`, which takes its place at the end of the `with` block."""
+        self._path = path
+        self._part = path.with_name(path.name + ".part")
+        self._schema = make_schema(features)
+        # One frame a row group: reading one frame then reads none of its neighbours' pixels.
+        self._group_rows = 1 if keys_of(features, IMAGE) else None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A page dictionary would hold every image twice while writing, and min/max of images mean nothing.
+        self._writer = pq.ParquetWriter(
+            self._part, self._schema, compression="snappy", use_dictionary=False, write_statistics=False
+        )
+
+    def __enter__(self) -> "EpisodeTable":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        if kind is None:
+            self._part.replace(self._path)
+
+    def write(self, columns: Mapping[str, Column]) -> None:
+        """Append frames.
+
+        Args:
+            columns: For every column of the features, equally many frames.
+        """
+        arrays = [_to_arrow(columns[field.name], field.type) for field in self._schema]
+        self._writer.write_table(pa.table(arrays, schema=self._schema), row_group_size=self._group_rows)
+
+
+def _to_arrow(column: Column, kind: pa.DataType) -> pa.Array:
+    if kind == IMAGE_TYPE:
+        data, names = zip(*column, strict=True)
+        return pa.StructArray.from_arrays(
+            [pa.array(data, pa.binary()), pa.array(names, pa.string())], fields=list(IMAGE_TYPE)
+        )
+    values = np.asarray(column)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), kind.value_type), kind.list_size)
+    return pa.array(values, kind)

@@ -1,0 +1,26 @@
+"""An emulated RealMan arm controller: JSON over TCP, state push over UDP, motion, gripper and faults, on loopback.
+
+It answers the vendor's own SDK well enough to connect, move, grip, stop and read state, so the real driver is tested
+without an arm. Each room knows one thing:
+
+    wire        integers on the wire <-> rad, m, and the framing of lines
+    settings    one arm's address, identity and limits
+    motion      how a controller turns commands into joint motion
+    physics     what the joints then do (kinematic; `scene` drives the MuJoCo cell)
+    gripper     the two grippers: native EG2-4C2 and Modbus CTAG
+    controller  one arm: its state, its motion, its record of commands
+    protocol    the table of requests and replies
+    push        the UDP state message
+    faults      what a test can break
+    server      sockets and clock
+
+`python -m realman.emulator` runs two arms until Ctrl-C.
+"""
+
+from realman.emulator.controller import Controller
+from realman.emulator.controller import MotionRecord
+from realman.emulator.faults import Faults
+from realman.emulator.server import Emulator
+from realman.emulator.settings import ArmSettings
+
+__all__ = ["ArmSettings", "Controller", "Emulator", "Faults", "MotionRecord"]

@@ -1,0 +1,50 @@
+"""Run two emulated RM65 arms until Ctrl-C: `python -m realman.emulator`."""
+
+import dataclasses
+import logging
+import threading
+
+from realman import cli
+from realman.emulator.server import Emulator
+from realman.emulator.settings import PUSH_PORT
+from realman.emulator.settings import TCP_PORT
+from realman.emulator.settings import two_arms
+from realman.errors import RobotError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Two emulated arms: the right one at 127.0.0.1, the left one at 127.0.0.2."""
+
+    port: int = TCP_PORT
+    """TCP port of both arms; 0 takes a free one for each."""
+    push_port: int = PUSH_PORT
+    """UDP port the state is pushed to until a client changes it."""
+    generation: int = 3
+    """Controller generation, 3 or 4."""
+    scene: bool = False
+    """Move the arms of the simulated cell (MuJoCo) instead of weightless ones in empty space."""
+
+
+def main(args: Args) -> None:
+    """Run two emulated RM65 controllers on loopback until Ctrl-C."""
+    physics = None
+    if args.scene:
+        from realman.emulator.scene import ScenePhysics
+
+        physics = ScenePhysics()
+    emulator = Emulator(two_arms(args.port, args.push_port, args.generation), physics)
+    try:
+        with emulator:
+            for side, (host, port) in emulator.addresses.items():
+                print(f"{side} arm: {host}:{port}, state push to UDP port {args.push_port}", flush=True)  # noqa: T201
+            logger.info("Ctrl-C stops")
+            threading.Event().wait()
+    except OSError as e:
+        raise RobotError(f"emulator: cannot listen ({e}); is another one running? Try --port 0") from e
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,108 @@
+"""One emulated arm: where it listens, what it says it is, and what its joints can do."""
+
+import contextlib
+import dataclasses
+import socket
+
+import numpy as np
+
+from realman import spec
+from realman.arrays import JointVec
+from realman.sim.kinematics import ArmVec
+
+TCP_PORT = 8080
+"""Port of a RealMan controller."""
+
+PUSH_PORT = 8089
+"""UDP port a controller pushes its state to."""
+
+PUSH_UNIT_S = 0.005
+"""A push cycle counts in steps of 5 ms; also the emulator's own tick."""
+
+# RM65-B acceleration: the controller reports 100 RPM/s.
+JOINT_ACCELERATION_RAD_S2 = np.deg2rad(np.full(6, 600.0))
+
+# Elbow and wrist bent: away from the singular poses q3 = 0 and q5 = 0.
+HOME_DEG = (0.0, 20.0, 70.0, 0.0, 90.0, 0.0)
+
+_PORT_TRIES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmSettings:
+    """One emulated controller."""
+
+    side: str
+    """'right' or 'left'."""
+    host: str = "127.0.0.1"
+    """Address to listen on and to push from; each arm needs its own, as the SDK tells arms apart by it."""
+    port: int = TCP_PORT
+    """TCP port; 0 takes a free one."""
+    push_port: int = PUSH_PORT
+    """UDP port pushed to until a client changes it."""
+    push_cycle: int = 1
+    """Push period in units of 5 ms."""
+    generation: int = 3
+    """Controller generation, 3 or 4; they differ in what they say of their software and in a few commands."""
+    product: str = "RM65-BI"
+    """Product name; the SDK reads the arm's model from it."""
+    home_deg: tuple[float, ...] = HOME_DEG
+    """Joints at power-on, deg."""
+    joint_limit_deg: tuple[float, ...] = tuple(np.rad2deg(spec.ARM_UPPER_RAD).tolist())
+    """Largest angle of each joint to both sides, deg; a controller may be set narrower than the arm."""
+
+    def __post_init__(self) -> None:
+        if self.side not in spec.SIDES:
+            raise ValueError(f"arm: side is '{self.side}'; expected one of {', '.join(spec.SIDES)}")
+        if self.generation not in (3, 4):
+            raise ValueError(f"arm: generation is {self.generation}; expected 3 or 4")
+        if self.push_cycle < 1:
+            raise ValueError(f"arm: push cycle is {self.push_cycle}; expected 1 or more (x 5 ms)")
+
+    @property
+    def home(self) -> ArmVec:
+        """Joints at power-on, rad."""
+        return np.deg2rad(self.home_deg)
+
+    @property
+    def joint_limit(self) -> ArmVec:
+        """Largest angle of each joint to both sides, rad."""
+        return np.deg2rad(self.joint_limit_deg)
+
+
+HOSTS = {"right": "127.0.0.1", "left": "127.0.0.2"}
+"""Loopback addresses of two arms on this machine; Linux has all of 127.x, elsewhere an alias must be added."""
+
+
+def two_arms(
+    port: int = TCP_PORT, push_port: int = PUSH_PORT, generation: int = 3, home: JointVec | None = None
+) -> tuple[ArmSettings, ...]:
+    """Return a right and a left arm on loopback.
+
+    Args:
+        port: TCP port of both.
+        push_port: UDP port pushed to.
+        generation: Of both controllers.
+        home: Joints of both arms at power-on (14,), rad; None is each arm's own default.
+    """
+    arms = tuple(ArmSettings(side, HOSTS[side], port, push_port, generation=generation) for side in spec.SIDES)
+    if home is None:
+        return arms
+    return tuple(
+        dataclasses.replace(arm, home_deg=tuple(np.rad2deg(home[spec.ARM_SLICES[arm.side]][:6]).tolist())) for arm in arms
+    )
+
+
+def free_ports() -> tuple[int, int]:
+    """Return a TCP port that is free at both arms' addresses, and a free UDP port."""
+    for _ in range(_PORT_TRIES):
+        with contextlib.ExitStack() as stack:
+            tcp = [stack.enter_context(socket.socket()) for _ in HOSTS]
+            udp = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
+            udp.bind(("", 0))
+            tcp[0].bind((HOSTS["right"], 0))
+            port = tcp[0].getsockname()[1]
+            with contextlib.suppress(OSError):
+                tcp[1].bind((HOSTS["left"], port))
+                return port, udp.getsockname()[1]
+    raise OSError("no TCP port is free at both loopback addresses")

@@ -1,0 +1,59 @@
+"""When each tick of a control loop begins: deadlines on a monotonic clock, counted, never caught up in a burst."""
+
+import time
+from typing import Protocol, runtime_checkable
+
+_LATE_SHARE = 0.1
+"""A tick counts as late when it is this share of a period behind its deadline."""
+
+
+@runtime_checkable
+class Clock(Protocol):
+    """Where a loop's time comes from; the module `time` is one."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back."""
+        ...
+
+    def sleep(self, seconds: float, /) -> None:
+        """Wait."""
+        ...
+
+
+class Pacer:
+    """Deadlines at `start + k * period`, so that errors do not add up.
+
+    Attributes:
+        late_ticks: Ticks that missed their deadline.
+        worst_late_s: The largest delay, s.
+    """
+
+    def __init__(self, fps: float, clock: Clock = time) -> None:
+        """Start now, at `fps` ticks a second."""
+        self._period_s = 1.0 / fps
+        self._clock = clock
+        self.late_ticks = 0
+        self.worst_late_s = 0.0
+        self.restart()
+
+    def restart(self) -> None:
+        """Count deadlines from now: the start, or the end of a pause that everyone knew of."""
+        self._start = self._clock.monotonic()
+        self._tick = 0
+
+    def wait(self) -> None:
+        """Wait for the next deadline.
+
+        More than a period behind, time starts anew: catching up would send targets faster than the speed limit, which
+        is one step per period, was computed for.
+        """
+        self._tick += 1
+        late_s = self._clock.monotonic() - (self._start + self._tick * self._period_s)
+        if late_s < 0:
+            self._clock.sleep(-late_s)
+            return
+        if late_s > _LATE_SHARE * self._period_s:
+            self.late_ticks += 1
+            self.worst_late_s = max(self.worst_late_s, late_s)
+        if late_s > self._period_s:
+            self.restart()

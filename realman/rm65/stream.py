@@ -1,0 +1,89 @@
+"""High follow: targets at the policy's rate become commands at the controller's, by straight lines from one to the next."""
+
+from collections.abc import Callable
+import threading
+import time
+
+import numpy as np
+
+from realman.arrays import JointVec
+from realman.errors import RobotError
+from realman.pacing import Pacer
+
+_CLOSE_WAIT_S = 1.0
+
+
+class Interpolator:
+    """Where the command is on its way from one target to the next; each leg takes one period of the targets."""
+
+    def __init__(self, start: JointVec, period_s: float, now_s: float) -> None:
+        self._start = start
+        self._goal = start
+        self._since_s = now_s
+        self._period_s = period_s
+
+    def set_goal(self, goal: JointVec, now_s: float) -> None:
+        """Begin a new leg from where the command is now."""
+        self._start = self.at(now_s)
+        self._goal = goal
+        self._since_s = now_s
+
+    def at(self, now_s: float) -> JointVec:
+        """Return the command at a time; beyond the leg's end it holds the goal."""
+        share = min(max((now_s - self._since_s) / self._period_s, 0.0), 1.0)
+        return self._start + share * (self._goal - self._start)
+
+
+class CommandStream:
+    """A thread that sends the interpolated command at a steady rate until it is halted or a send fails."""
+
+    def __init__(self, send: Callable[[JointVec], None], start: JointVec, fps: float, rate_hz: float) -> None:
+        """Prepare; nothing is sent before `begin`.
+
+        Args:
+            send: Sends one command to both arms.
+            start: Where the arms are.
+            fps: Rate of targets, Hz.
+            rate_hz: Rate of commands, Hz.
+        """
+        self._send = send
+        self._rate_hz = rate_hz
+        self._lock = threading.Lock()
+        self._interpolator = Interpolator(np.array(start), 1.0 / fps, time.monotonic())
+        self._is_halted = threading.Event()
+        self._error: RobotError | None = None
+        self._thread = threading.Thread(target=self._run, name="high follow", daemon=True)
+        self.num_late = 0
+        """Commands that left late; the controller wants a steady period."""
+
+    def set_target(self, target: JointVec) -> None:
+        """Take the next target; the first one starts the thread.
+
+        Raises:
+            RobotError: A command could not be sent since the last call.
+        """
+        if self._error:
+            raise self._error
+        with self._lock:
+            self._interpolator.set_goal(target.copy(), time.monotonic())
+        if not self._thread.is_alive() and not self._is_halted.is_set():
+            self._thread.start()
+
+    def halt(self) -> None:
+        """Send no further command and wait for the thread's end."""
+        self._is_halted.set()
+        if self._thread.is_alive():
+            self._thread.join(_CLOSE_WAIT_S)
+
+    def _run(self) -> None:
+        pacer = Pacer(self._rate_hz)
+        while not self._is_halted.is_set():
+            with self._lock:
+                command = self._interpolator.at(time.monotonic())
+            try:
+                self._send(command)
+            except RobotError as e:
+                self._error = e
+                return
+            pacer.wait()
+            self.num_late = pacer.late_ticks

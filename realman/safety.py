@@ -1,0 +1,206 @@
+"""Limits between a policy and the arms: every target passes here, none leaves it faster or further than allowed.
+
+`limit_target` and the checks are pure; `SafetyLayer` adds the memory of one run (last command, counters). What this
+layer does not know: other arms, the table, people. The hardware emergency stop remains the real one.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from realman import spec
+from realman.arrays import JointVec
+from realman.errors import RejectedError
+from realman.errors import SiteError
+
+_JOINTS = list(spec.JOINT_DIMS)
+_ROUNDING = 1e-9
+"""Differences below this (rad or gripper fraction) are float rounding, not clamps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetySettings:
+    """What a site allows its arms; the RM65's own limits always apply on top."""
+
+    joint_margin_deg: float = 2.0
+    """Distance kept from both ends of each joint's range, deg."""
+    max_joint_speed_deg_s: float = 60.0
+    """Largest joint speed, deg/s. Vendor maximum: 180 (waist, shoulder) and 225 (others)."""
+    max_gripper_speed_per_s: float = 4.0
+    """Largest gripper speed, full strokes per second."""
+    max_first_jump_deg: float = 15.0
+    """Largest distance of the first target from the measured joints, deg; further is refused, not approached."""
+    max_limit_ticks: int = 50
+    """Targets outside the joint range in a row before the run is stopped: the policy is lost."""
+    max_observation_age_ms: float = 500.0
+    """Oldest observation to act on, ms."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (np.isfinite(value) and value >= 0) or (value == 0 and field.name != "joint_margin_deg"):
+                raise SiteError(f"safety: '{field.name}' is {value}; expected a finite number greater than 0")
+        if np.deg2rad(self.joint_margin_deg) >= spec.ARM_UPPER_RAD.min():
+            raise SiteError(f"safety: 'joint_margin_deg' is {self.joint_margin_deg} deg, which leaves no joint range")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Limits:
+    """Limits of one control tick, in the units of `spec`: rad and gripper fraction."""
+
+    lower: JointVec
+    upper: JointVec
+    max_step: JointVec
+    """Largest change from one target to the next."""
+    max_first_jump: float
+    """rad, joints only: grippers may start anywhere."""
+    max_limit_ticks: int
+
+    @classmethod
+    def per_tick(cls, settings: SafetySettings, fps: float) -> "Limits":
+        """Turn a site's settings into limits for a loop at `fps` Hz."""
+        margin = np.zeros(spec.NUM_DIMS)
+        margin[_JOINTS] = np.deg2rad(settings.joint_margin_deg)
+        speed = np.full(spec.NUM_DIMS, settings.max_gripper_speed_per_s)
+        vendor_speed = np.tile(spec.ARM_SPEED_RAD_S, len(spec.SIDES))
+        speed[_JOINTS] = np.minimum(np.deg2rad(settings.max_joint_speed_deg_s), vendor_speed)
+        return cls(
+            lower=spec.LOWER + margin,
+            upper=spec.UPPER - margin,
+            max_step=speed / fps,
+            max_first_jump=float(np.deg2rad(settings.max_first_jump_deg)),
+            max_limit_ticks=settings.max_limit_ticks,
+        )
+
+
+class Limited(NamedTuple):
+    """A target after the limits, and which of the 14 numbers each limit changed."""
+
+    target: np.ndarray
+    over_range: np.ndarray
+    over_speed: np.ndarray
+
+
+def limit_target(target: JointVec, previous: JointVec, limits: Limits) -> Limited:
+    """Pull a target into the allowed range, then move at most one tick's step from `previous` towards it.
+
+    A `previous` outside the range (margin) is legal: the result then moves back towards the range, never away.
+
+    Args:
+        target: Wanted positions (14,), rad and gripper fraction; not changed.
+        previous: Positions commanded last, or measured before the first command.
+        limits: What one tick may do.
+
+    Returns:
+        The target to send and two bool masks (14,).
+
+    Raises:
+        RejectedError: A number is not finite.
+    """
+    check_finite(target, "target")
+    in_range = np.clip(target, limits.lower, limits.upper)
+    sent = np.clip(in_range, previous - limits.max_step, previous + limits.max_step)
+    return Limited(sent, np.abs(in_range - target) > _ROUNDING, np.abs(sent - in_range) > _ROUNDING)
+
+
+def check_finite(values: JointVec, what: str) -> None:
+    """Refuse NaN and infinity, which an arm controller would take for a huge angle.
+
+    Raises:
+        RejectedError: Names every bad dimension.
+    """
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise RejectedError(f"{what}: not finite at {', '.join(f'{spec.DIM_NAMES[i]} [{i}]' for i in bad)}")
+
+
+def check_start(state: JointVec) -> None:
+    """Refuse to start from a measured position that is not finite or lies outside the arms' own range.
+
+    Raises:
+        RejectedError: Names every joint with its position and range.
+    """
+    check_finite(state, "measured state")
+    outside = [i for i in _JOINTS if not spec.LOWER[i] <= state[i] <= spec.UPPER[i]]
+    if outside:
+        found = ", ".join(
+            f"{spec.DIM_NAMES[i]} at {np.rad2deg(state[i]):.1f} deg "
+            f"(range {np.rad2deg(spec.LOWER[i]):.0f}..{np.rad2deg(spec.UPPER[i]):.0f})"
+            for i in outside
+        )
+        raise RejectedError(f"measured state: {found}; check the units or move the arm back by hand")
+
+
+def check_first_jump(target: JointVec, state: JointVec, limits: Limits) -> None:
+    """Refuse a first target far from where the arms are: wrong start pose, wrong units or wrong arm order.
+
+    Raises:
+        RejectedError: Names every joint that would jump, and how far.
+    """
+    check_finite(target, "first target")
+    jump = np.abs(target - state)
+    far = [i for i in _JOINTS if jump[i] > limits.max_first_jump]
+    if far:
+        found = ", ".join(f"{spec.DIM_NAMES[i]} {np.rad2deg(jump[i]):.1f} deg" for i in far)
+        allowed = np.rad2deg(limits.max_first_jump)
+        raise RejectedError(
+            f"first target: too far from the measured position: {found} (at most {allowed:.1f} deg); "
+            "bring the arms to the pose the recordings start from"
+        )
+
+
+class SafetyLayer:
+    """The limits with the memory of one run.
+
+    Attributes:
+        range_clamps: Ticks in which each of the 14 numbers was pulled into its range.
+        speed_clamps: Ticks in which each of the 14 numbers was slowed down.
+        clamped_ticks: Ticks in which anything was changed.
+    """
+
+    def __init__(self, limits: Limits, state: JointVec) -> None:
+        """Start from a measured state.
+
+        Raises:
+            RejectedError: The arms must not start from this state.
+        """
+        check_start(state)
+        self._limits = limits
+        self._previous = np.array(state, dtype=np.float64)
+        self._is_first = True
+        self._limit_ticks_in_a_row = 0
+        self.range_clamps = np.zeros(spec.NUM_DIMS, dtype=np.int64)
+        self.speed_clamps = np.zeros(spec.NUM_DIMS, dtype=np.int64)
+        self.clamped_ticks = 0
+
+    def check(self, target: JointVec) -> JointVec:
+        """Return what may be sent for this target.
+
+        Raises:
+            RejectedError: Not finite, too far for a first target, or out of range for too long.
+        """
+        if self._is_first:
+            check_first_jump(target, self._previous, self._limits)
+            self._is_first = False
+        limited = limit_target(target, self._previous, self._limits)
+        self._count(limited)
+        return limited.target
+
+    def sent(self, target: JointVec) -> None:
+        """Remember what the robot really sent; the next step is measured from it."""
+        check_finite(target, "target sent by the robot")
+        self._previous = np.array(target, dtype=np.float64)
+
+    def _count(self, limited: Limited) -> None:
+        self.range_clamps += limited.over_range
+        self.speed_clamps += limited.over_speed
+        self.clamped_ticks += bool(limited.over_range.any() or limited.over_speed.any())
+        joints_over = [i for i in _JOINTS if limited.over_range[i]]
+        self._limit_ticks_in_a_row = self._limit_ticks_in_a_row + 1 if joints_over else 0
+        if self._limit_ticks_in_a_row > self._limits.max_limit_ticks:
+            names = ", ".join(spec.DIM_NAMES[i] for i in joints_over)
+            raise RejectedError(
+                f"target: outside the joint range for {self._limit_ticks_in_a_row} steps in a row ({names}); "
+                "the policy does not fit this scene"
+            )

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# compat.sh [pytest arguments]: run the framework's tests with the versions that the original openpi pins.
+# They live in .venv-upstream, made here when it is missing or older than its lock; `make setup` comes first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=.venv-upstream lock=requirements/upstream.lock
+
+if [ ! "$venv/.ready" -nt "$lock" ]; then
+  echo "compat: installing $lock into $venv" >&2
+  [ -x "$venv/bin/python" ] || .venv/bin/python -m venv "$venv"
+  if [ -x .venv/bin/uv ]; then
+    .venv/bin/uv pip sync --quiet --python "$venv/bin/python" --require-hashes "$lock"
+  else
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock"
+  fi
+  touch "$venv/.ready"
+fi
+
+# From the source folders instead of an installed package, whose lower bounds this environment is there to try.
+roots=("$PWD" "$PWD/third_party/openpi/src" "$PWD/third_party/openpi/packages/openpi-client/src")
+PYTHONPATH=$(IFS=:; echo "${roots[*]}") JAX_PLATFORMS=cpu "$venv/bin/python" -m pytest -q -p no:cacheprovider \
+  -m "not slow and not checkpoint and not upstream and not gpu and not hardware" "${@:-tests/framework}"

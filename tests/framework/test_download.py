@@ -1,0 +1,217 @@
+import http.server
+import json
+import multiprocessing
+import os
+import pathlib
+import threading
+import urllib.parse
+
+import pytest
+
+from openpi.shared import download
+from openpi.shared import errors
+
+OBJECTS = {
+    "tokenizer.model": b"a tokenizer",
+    "tokenizer": b"another file whose name differs in the suffix only",
+    "runs/7/params/_METADATA": b"{}",
+    "runs/7/params/d/0 1+": b"x" * 3_000_000,
+    "runs/7/params/empty/": b"",
+    "runs/7/params_old/d": b"not wanted",
+}
+
+
+class BucketHandler(http.server.BaseHTTPRequestHandler):
+    """Answers as Google Cloud Storage does: objects by path, lists of two names a page."""
+
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        url = urllib.parse.urlparse(self.path)
+        if url.path == "/storage/v1/b/bucket/o":
+            self.answer(json.dumps(self.list_page(urllib.parse.parse_qs(url.query))).encode())
+        elif url.path == "/bucket/broken":
+            self.answer(b"half", claimed_length=8)
+        else:
+            self.answer(OBJECTS.get(urllib.parse.unquote(url.path).removeprefix("/bucket/")))
+
+    def list_page(self, query):
+        names = [name for name in sorted(OBJECTS) if name.startswith(query["prefix"][0])]
+        start = int(query.get("pageToken", ["0"])[0])
+        page = {"items": [{"name": name, "size": str(len(OBJECTS[name]))} for name in names[start : start + 2]]}
+        return page | ({"nextPageToken": str(start + 2)} if start + 2 < len(names) else {})
+
+    def answer(self, body, claimed_length=None):
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Length", str(claimed_length or len(body or b"")))
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BucketHandler) as server:
+        server.requests = []
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENPI_DATA_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("OPENPI_OFFLINE", raising=False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def bucket(server, cache, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+    return server
+
+
+def test_local_paths_and_file_urls_come_back_absolute_without_a_copy(tmp_path, cache, monkeypatch):
+    path = tmp_path / "a file"
+    path.write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert download.maybe_download("a file") == path
+    assert download.maybe_download(path.as_uri()) == path
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("url", ["no/such/file", "file:///no/such/file"])
+def test_a_missing_local_path_is_named(url):
+    with pytest.raises(FileNotFoundError, match=f"{url}: no such file"):
+        download.maybe_download(url)
+
+
+def test_a_file_is_fetched_once_and_again_only_when_forced(bucket, cache):
+    for _ in range(2):
+        path = download.maybe_download("gs://bucket/tokenizer.model", gs={"token": "anon"})
+        assert path == cache / "bucket" / "tokenizer.model"
+        assert path.read_bytes() == OBJECTS["tokenizer.model"]
+    assert len(bucket.requests) == 1
+    path.write_bytes(b"spoilt")
+    assert download.maybe_download("gs://bucket/tokenizer.model", force_download=True).read_bytes() == b"a tokenizer"
+
+
+def test_files_that_differ_in_the_suffix_only_do_not_share_anything(bucket, cache):
+    for name in ("tokenizer", "tokenizer.model"):
+        assert download.maybe_download(f"gs://bucket/{name}").read_bytes() == OBJECTS[name]
+    assert sorted(path.name for path in (cache / "bucket").iterdir()) == ["tokenizer", "tokenizer.model"]
+
+
+def test_a_folder_of_a_bucket_is_fetched_whole_and_without_its_neighbours(bucket):
+    path = download.maybe_download("gs://bucket/runs/7/params/")
+    files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    assert files == {"_METADATA": b"{}", "d/0 1+": OBJECTS["runs/7/params/d/0 1+"]}
+    assert sorted(child.name for child in path.parent.iterdir()) == ["params"]
+
+
+def test_http_files_are_fetched_below_the_hosts_name(server, cache):
+    host = f"127.0.0.1:{server.server_port}"
+    assert download.maybe_download(f"http://{host}/bucket/tokenizer") == cache / host / "bucket" / "tokenizer"
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/nothing/here", "gs://bucket/runs/7/par"])
+def test_a_missing_remote_file_is_named_and_leaves_nothing(bucket, cache, url):
+    with pytest.raises(FileNotFoundError, match=f"{url}: no such file or folder"):
+        download.maybe_download(url)
+    assert [path.name for path in cache.iterdir()] == [".downloads"]
+
+
+def test_a_connection_that_breaks_off_leaves_nothing_in_the_cache(bucket, cache):
+    with pytest.raises(errors.UserError, match=r"broke off after 4 of 8 bytes.*put it at '.*/bucket/broken'"):
+        download.maybe_download("gs://bucket/broken")
+    assert not (cache / "bucket").exists()
+    assert [path.suffix for path in (cache / ".downloads").iterdir()] == [".lock"]
+
+
+def test_what_a_killed_download_left_is_not_mixed_in(bucket, cache):
+    download.maybe_download("gs://bucket/runs/7/params")
+    (lock,) = (cache / ".downloads").glob("*.lock")
+    lock.with_suffix(".partial").mkdir()
+    (lock.with_suffix(".partial") / "leftover").write_text("old")
+    path = download.maybe_download("gs://bucket/runs/7/params", force_download=True)
+    assert not list(path.rglob("leftover"))
+
+
+def test_a_failed_forced_download_keeps_the_old_version(bucket, cache):
+    (cache / "bucket").mkdir(parents=True)
+    (cache / "bucket" / "broken").write_text("old but whole")
+    with pytest.raises(errors.UserError, match="download failed"):
+        download.maybe_download("gs://bucket/broken", force_download=True)
+    assert (cache / "bucket" / "broken").read_text() == "old but whole"
+
+
+def test_without_a_server_the_message_names_the_place_in_the_cache(cache, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "127.0.0.1:1")
+    with pytest.raises(errors.UserError, match=r"download failed .*put it at '.*/cache/bucket/a/b' \(OPENPI_DATA_HOME"):
+        download.maybe_download("gs://bucket/a/b")
+
+
+def test_offline_uses_the_cache_and_names_the_place_of_what_it_lacks(bucket, cache, monkeypatch):
+    monkeypatch.setenv("OPENPI_OFFLINE", "1")
+    with pytest.raises(errors.UserError, match=r"OPENPI_OFFLINE is set; put it at '.*/cache/bucket/tokenizer.model'"):
+        download.maybe_download("gs://bucket/tokenizer.model")
+    (cache / "bucket").mkdir()
+    (cache / "bucket" / "tokenizer.model").write_text("put there by hand")
+    assert download.maybe_download("gs://bucket/tokenizer.model").read_text() == "put there by hand"
+    assert bucket.requests == []
+
+
+@pytest.mark.parametrize("url", ["gs://bucket", "gs://../etc/passwd", "gs://bucket/../../x", "http:///path"])
+def test_a_url_that_would_leave_the_cache_is_refused(cache, url):
+    with pytest.raises(errors.UserError, match="not a URL of a remote file"):
+        download.maybe_download(url)
+
+
+def test_a_scheme_without_a_backend_says_which_package_is_missing(cache):
+    with pytest.raises(errors.UserError, match="nosuchscheme"):
+        download.maybe_download("nosuchscheme://host/file")
+
+
+def test_checkpoints_published_anew_since_they_were_cached_are_fetched_again(cache):
+    path = cache / "openpi-assets" / "checkpoints" / "pi0_libero"
+    path.mkdir(parents=True)
+    for day, is_fresh in ((1738368000, False), (1740787200, True)):  # 1 February and 1 March 2025
+        os.utime(path, (day, day))
+        assert download._is_fresh(cache, path) is is_fresh
+
+
+def test_the_cache_is_not_writable_by_others(bucket, cache):
+    old_mask = os.umask(0o022)
+    try:
+        path = download.maybe_download("gs://bucket/runs/7/params")
+    finally:
+        os.umask(old_mask)
+    assert all(p.stat().st_mode & 0o022 == 0 for p in (cache, path, *path.rglob("*")))
+
+
+def _fetch(url, results):
+    results.put(download.maybe_download(url).stat().st_size)
+
+
+def test_processes_that_want_the_same_file_fetch_it_once(bucket, cache):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_fetch, args=("gs://bucket/tokenizer", results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    sizes = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sizes == [len(OBJECTS["tokenizer"])] * 3
+    assert bucket.requests == ["/bucket/tokenizer"]
+
+
+def test_the_default_cache_is_openpis(monkeypatch, tmp_path):
+    monkeypatch.delenv("OPENPI_DATA_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert download.get_cache_dir() == pathlib.Path(tmp_path) / ".cache" / "openpi"

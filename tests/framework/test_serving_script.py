@@ -1,0 +1,209 @@
+"""The serve script: its flags, its one-line errors, and a whole run from a checkpoint to a signal."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+
+import jax
+import numpy as np
+import pytest
+import tyro
+
+from openpi.models import gemma_config
+from openpi.models import model as _model
+from openpi.models import pi0_config
+from openpi.policies import realman_policy
+from openpi.shared import cli
+from openpi.shared.errors import UserError
+from openpi.training import config as _config
+from openpi.training.misc import realman_config
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+ROOT = pathlib.Path(__file__).parents[2]
+CHECKPOINT = ROOT / "tests" / "golden" / "pi0_checkpoint"
+HOST = "127.0.0.1"
+WAIT_S = 60.0
+
+
+def _load_script():
+    spec = importlib.util.spec_from_file_location("serve_policy", ROOT / "third_party/openpi/scripts/serve_policy.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+serve_policy = _load_script()
+
+
+class NoiseModel(_model.BaseModel):
+    """Stands in for pi0, whose compilation is not what is tested here."""
+
+    def compute_loss(self, rng, observation, actions, *, train=False):
+        raise AssertionError("not part of inference")
+
+    def sample_actions(self, rng, observation, **kwargs):
+        return jax.random.normal(rng, (1, self.action_horizon, self.action_dim)) + observation.state[:, None, :]
+
+
+class NoiseConfig(pi0_config.Pi0Config):
+    def load(self, params, *, remove_extra_params=True):
+        return NoiseModel(self)
+
+
+@pytest.fixture
+def tiny_config(monkeypatch):
+    """A registered config that fits the golden checkpoint."""
+    fields = json.loads((ROOT / "tests/golden/pi0.json").read_text())["config"]
+    size = gemma_config.Config(width=64, depth=3, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=16, vocab_size=512)
+    sizes = {"paligemma_variant": size, "action_expert_variant": size, "vision_variant": "mu/16"}
+    config = _config.TrainConfig(
+        name="tiny_realman",
+        model=NoiseConfig(**fields | sizes),
+        data=realman_config.LeRobotRealmanDataConfig(repo_id="realman/demo"),
+        policy_metadata={"robot": "realman_rm65_dual"},
+    )
+    monkeypatch.setitem(_config._CONFIGS_DICT, config.name, config)
+    return config.name
+
+
+def _parse(*args):
+    return tyro.cli(serve_policy.Args, args=args)
+
+
+def _free_port():
+    with socket.create_server((HOST, 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def test_the_flags_are_those_of_the_original():
+    default = _parse()
+    assert (default.env.name, default.port, default.default_prompt, default.record) == ("ALOHA_SIM", 8000, None, False)
+    assert isinstance(default.policy, serve_policy.Default)
+    args = _parse(
+        *("--env", "DROID", "--default_prompt", "wave", "--port", "9000", "--record"),
+        *("policy:checkpoint", "--policy.config", "pi0_realman", "--policy.dir", "x/1"),
+    )
+    assert args == serve_policy.Args(
+        env=serve_policy.EnvMode.DROID,
+        default_prompt="wave",
+        port=9000,
+        record=True,
+        policy=serve_policy.Checkpoint(config="pi0_realman", dir="x/1"),
+    )
+    assert _parse("--no-record", "policy:default") == default
+
+
+def test_only_this_machine_is_served_unless_the_host_flag_says_more():
+    assert _parse().host == HOST
+    assert _parse("--host", "0.0.0.0").host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("args", [["policy:checkpoint", "--policy.config", "x"], ["--env", "droid"], ["--port", "x"]])
+def test_wrong_use_exits_with_status_2(args, capsys):
+    with pytest.raises(SystemExit) as failure:
+        _parse(*args)
+    assert failure.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_every_environment_has_a_released_checkpoint():
+    assert set(serve_policy.DEFAULT_CHECKPOINT) == set(serve_policy.EnvMode)
+    assert serve_policy.DEFAULT_CHECKPOINT[serve_policy.EnvMode.DROID] == serve_policy.Checkpoint(
+        config="pi05_droid", dir="gs://openpi-assets/checkpoints/pi05_droid"
+    )
+
+
+def _serve(*flags, config, directory, port):
+    serve_policy.main(
+        _parse(
+            "--port", str(port), *flags, "policy:checkpoint", "--policy.config", config, "--policy.dir", str(directory)
+        )
+    )
+
+
+def test_errors_are_one_line_and_status_1(tiny_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "setup_logging", lambda: None)
+    (tmp_path / "3").mkdir()
+    with socket.create_server((HOST, 0)) as taken:
+        cases = {
+            "Config 'tiny_realmen' not found. Did you mean 'tiny_realman'?": ("tiny_realmen", CHECKPOINT, 0),
+            "'params/' is missing (found '3')": (tiny_config, tmp_path, 0),
+            "no such file or folder": (tiny_config, tmp_path / "absent", 0),
+            f"port {taken.getsockname()[1]} of 127.0.0.1 is taken": (tiny_config, CHECKPOINT, taken.getsockname()[1]),
+        }
+        for message, (config, directory, port) in cases.items():
+            with pytest.raises(SystemExit) as failure:
+                cli.run(lambda _: _serve(config=config, directory=directory, port=port), lambda: None)  # noqa: B023
+            assert failure.value.code == 1
+            stderr = capsys.readouterr().err
+            assert message in stderr
+            assert len(stderr.splitlines()) == 1
+
+
+def test_a_checkpoint_is_served_until_a_signal(tiny_config, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO)
+    port, seen = _free_port(), {}
+
+    def drive():
+        obs = {key: value for key, value in realman_policy.make_realman_example().items() if key != "prompt"}
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.kill, os.getpid(), signal.SIGTERM)
+            client = stack.enter_context(WebsocketClientPolicy(HOST, port, connect_timeout_s=WAIT_S))
+            seen["metadata"] = client.get_server_metadata()
+            seen["actions"] = client.infer(obs)["actions"]
+
+    client = threading.Thread(target=drive)
+    client.start()
+    _serve("--default-prompt", "wave", "--record", config=tiny_config, directory=CHECKPOINT, port=port)
+    client.join(WAIT_S)
+    assert seen["metadata"] == {"robot": "realman_rm65_dual"}
+    assert seen["actions"].shape == (10, 14)
+    (ready,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("ready at")]
+    for part in (f"ws://127.0.0.1:{port}", "'tiny_realman'", "pi0_checkpoint/7", "'wave' by default", "warm-up"):
+        assert part in ready
+    # The client's request is recorded, the warm-up is not; nothing else is written.
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [
+        "policy_records",
+        "policy_records/step_0.npz",
+    ]
+    with np.load(tmp_path / "policy_records" / "step_0.npz") as record:
+        np.testing.assert_array_equal(record["outputs/actions"], seen["actions"])
+
+
+def test_serving_the_whole_network_is_warned_of(tiny_config, monkeypatch, caplog):
+    monkeypatch.setattr(serve_policy.WebsocketPolicyServer, "serve_forever", lambda self, on_ready: None)
+    _serve("--host", "0.0.0.0", config=tiny_config, directory=CHECKPOINT, port=0)
+    assert any("whoever reaches this port" in record.getMessage() for record in caplog.records)
+    caplog.clear()
+    _serve("--host", "localhost", config=tiny_config, directory=CHECKPOINT, port=0)
+    assert not any("whoever reaches this port" in record.getMessage() for record in caplog.records)
+
+
+def test_a_machine_without_a_resolvable_name_can_serve(monkeypatch):
+    def refuse(*args):
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(socket, "gethostbyname", refuse)
+    assert serve_policy._public_name("0.0.0.0") == socket.gethostname()
+    assert serve_policy._public_name(HOST) == HOST
+
+
+def test_a_released_checkpoint_that_is_not_there_is_told_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENPI_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("OPENPI_OFFLINE", "1")
+    monkeypatch.setitem(
+        serve_policy.DEFAULT_CHECKPOINT,
+        serve_policy.EnvMode.DROID,
+        serve_policy.Checkpoint(config="pi05_realman", dir="gs://openpi-assets/checkpoints/pi05_droid"),
+    )
+    with pytest.raises(UserError, match=r"put it at '.*pi05_droid'"):
+        serve_policy.main(_parse("--env", "DROID", "--port", "0"))

@@ -1,0 +1,168 @@
+"""One websocket connection to a policy server, in which every wait has an end."""
+
+import contextlib
+import inspect
+import socket
+import threading
+from typing import Any
+
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
+import websockets.sync.client
+
+from openpi_client import address
+from openpi_client import msgpack_numpy
+from openpi_client import protocol
+from openpi_client.errors import ProtocolError
+from openpi_client.errors import ServerTimeoutError
+from openpi_client.errors import ServerUnreachableError
+
+# Pings are left to the server: it may be one that infers on its event loop and cannot answer pings meanwhile, and the time
+# limit of each request finds a dead server anyway. Versions that know no client pings know no such option either.
+_CONNECT_OPTIONS = {
+    name: None for name in ("ping_interval",) if name in inspect.signature(websockets.sync.client.connect).parameters
+}
+_HAS_PROXY_OPTION = "proxy" in inspect.signature(websockets.sync.client.connect).parameters
+
+
+class Connection:
+    """An open connection; made by `open_connection`, which has already read the server's metadata."""
+
+    def __init__(self, uri: str, stack: contextlib.ExitStack, websocket: Any) -> None:
+        self._uri = uri
+        self._stack = stack
+        self._websocket = websocket
+        self.metadata: dict[str, Any] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether both sides still hold the connection, as far as known."""
+        return self._websocket.protocol.state is State.OPEN
+
+    @property
+    def survives_errors(self) -> bool:
+        """Whether the server promised to go on after an error reply."""
+        header = self._websocket.response.headers.get(protocol.KEEP_CONNECTION_HEADER)
+        return header == protocol.KEEP_CONNECTION_VALUE
+
+    def exchange(self, request: bytes | None, timeout_s: float | None) -> bytes | str:
+        """Send `request` (None: nothing) and return the next message of the server.
+
+        After any exception the connection is closed: a reply that is still under way belongs to this request, and would be
+        taken for the answer to the next one.
+
+        Raises:
+            ServerTimeoutError: no message came within `timeout_s`.
+            ServerUnreachableError: the connection broke.
+        """
+        with _TimeLimit(self._websocket, timeout_s) as limit:
+            try:
+                if request is not None:
+                    self._websocket.send(request)
+                reply = self._websocket.recv()
+            except BaseException as e:
+                self.drop()
+                if limit.expired:
+                    raise ServerTimeoutError(
+                        f"policy server at {self._uri} did not answer within {timeout_s:.3g} s"
+                    ) from e
+                if isinstance(e, ConnectionClosed | OSError):
+                    raise ServerUnreachableError(f"policy server at {self._uri} closed the connection ({e})") from e
+                raise
+        if limit.expired:  # in the instant after the reply was read, so the reply is good but the connection is not
+            self.drop()
+        return reply
+
+    def close(self) -> None:
+        """Say goodbye and close; waits for the other side at most a second."""
+        with contextlib.suppress(ConnectionClosed, OSError):
+            self._stack.close()
+
+    def drop(self) -> None:
+        """Close at once, without a word."""
+        _shut_down(self._websocket)
+        self.close()
+
+
+def open_connection(uri: str, headers: dict[str, str], timeout_s: float | None) -> Connection:
+    """Connect once and read the metadata.
+
+    Args:
+        uri: Where to.
+        headers: Sent with the handshake.
+        timeout_s: Limit for each of: handshake, metadata. None waits for ever.
+
+    Raises:
+        ProtocolError: something answers, but not as a policy server does.
+        ServerTimeoutError: the handshake succeeded, but no metadata came.
+        ServerUnreachableError: the connection broke.
+        OSError, websockets.exceptions.WebSocketException: from connecting.
+    """
+    options: dict[str, Any] = dict(_CONNECT_OPTIONS)
+    if _HAS_PROXY_OPTION and address.is_private(uri):
+        # A proxy of the environment is meant for the internet, not for the machine beside the robot.
+        options["proxy"] = None
+    stack = contextlib.ExitStack()
+    websocket = stack.enter_context(
+        websockets.sync.client.connect(
+            uri,
+            compression=None,
+            max_size=None,
+            additional_headers=headers,
+            open_timeout=timeout_s,
+            close_timeout=1.0,
+            **options,
+        )
+    )
+    connection = Connection(uri, stack, websocket)
+    try:
+        connection.metadata = read_message(connection.exchange(None, timeout_s), uri)
+    except ProtocolError:
+        connection.drop()
+        raise
+    return connection
+
+
+def read_message(message: bytes | str, uri: str) -> dict[str, Any]:
+    """Decode a binary message of the server into a dict of arrays that may be written to.
+
+    Raises:
+        ProtocolError: it is not one.
+    """
+    if isinstance(message, str):
+        raise ProtocolError(f"{uri} is not a policy server: it sent text {message!r:.80}, expected a packed dict")
+    try:
+        content = msgpack_numpy.unpackb(message, writable=True)
+    except ValueError as e:
+        raise ProtocolError(f"{uri} is not a policy server, or the message was damaged: {e}") from e
+    if not isinstance(content, dict):
+        raise ProtocolError(f"{uri} is not a policy server: it sent a {type(content).__name__}, expected a dict")
+    return content
+
+
+class _TimeLimit:
+    """Cuts a connection when its time is up, which ends a blocked send as well as a blocked receive."""
+
+    def __init__(self, websocket: Any, timeout_s: float | None) -> None:
+        self.expired = False
+        self._websocket = websocket
+        self._timer = None if timeout_s is None else threading.Timer(timeout_s, self._expire)
+
+    def __enter__(self) -> "_TimeLimit":
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _expire(self) -> None:
+        self.expired = True
+        _shut_down(self._websocket)
+
+
+def _shut_down(websocket: Any) -> None:
+    with contextlib.suppress(OSError):  # closed already
+        websocket.socket.shutdown(socket.SHUT_RDWR)

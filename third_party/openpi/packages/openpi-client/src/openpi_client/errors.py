@@ -1,0 +1,32 @@
+"""What can go wrong between a robot and its policy server.
+
+PolicyClientError
+  +-- ServerUnreachableError (also ConnectionError)  nobody answers, or the connection broke
+  +-- ServerTimeoutError     (also TimeoutError)     the server did not answer in time
+  +-- RemoteError            (also RuntimeError)     the server answered with an error
+  +-- ProtocolError          (also ValueError)       the answer is not one of a policy server
+"""
+
+
+class PolicyClientError(Exception):
+    """Base of all errors of a policy client; the first line of the message says what, where and what to do."""
+
+
+class ServerUnreachableError(PolicyClientError, ConnectionError):
+    """No policy server answers at this address, or the connection to it broke."""
+
+
+class ServerTimeoutError(PolicyClientError, TimeoutError):
+    """The server did not answer within the time limit."""
+
+
+class RemoteError(PolicyClientError, RuntimeError):
+    """The server could not answer this request; `remote_text` holds its own words, maybe a traceback."""
+
+    def __init__(self, message: str, remote_text: str) -> None:
+        super().__init__(message)
+        self.remote_text = remote_text
+
+
+class ProtocolError(PolicyClientError, ValueError):
+    """The other side does not speak the protocol of a policy server."""

@@ -1,0 +1,54 @@
+"""Images on their way to a policy: to uint8, and to its size with their proportions kept."""
+
+import numpy as np
+from PIL import Image
+
+
+def convert_to_uint8(img: np.ndarray) -> np.ndarray:
+    """Turn a float image in [0, 1] into uint8, truncating; any other dtype comes back as it is.
+
+    Truncation is part of the interface: k/255 in float32 gives k again for every grey level.
+    """
+    if np.issubdtype(img.dtype, np.floating):
+        return (255 * img).astype(np.uint8)
+    return img
+
+
+def resize_with_pad(
+    images: np.ndarray, height: int, width: int, method: Image.Resampling = Image.Resampling.BILINEAR
+) -> np.ndarray:
+    """Resize images to fit into height x width and centre them on black.
+
+    Args:
+        images: uint8 [..., h, w, c] with 1, 3 or 4 channels.
+        height: Wanted height, px.
+        width: Wanted width, px.
+        method: Resampling filter of PIL; it smooths when an image shrinks.
+
+    Returns:
+        uint8 [..., height, width, c]; the very same array if it has that size already.
+
+    Raises:
+        ValueError: Not uint8, or the channels are not last.
+    """
+    if images.shape[-3:-1] == (height, width):
+        return images
+    if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"image: found {images.dtype} {list(images.shape)}, expected uint8 [..., height, width, channels]"
+        )
+    frames = images.reshape(-1, *images.shape[-3:])
+    resized = np.stack([_resize_one(frame, height, width, method) for frame in frames])
+    return resized.reshape(*images.shape[:-3], *resized.shape[-3:])
+
+
+def _resize_one(image: np.ndarray, height: int, width: int, method: Image.Resampling) -> np.ndarray:
+    ratio = max(image.shape[1] / width, image.shape[0] / height)
+    new_height, new_width = int(image.shape[0] / ratio), int(image.shape[1] / ratio)
+    # PIL knows one channel only without its axis.
+    source = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    pixels = np.asarray(source.resize((new_width, new_height), resample=method))
+    padded = np.zeros((height, width, image.shape[-1]), dtype=np.uint8)
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    padded[top : top + new_height, left : left + new_width] = pixels.reshape(new_height, new_width, -1)
+    return padded

@@ -1,0 +1,122 @@
+"""Numpy arrays inside msgpack messages, without pickle.
+
+On the wire an array is a map with byte keys, in this order: `__ndarray__` true, `data` the C-order bytes, `dtype` numpy's type
+string with its byte order, `shape` a list of ints; a numpy scalar is `__npgeneric__` true, `data` a native value, `dtype`.
+Everything else is plain msgpack, so Python ints, floats, strings, bytes, lists and dicts (keys str or bytes) pass too.
+
+Decoding trusts nothing: only the types of a closed list, and only when the bytes fill the shape exactly.
+"""
+
+import functools
+import math
+import re
+from typing import Any
+
+import msgpack
+import numpy as np
+
+# Fixed-size plain data only: bool, integers, floats, text, bytes, dates. Never objects, structures or raw memory.
+_DTYPE_PATTERN = re.compile(
+    r"\|b1|[<>|][iu][1248]|[<>]f[248]|[<>]U[1-9]\d{0,8}|\|S[1-9]\d{0,8}|[<>][mM]8(\[\d*[a-zA-Z]+\])?"
+)
+
+# numpy 1 allows 32 dimensions, numpy 2 allows 64; messages stay readable by both.
+_MAX_DIMS = 32
+
+
+def pack_array(value: Any) -> Any:
+    """Turn an array or numpy scalar into its map; the `default` hook of msgpack.
+
+    Raises:
+        TypeError: `value` is of a type that has no place in a message.
+        ValueError: the array holds objects, structures or complex numbers.
+    """
+    if not isinstance(value, np.ndarray | np.generic):
+        raise TypeError(
+            f"cannot pack {type(value).__module__}.{type(value).__qualname__}; convert it with numpy.asarray"
+        )
+    dtype = value.dtype.str
+    if not _DTYPE_PATTERN.fullmatch(dtype):
+        raise ValueError(
+            f"cannot pack dtype {value.dtype}; expected bool, int, uint, float16-64, str, bytes or datetime64"
+        )
+    if isinstance(value, np.ndarray):
+        return {b"__ndarray__": True, b"data": _raw_bytes(value), b"dtype": dtype, b"shape": value.shape}
+    return {b"__npgeneric__": True, b"data": value.item(), b"dtype": dtype}
+
+
+def unpack_array(obj: dict[Any, Any], *, writable: bool = False) -> Any:
+    """Turn a map made by `pack_array` back into its array or scalar; the `object_hook` of msgpack.
+
+    Args:
+        obj: Any decoded map; maps that do not stand for an array are returned as they are.
+        writable: Copy array data. Otherwise arrays are read-only views of the received message.
+
+    Raises:
+        ValueError: the map claims to be an array, but its fields are missing, of a type outside the closed list, or the
+            number of bytes does not fit the shape.
+    """
+    if b"__ndarray__" in obj:
+        dtype = _checked_dtype(obj)
+        array = np.ndarray(shape=_checked_shape(obj, dtype), dtype=dtype, buffer=obj[b"data"])
+        return array.copy() if writable else array
+    if b"__npgeneric__" in obj:
+        data = obj.get(b"data")
+        if not isinstance(data, bool | int | float | str | bytes):
+            raise ValueError(f"numpy scalar: data is {type(data).__name__}")
+        try:
+            return _checked_dtype(obj).type(data)
+        except (TypeError, OverflowError) as e:
+            raise ValueError(f"numpy scalar: {e}") from e
+    return obj
+
+
+def unpackb(data: bytes, *, writable: bool = False) -> Any:
+    """Decode one whole message.
+
+    Args:
+        data: The message.
+        writable: Give every array its own memory; without it arrays are read-only views into `data`.
+
+    Raises:
+        ValueError: `data` is not exactly one well-formed message.
+    """
+    try:
+        return msgpack.unpackb(data, object_hook=functools.partial(unpack_array, writable=writable))
+    except (ValueError, msgpack.UnpackException) as e:
+        raise ValueError(f"malformed message: {str(e) or type(e).__name__}") from e
+
+
+Packer = functools.partial(msgpack.Packer, default=pack_array)
+packb = functools.partial(msgpack.packb, default=pack_array)
+Unpacker = functools.partial(msgpack.Unpacker, object_hook=unpack_array)
+
+
+def _raw_bytes(array: np.ndarray) -> memoryview:
+    """C-order bytes of an array, without copying when it already lies that way."""
+    # The view as plain bytes is what lets types without a buffer format of their own (dates, text) pass.
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _checked_dtype(obj: dict[Any, Any]) -> np.dtype:
+    name = obj.get(b"dtype")
+    if not isinstance(name, str) or not _DTYPE_PATTERN.fullmatch(name):
+        raise ValueError(f"array: dtype {name!r:.40} is not allowed")
+    try:
+        return np.dtype(name)
+    except TypeError as e:
+        raise ValueError(f"array: dtype {name!r:.40} does not exist") from e
+
+
+def _checked_shape(obj: dict[Any, Any], dtype: np.dtype) -> tuple[int, ...]:
+    shape, data = obj.get(b"shape"), obj.get(b"data")
+    if not isinstance(shape, list | tuple) or len(shape) > _MAX_DIMS:
+        raise ValueError("array: shape is not a short list")
+    if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
+        raise ValueError("array: shape holds something else than sizes")
+    if not isinstance(data, bytes):
+        raise ValueError(f"array: data is {type(data).__name__}, expected bytes")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise ValueError(f"array: {len(data)} bytes of data, expected {expected} for {dtype} {tuple(shape)}")
+    return tuple(shape)

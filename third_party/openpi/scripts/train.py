@@ -1,0 +1,51 @@
+"""Train a policy.
+
+Run: python third_party/openpi/scripts/train.py pi0_realman --exp-name first [--flags]
+"""
+
+import logging
+import pathlib
+import signal
+
+import jax
+
+from openpi.shared import cli
+from openpi.training import config as _config
+from openpi.training import train_loop
+from openpi.training.train_config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+_COMPILE_CACHE_DIR = "~/.cache/jax"
+
+
+def main(config: TrainConfig) -> int:
+    """Train, print the folder of the last checkpoint, and return the exit status."""
+    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(_COMPILE_CACHE_DIR).expanduser()))
+    # Orbax reports every phase of a save.
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    logger.info(
+        "config %s, run %s, %d %s device(s)", config.name, config.exp_name, jax.device_count(), jax.default_backend()
+    )
+    summary = train_loop.train(config)
+    logger.info(
+        "%d steps in %.0f s, loss %.4f -> %.4f, checkpoint %s",
+        summary.num_steps - summary.first_step,
+        summary.seconds,
+        summary.first_loss,
+        summary.last_loss,
+        summary.checkpoint,
+    )
+    print(summary.checkpoint)  # noqa: T201 - the result
+    if summary.stop_signal is not None:
+        logger.warning(
+            "stopped by %s after step %d; go on with --resume",
+            signal.Signals(summary.stop_signal).name,
+            summary.num_steps - 1,
+        )
+        return 128 + summary.stop_signal
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main, _config.cli)

@@ -1,0 +1,1 @@
+"""The parts of `openpi.transforms`, which is their public name."""

@@ -1,0 +1,85 @@
+"""Reading the parameters of a model from a checkpoint folder."""
+
+import os
+import pathlib
+
+from flax import traverse_util
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from openpi.shared import array_typing as at
+from openpi.shared import errors
+
+PARAMS_KEY = "params"
+"""Key of the parameter tree inside a checkpoint item."""
+_VALUE_KEY = "value"
+"""Last key of every path when the tree was written from an nnx state."""
+
+
+def restore_params(
+    params_path: pathlib.Path | str,
+    *,
+    restore_type: type[np.ndarray] | type[jax.Array] = jax.Array,
+    dtype: at.DTypeLike | None = None,
+    sharding: jax.sharding.Sharding | None = None,
+) -> at.Params:
+    """Read the parameter tree of a checkpoint's `params` folder.
+
+    Trees written by the training script (every path ends in "value") and released ones are read alike.
+
+    Args:
+        params_path: The folder; a `gs://` address is handed to orbax as it is.
+        restore_type: Kind of array to return.
+        dtype: Type to convert to while reading; None keeps the stored types.
+        sharding: Placement of `jax.Array` leaves; by default a copy on every device.
+
+    Returns:
+        Nested dicts of arrays, paths as in the model.
+
+    Raises:
+        MissingFileError: The folder does not exist.
+        DataError: The folder is not a checkpoint of parameters.
+    """
+    path = _resolve(params_path)
+    if restore_type is jax.Array and sharding is None:
+        mesh = jax.sharding.Mesh(jax.devices(), ("x",))
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    restore_args = ocp.ArrayRestoreArgs(sharding=sharding, restore_type=restore_type, dtype=dtype)
+    try:
+        return _without_value_keys(_restore(path, restore_args))
+    except (OSError, ValueError) as e:
+        raise errors.DataError(f"{path}: cannot read parameters ({_first_line(e)})") from e
+
+
+def _restore(path: str, restore_args: ocp.ArrayRestoreArgs) -> at.Params:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(path)
+        # Newer orbax wraps the tree in the metadata of a step.
+        tree = getattr(metadata, "item_metadata", metadata)
+        if tree is None or PARAMS_KEY not in tree:
+            raise ValueError(f"found no tree '{PARAMS_KEY}' in it, expected the '{PARAMS_KEY}' folder of a step")
+        item = {PARAMS_KEY: tree[PARAMS_KEY]}
+        args = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(lambda _: restore_args, item))
+        return checkpointer.restore(path, args)[PARAMS_KEY]
+
+
+def _first_line(e: Exception) -> str:
+    """Shorten the errors of the storage libraries, which carry pages of context."""
+    return next(iter(str(e).splitlines()), type(e).__name__)[:300]
+
+
+def _resolve(path: pathlib.Path | str) -> str:
+    if str(path).startswith("gs://"):
+        return str(path)
+    local = pathlib.Path(path).expanduser().resolve()
+    if not local.is_dir():
+        raise errors.MissingFileError(f"{local}: checkpoint folder not found")
+    return os.fspath(local)
+
+
+def _without_value_keys(params: at.Params) -> at.Params:
+    flat = traverse_util.flatten_dict(params)
+    if not all(path[-1] == _VALUE_KEY for path in flat):
+        return params
+    return traverse_util.unflatten_dict({path[:-1]: leaf for path, leaf in flat.items()})

@@ -1,0 +1,108 @@
+"""Low-rank adaptation (LoRA) for the two kinds of weights of a Gemma layer: einsums and the feed-forward block."""
+
+import dataclasses
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from openpi.shared import array_typing as at
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRAConfig:
+    """Rank and strength of the update of one weight."""
+
+    rank: int
+    # The update is multiplied by alpha / rank.
+    alpha: float = 1.0
+    # Rank-stabilised LoRA: multiply by alpha / sqrt(rank) instead.
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Factor in front of the update."""
+        return self.alpha / math.sqrt(self.rank) if self.rslora else self.alpha / self.rank
+
+
+# B starts at zero, so that a model with fresh LoRA weights computes exactly what the base model does.
+_init_a = nnx.initializers.normal(stddev=0.01)
+_init_b = nnx.initializers.zeros_init()
+
+
+def _low_rank_shapes(shape: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of A and B for a weight of shape (..., in, out): (..., in, rank) and (..., rank, out)."""
+    return (*shape[:-1], rank), (*shape[:-2], rank, shape[-1])
+
+
+class Einsum(nnx.Module):
+    """An einsum with a weight, and optionally a low-rank update of the weight's last two axes."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        init: jax.nn.initializers.Initializer,
+        lora_config: LoRAConfig | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.w = nnx.Param(init(rngs.params(), shape))
+        self.lora_config = lora_config
+        if lora_config is not None:
+            shape_a, shape_b = _low_rank_shapes(shape, lora_config.rank)
+            self.lora_a = nnx.Param(_init_a(rngs.params(), shape_a))
+            self.lora_b = nnx.Param(_init_b(rngs.params(), shape_b))
+
+    def __call__(self, eqn: str, x: jax.Array) -> jax.Array:
+        """Compute `einsum(eqn, x, w)` in the type of `x`; `eqn` may not use the label `L`."""
+        out = jnp.einsum(eqn, x, self.w[...].astype(x.dtype))
+        if self.lora_config is None:
+            return out
+        eqn_a, eqn_b = lora_equations(eqn)
+        low = jnp.einsum(eqn_a, x, self.lora_a[...].astype(x.dtype))
+        return out + self.lora_config.scale * jnp.einsum(eqn_b, low, self.lora_b[...].astype(x.dtype))
+
+
+def lora_equations(eqn: str) -> tuple[str, str]:
+    """Return the einsum equations that apply A, then B, in place of the weight in `eqn`.
+
+    The weight's last label becomes the rank `L` in A, its second-last in B. Where the weight has a further axis that
+    `eqn` contracts (the heads in "BTNH,NHD->BTD"), A and B are each summed over it: existing weights need this.
+    """
+    inputs, out = eqn.split("->")
+    x, weight = inputs.split(",")
+    low = out.replace(weight[-1], "L")
+    return f"{x},{weight[:-1]}L->{low}", f"{low},{weight[:-2]}L{weight[-1]}->{out}"
+
+
+class FeedForward(nnx.Module):
+    """GeGLU: `(gelu(x W0) * (x W1)) W`, every matrix with an optional low-rank update."""
+
+    def __init__(self, features: int, hidden_dim: int, *, lora_config: LoRAConfig | None = None, rngs: nnx.Rngs):
+        self.lora_config = lora_config
+        lecun = nnx.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
+        shapes = {
+            "gating_einsum": ((2, features, hidden_dim), lecun),
+            "linear": ((hidden_dim, features), nnx.initializers.lecun_normal()),
+        }
+        for name, (shape, init) in shapes.items():
+            setattr(self, name, nnx.Param(init(rngs.params(), shape)))
+            if lora_config is not None:
+                shape_a, shape_b = _low_rank_shapes(shape, lora_config.rank)
+                setattr(self, f"{name}_lora_a", nnx.Param(_init_a(rngs.params(), shape_a)))
+                setattr(self, f"{name}_lora_b", nnx.Param(_init_b(rngs.params(), shape_b)))
+
+    def __call__(self, x: at.Float[at.Array, "b s d"]) -> at.Float[at.Array, "b s d"]:
+        """Apply the block in the type of `x`."""
+        gate = nnx.gelu(self._matmul("gating_einsum", x, 0), approximate=True)
+        return self._matmul("linear", gate * self._matmul("gating_einsum", x, 1))
+
+    def _matmul(self, name: str, x: jax.Array, *index: int) -> jax.Array:
+        def weight(suffix: str = "") -> jax.Array:
+            return getattr(self, name + suffix)[(*index, ...)].astype(x.dtype)
+
+        out = x @ weight()
+        if self.lora_config is None:
+            return out
+        return out + self.lora_config.scale * ((x @ weight("_lora_a")) @ weight("_lora_b"))

@@ -1,0 +1,252 @@
+"""What every model has in common: observations, their preparation, the configuration and model interfaces, parameters.
+
+An observation as a dict, as transforms and data loaders hand it over (b batch, h w image, l prompt length):
+
+    {
+        "image": {"base_0_rgb": (b, h, w, 3) float32 in [-1, 1] or uint8 in 0..255, ...},
+        "image_mask": {"base_0_rgb": (b,) bool, ...},               # False: this camera is missing; optional
+        "state": (b, s) float,
+        "tokenized_prompt": (b, l) int,                             # optional, together with its mask
+        "tokenized_prompt_mask": (b, l) bool,                       # False: padding
+        "token_ar_mask": (b, l) int,                                # pi0-FAST: 1 = may be seen by later tokens only
+        "token_loss_mask": (b, l) bool,                             # pi0-FAST: True = trained on
+        "actions": (b, ah, ad) float,                               # training only; not part of the observation
+    }
+"""
+
+import abc
+from collections.abc import Mapping, Sequence
+import dataclasses
+import enum
+import logging
+from typing import Any, Generic, TypeVar
+
+from flax import nnx
+from flax import struct
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from openpi.models import augmentation
+from openpi.models.checkpoint_params import restore_params as restore_params
+from openpi.shared import array_typing as at
+from openpi.shared import errors
+from openpi.shared import image_tools
+from openpi.shared import nnx_utils
+
+logger = logging.getLogger(__name__)
+
+ArrayT = TypeVar("ArrayT", bound=jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+
+
+class ModelType(enum.Enum):
+    """The families of models."""
+
+    PI0 = "pi0"
+    PI0_FAST = "pi0_fast"
+    PI05 = "pi05"
+
+
+# Camera slots of pi0 and pi0.5, in the order in which their tokens follow each other.
+IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
+
+# Height and width that the image tower was trained on, px.
+IMAGE_RESOLUTION = (224, 224)
+
+
+@struct.dataclass
+class Observation(Generic[ArrayT]):
+    """What the model sees. Immutable, a pytree; leaves are arrays or, in a specification, ShapeDtypeStructs."""
+
+    # RGB in [-1, 1], by camera slot.
+    images: dict[str, at.Float[ArrayT, "*b h w c"]]
+    # False where a camera is missing.
+    image_masks: dict[str, at.Bool[ArrayT, "*b"]]
+    # Normalised robot state.
+    state: at.Float[ArrayT, "*b s"]
+    # Prompt token ids and which of them are not padding.
+    tokenized_prompt: at.Int[ArrayT, "*b l"] | None = None
+    tokenized_prompt_mask: at.Bool[ArrayT, "*b l"] | None = None
+    # pi0-FAST: 1 where a token may be seen by itself and later ones only, 0 inside the bidirectional prefix.
+    token_ar_mask: at.Int[ArrayT, "*b l"] | None = None
+    # pi0-FAST: True where a token counts in the loss.
+    token_loss_mask: at.Bool[ArrayT, "*b l"] | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Observation[ArrayT]":
+        """Make an observation from its dict form (see the module's docstring); `data` is left as it is.
+
+        uint8 images become float32 in [-1, 1]. Cameras without a mask count as present.
+
+        Raises:
+            DataError: A required key is missing, or only one of the prompt and its mask is there.
+        """
+        missing = [key for key in ("image", "state") if key not in data]
+        if missing:
+            raise errors.DataError(f"observation: found {sorted(data)}, expected also {missing}")
+        if ("tokenized_prompt" in data) != ("tokenized_prompt_mask" in data):
+            raise errors.DataError("observation: 'tokenized_prompt' and 'tokenized_prompt_mask' must come together")
+        images = {key: _to_float(image) for key, image in data["image"].items()}
+        masks = data.get("image_mask", {})
+        return cls(
+            images=images,
+            image_masks={key: masks[key] if key in masks else _all_true(image) for key, image in images.items()},
+            state=data["state"],
+            tokenized_prompt=data.get("tokenized_prompt"),
+            tokenized_prompt_mask=data.get("tokenized_prompt_mask"),
+            token_ar_mask=data.get("token_ar_mask"),
+            token_loss_mask=data.get("token_loss_mask"),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the dict form; fields that are absent are None."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {"image": fields.pop("images"), "image_mask": fields.pop("image_masks"), **fields}
+
+
+Actions = at.Float[ArrayT, "*b ah ad"]
+"""A chunk of actions: ah time steps of ad numbers."""
+
+
+def _to_float(image: ArrayT) -> ArrayT:
+    """Map uint8 0..255 to float32 -1..1; other images are returned as they are."""
+    return image.astype(np.float32) / 255.0 * 2.0 - 1.0 if image.dtype == np.uint8 else image
+
+
+def _all_true(image: ArrayT) -> ArrayT:
+    xp = np if isinstance(image, np.ndarray) else jnp
+    return xp.ones(image.shape[:-3], dtype=bool)
+
+
+def preprocess_observation(
+    rng: at.KeyArrayLike | None,
+    observation: Observation,
+    *,
+    train: bool = False,
+    image_keys: Sequence[str] = IMAGE_KEYS,
+    image_resolution: tuple[int, int] = IMAGE_RESOLUTION,
+) -> Observation:
+    """Select the camera slots, resize with padding, augment in training; absent masks become True.
+
+    Args:
+        rng: Random key for augmentation; may be None unless `train`.
+        observation: Batched observation.
+        train: Augment the images.
+        image_keys: Slots to keep, in the order wanted.
+        image_resolution: Height and width that the model takes, px.
+
+    Raises:
+        DataError: An image slot is missing, or images and state disagree about the batch.
+    """
+    missing = [key for key in image_keys if key not in observation.images]
+    if missing:
+        raise errors.DataError(f"observation: found images {list(observation.images)}, expected also {missing}")
+    images, masks = {}, {}
+    for key in image_keys:
+        image = observation.images[key]
+        if image.shape[:-3] != observation.state.shape[:-1]:
+            raise errors.DataError(
+                f"observation: found image '{key}' of shape {image.shape} beside a state of shape "
+                f"{observation.state.shape}, expected the same batch"
+            )
+        if image.shape[-3:-1] != tuple(image_resolution):
+            image = image_tools.resize_with_pad(image, *image_resolution)
+        if train:
+            # Every camera uses the same key: one crop, angle and colour change per sample.
+            unit = augmentation.augment(rng, image / 2.0 + 0.5, geometric="wrist" not in key)
+            image = unit * 2.0 - 1.0
+        images[key] = image
+        mask = observation.image_masks.get(key)
+        masks[key] = jnp.ones(observation.state.shape[:-1], dtype=bool) if mask is None else jnp.asarray(mask)
+    return observation.replace(images=images, image_masks=masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModelConfig(abc.ABC):
+    """Configuration of a model; `create` and `load` turn it into one."""
+
+    # Numbers per action, padding included.
+    action_dim: int
+    # Number of actions per prediction.
+    action_horizon: int
+    # Longest prompt, tokens.
+    max_token_len: int
+
+    @property
+    @abc.abstractmethod
+    def model_type(self) -> ModelType:
+        """The family that the model belongs to."""
+
+    @abc.abstractmethod
+    def create(self, rng: at.KeyArrayLike) -> "BaseModel":
+        """Create a model with random parameters."""
+
+    @abc.abstractmethod
+    def inputs_spec(self, *, batch_size: int = 1) -> tuple[Observation, Actions]:
+        """Return shapes and dtypes of an observation and its actions, as ShapeDtypeStructs."""
+
+    @abc.abstractmethod
+    def get_freeze_filter(self) -> nnx.filterlib.Filter:
+        """Return the filter of parameters that stay fixed in training (those that LoRA replaces)."""
+
+    def load(self, params: at.Params, *, remove_extra_params: bool = True) -> "BaseModel":
+        """Create a model with the given parameters, in the dtypes in which they are given.
+
+        Args:
+            params: Nested dicts of arrays.
+            remove_extra_params: Leave parameters out that the model does not have (they are logged).
+
+        Raises:
+            DataError: Parameters are missing, superfluous (if not removed), or of another shape; names each path.
+        """
+        graphdef, state = nnx.split(nnx.eval_shape(self.create, jax.random.key(0)))
+        expected = traverse_util.flatten_dict(nnx_utils.to_pure_dict(state), sep="/")
+        given = traverse_util.flatten_dict(params, sep="/")
+        extra = sorted(given.keys() - expected.keys())
+        if remove_extra_params and extra:
+            logger.warning("leaving out %d parameters that the model does not have: %s", len(extra), ", ".join(extra))
+            given = {path: given[path] for path in given.keys() & expected.keys()}
+        _check_params(expected, given)
+        nnx_utils.replace_by_pure_dict(state, traverse_util.unflatten_dict(given, sep="/"))
+        return nnx.merge(graphdef, state)
+
+    def fake_obs(self, batch_size: int = 1) -> Observation:
+        """Return an observation of ones."""
+        return _ones(self.inputs_spec(batch_size=batch_size)[0])
+
+    def fake_act(self, batch_size: int = 1) -> Actions:
+        """Return actions of ones."""
+        return _ones(self.inputs_spec(batch_size=batch_size)[1])
+
+
+def _ones(spec: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), spec)
+
+
+def _check_params(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    try:
+        at.check_pytree_equality(expected=dict(expected), got=dict(given), check_shapes=True)
+    except ValueError as e:
+        raise errors.DataError(f"parameters do not fit the model ({e}); is this a checkpoint of another config?") from e
+
+
+class BaseModel(nnx.Module, abc.ABC):
+    """A model: training loss and action sampling."""
+
+    def __init__(self, config: BaseModelConfig):
+        self.action_dim = config.action_dim
+        self.action_horizon = config.action_horizon
+        self.max_token_len = config.max_token_len
+
+    @abc.abstractmethod
+    def compute_loss(
+        self, rng: at.KeyArrayLike, observation: Observation, actions: Actions, *, train: bool = False
+    ) -> at.Float[at.Array, "*b ah"] | at.Float[at.Array, " b"]:
+        """Return the loss per sample (and per action step where the model has one)."""
+
+    @abc.abstractmethod
+    def sample_actions(
+        self, rng: at.KeyArrayLike, observation: Observation, **kwargs: Any
+    ) -> at.Float[at.Array, "..."]:
+        """Predict actions (pi0-FAST: their tokens) for a batched observation."""

@@ -1,0 +1,217 @@
+"""pi0 and pi0.5: a flow-matching action expert that attends to PaliGemma's view of images and text.
+
+The flow runs from noise at t = 1 to actions at t = 0 (the papers count the other way round): x_t = t * noise +
+(1 - t) * actions, and the network predicts the velocity noise - actions. The prefix (images, prompt) does not
+depend on t, so sampling computes its keys and values once.
+"""
+
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from openpi.models import gemma
+from openpi.models import model as _model
+from openpi.models import pi0_config
+from openpi.models import siglip
+from openpi.models.paligemma import PaliGemma
+from openpi.models.paligemma import make_attn_mask
+from openpi.shared import array_typing as at
+
+# Training times follow Beta(1.5, 1), which favours noise, scaled into [0.001, 1].
+_TIME_ALPHA, _TIME_BETA = 1.5, 1.0
+_TIME_MIN = 0.001
+# Periods of the time embedding's sines.
+_MIN_PERIOD, _MAX_PERIOD = 4e-3, 4.0
+
+TokenArray = at.Float[at.Array, "b s d"]
+"""Embedded tokens."""
+Valid = at.Bool[at.Array, "b s"]
+"""Which tokens are not padding."""
+Starts = at.Bool[at.Array, " s"]
+"""Where a new attention block starts; see `make_attn_mask`."""
+
+
+def posemb_sincos(
+    pos: at.Real[at.Array, " b"], embedding_dim: int, min_period: float, max_period: float
+) -> at.Float[at.Array, "b {embedding_dim}"]:
+    """Embed scalars as sines, then cosines, of geometrically spaced periods from `min_period` to `max_period`.
+
+    Raises:
+        ValueError: `embedding_dim` is odd.
+    """
+    if embedding_dim % 2:
+        raise ValueError(f"posemb_sincos: found embedding_dim {embedding_dim}, expected an even number")
+    fraction = jnp.linspace(0.0, 1.0, embedding_dim // 2)
+    period = min_period * (max_period / min_period) ** fraction
+    # Full precision: the shortest period turns a rounding error of t into a visible phase.
+    angle = jnp.einsum("i,j->ij", pos, 1.0 / period * 2 * jnp.pi, precision=jax.lax.Precision.HIGHEST)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class Pi0(_model.BaseModel):
+    """pi0, and with `config.pi05` pi0.5."""
+
+    def __init__(self, config: pi0_config.Pi0Config, rngs: nnx.Rngs):
+        """Create random parameters (float32)."""
+        super().__init__(config)
+        self.pi05 = config.pi05
+        paligemma = gemma.get_config(config.paligemma_variant)
+        expert = gemma.get_config(config.action_expert_variant)
+        self.PaliGemma = PaliGemma(
+            (paligemma, expert),
+            siglip.get_config(config.vision_variant),
+            dtype=config.dtype,
+            adaptive_norms=(False, config.pi05),
+            rngs=rngs,
+        )
+        width = expert.width
+        self.action_in_proj = nnx.Linear(config.action_dim, width, rngs=rngs)
+        if config.pi05:
+            self.time_mlp_in = nnx.Linear(width, width, rngs=rngs)
+            self.time_mlp_out = nnx.Linear(width, width, rngs=rngs)
+        else:
+            self.state_proj = nnx.Linear(config.action_dim, width, rngs=rngs)
+            self.action_time_mlp_in = nnx.Linear(2 * width, width, rngs=rngs)
+            self.action_time_mlp_out = nnx.Linear(width, width, rngs=rngs)
+        self.action_out_proj = nnx.Linear(width, config.action_dim, rngs=rngs)
+
+    @at.typecheck
+    def embed_prefix(self, obs: _model.Observation) -> tuple[TokenArray, Valid, Starts]:
+        """Embed images and prompt; they attend to each other in both directions."""
+        tokens, valid = self.PaliGemma.embed_images(obs.images.values(), (obs.image_masks[key] for key in obs.images))
+        if obs.tokenized_prompt is not None:
+            tokens = jnp.concatenate([tokens, self.PaliGemma.llm.embed(obs.tokenized_prompt)], axis=1)
+            valid = jnp.concatenate([valid, obs.tokenized_prompt_mask], axis=1)
+        return tokens, valid, jnp.zeros(tokens.shape[1], dtype=bool)
+
+    @at.typecheck
+    def embed_suffix(
+        self,
+        obs: _model.Observation,
+        noisy_actions: at.Float[at.Array, "b ah ad"],
+        timestep: at.Float[at.Array, " b"],
+    ) -> tuple[TokenArray, Valid, Starts, at.Float[at.Array, "b d"] | None]:
+        """Embed state, noisy actions and time.
+
+        Returns:
+            Tokens, their validity, the starts of attention blocks (the prefix sees no suffix; pi0's state sees no
+            action), and the condition of the expert's norms (pi0.5).
+        """
+        actions = self.action_in_proj(noisy_actions)
+        time = posemb_sincos(timestep, actions.shape[-1], _MIN_PERIOD, _MAX_PERIOD)
+        if self.pi05:
+            tokens = actions
+            cond = nnx.swish(self.time_mlp_out(nnx.swish(self.time_mlp_in(time))))
+            starts = [True]
+        else:
+            time = jnp.broadcast_to(time[:, None, :], actions.shape)
+            hidden = nnx.swish(self.action_time_mlp_in(jnp.concatenate([actions, time], axis=-1)))
+            state = self.state_proj(obs.state)[:, None, :]
+            tokens = jnp.concatenate([state, self.action_time_mlp_out(hidden)], axis=1)
+            cond = None
+            starts = [True, True]
+        starts = jnp.array(starts + [False] * (tokens.shape[1] - len(starts)))
+        return tokens, jnp.ones(tokens.shape[:2], dtype=bool), starts, cond
+
+    @at.typecheck
+    def compute_loss(
+        self,
+        rng: at.KeyArrayLike,
+        observation: _model.Observation,
+        actions: at.Float[at.Array, "b ah ad"],
+        *,
+        train: bool = False,
+    ) -> at.Float[at.Array, "b ah"]:
+        """Return the squared error of the velocity at a random time, averaged over the numbers of each action."""
+        preprocess_rng, noise_rng, time_rng = jax.random.split(rng, 3)
+        observation = _model.preprocess_observation(preprocess_rng, observation, train=train)
+        noise = jax.random.normal(noise_rng, actions.shape)
+        time = jax.random.beta(time_rng, _TIME_ALPHA, _TIME_BETA, actions.shape[:1]) * (1 - _TIME_MIN) + _TIME_MIN
+        t = time[:, None, None]
+        velocity = self.predict_velocity(observation, t * noise + (1 - t) * actions, time)
+        return jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)
+
+    def predict_velocity(
+        self,
+        observation: _model.Observation,
+        noisy_actions: at.Float[at.Array, "b ah ad"],
+        time: at.Float[at.Array, " b"],
+    ) -> at.Float[at.Array, "b ah ad"]:
+        """Run prefix and suffix in one pass; `observation` is preprocessed."""
+        prefix, prefix_valid, prefix_starts = self.embed_prefix(observation)
+        suffix, suffix_valid, suffix_starts, cond = self.embed_suffix(observation, noisy_actions, time)
+        valid = jnp.concatenate([prefix_valid, suffix_valid], axis=1)
+        mask = make_attn_mask(valid, jnp.concatenate([prefix_starts, suffix_starts]))
+        positions = jnp.cumsum(valid, axis=1) - 1
+        (_, out), _ = self.PaliGemma.llm([prefix, suffix], positions, mask, adarms_cond=[None, cond])
+        return self._project_out(out)
+
+    def _project_out(self, out: jax.Array) -> jax.Array:
+        return self.action_out_proj(out[:, -self.action_horizon :])
+
+    @at.typecheck
+    def sample_actions(
+        self,
+        rng: at.KeyArrayLike,
+        observation: _model.Observation,
+        *,
+        num_steps: int | at.Int[at.Array, ""] = 10,
+        noise: at.Float[at.Array, "b ah ad"] | None = None,
+    ) -> at.Float[at.Array, "b ah ad"]:
+        """Integrate the flow from noise to actions with Euler steps.
+
+        Args:
+            rng: Random key of the noise.
+            observation: Batched observation.
+            num_steps: Number of steps; may be traced.
+            noise: Start of the flow instead of random noise.
+
+        Returns:
+            Normalised actions, float32.
+
+        Raises:
+            ValueError: `num_steps` is less than 1.
+        """
+        if isinstance(num_steps, int) and num_steps < 1:
+            raise ValueError(f"sample_actions: found num_steps {num_steps}, expected at least 1")
+        observation = _model.preprocess_observation(None, observation, train=False)
+        if noise is None:
+            noise = jax.random.normal(rng, (observation.state.shape[0], self.action_horizon, self.action_dim))
+        prefix_valid, cache = self._fill_cache(observation)
+        dt = -1.0 / num_steps
+
+        def step(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            x, t = carry
+            velocity = self._predict_cached(observation, x, t, prefix_valid, cache)
+            return (x + dt * velocity).astype(jnp.float32), t + dt
+
+        start = (noise.astype(jnp.float32), jnp.float32(1.0))
+        actions, _ = jax.lax.fori_loop(0, num_steps, step, start)
+        return actions
+
+    def _fill_cache(self, observation: _model.Observation) -> tuple[at.Bool[at.Array, "b s"], gemma.KVCache]:
+        """Run the prefix alone; return which of its tokens are valid, and its keys and values."""
+        prefix, valid, starts = self.embed_prefix(observation)
+        positions = jnp.cumsum(valid, axis=1) - 1
+        _, cache = self.PaliGemma.llm([prefix, None], positions, make_attn_mask(valid, starts))
+        return valid, cache
+
+    def _predict_cached(
+        self,
+        observation: _model.Observation,
+        noisy_actions: at.Float[at.Array, "b ah ad"],
+        time: at.Float[at.Array, ""],
+        prefix_valid: at.Bool[at.Array, "b p"],
+        cache: gemma.KVCache,
+    ) -> at.Float[at.Array, "b ah ad"]:
+        """Run the suffix on top of the prefix's keys and values."""
+        times = jnp.broadcast_to(time, noisy_actions.shape[:1])
+        suffix, valid, starts, cond = self.embed_suffix(observation, noisy_actions, times)
+        b, s = valid.shape
+        to_prefix = jnp.broadcast_to(prefix_valid[:, None, :], (b, s, prefix_valid.shape[1]))
+        mask = jnp.concatenate([to_prefix, make_attn_mask(valid, starts)], axis=-1)
+        positions = jnp.sum(prefix_valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1
+        (_, out), _ = self.PaliGemma.llm([None, suffix], positions, mask, adarms_cond=[None, cond], kv_cache=cache)
+        return self._project_out(out)

@@ -1,0 +1,95 @@
+"""What the tokenizers of all models share: the text model, the state as text, and prompts that are too long."""
+
+from collections.abc import Callable
+import logging
+import pathlib
+
+import numpy as np
+import sentencepiece
+
+from openpi.shared import download
+from openpi.shared import errors
+
+logger = logging.getLogger(__name__)
+
+PALIGEMMA_URL = "gs://big_vision/paligemma_tokenizer.model"
+
+_STATE_BIN_EDGES = np.linspace(-1.0, 1.0, 256 + 1)[:-1]
+"""Left edges of 256 equal bins over the range of normalised states (formula: as pi0.5 was trained with)."""
+
+
+def load_sentencepiece(path: pathlib.Path | str | None) -> sentencepiece.SentencePieceProcessor:
+    """Read a SentencePiece model; None reads PaliGemma's, from the download cache.
+
+    Raises:
+        DataError: The file is something else.
+    """
+    path = path or download.maybe_download(PALIGEMMA_URL, gs={"token": "anon"})
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=pathlib.Path(path).read_bytes())
+    except RuntimeError as e:
+        raise errors.DataError(f"{path}: not a SentencePiece model") from e
+
+
+def discretize_state(state: np.ndarray) -> np.ndarray:
+    """Return the bin of each normalised number: -1.0 -> 0, 0.0 -> 128, 1.0 and more -> 255, less than -1.0 -> -1.
+
+    Bin -1 is kept on purpose: with quantile normalisation one number in a hundred lies there, and the released models
+    have read it so.
+    """
+    return np.digitize(state, _STATE_BIN_EDGES) - 1
+
+
+def format_state(state: np.ndarray) -> str:
+    """Write the bins of a normalised state [s] as the models read them, with a space between two."""
+    return " ".join(map(str, discretize_state(state)))
+
+
+class PromptFitter:
+    """Cuts the end of prompts that are too long, and says so once per prompt.
+
+    Only the prompt loses something: the text after it is where the model starts its answer from.
+    """
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
+
+    def encode(self, text: str, encode: Callable[[str], list[int]], max_len: int) -> list[int]:
+        """Encode as much of the beginning of `text` as fits.
+
+        Args:
+            text: A prompt.
+            encode: Turns a prompt into tokens, together with the fixed text around it.
+            max_len: Most tokens of the result.
+
+        Raises:
+            ConfigError: The fixed text alone is too long.
+        """
+        tokens = encode(text)
+        if len(tokens) <= max_len:
+            return tokens
+        num_fixed = len(encode(""))
+        if num_fixed > max_len:
+            raise errors.ConfigError(
+                f"tokenizer: the text around the prompt takes {num_fixed} tokens, expected at most {max_len}; "
+                "raise max_token_len of the model"
+            )
+        # Text of `fits` characters fits, text of `too_long` characters does not.
+        fits, too_long = 0, len(text)
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            if len(encode(text[:middle])) <= max_len:
+                fits = middle
+            else:
+                too_long = middle
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning(
+                "prompt cut to its first %d of %d characters to fit %d tokens; raise max_token_len of the model or say it "
+                "shorter: %r",
+                fits,
+                len(text),
+                max_len,
+                text,
+            )
+        return encode(text[:fits])

@@ -1,0 +1,169 @@
+"""SigLIP image tower: a pre-norm vision transformer that returns one token per image patch, not pooled.
+
+Attribute names are those of the parameter tree of published checkpoints.
+"""
+
+import dataclasses
+from typing import Annotated
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import tyro
+
+from openpi.models import stacking
+from openpi.shared import array_typing as at
+from openpi.shared import errors
+from openpi.training import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Size of a tower."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    # Side of a square patch, px.
+    patch_size: int
+
+
+# Size names of big_vision: width, depth, mlp_dim, num_heads.
+_SIZES: dict[str, tuple[int, int, int, int]] = {
+    "mu": (32, 1, 128, 2),
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "M": (512, 12, 2048, 8),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "So400m": (1152, 27, 4304, 16),
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
+}
+
+
+# On the command line a variant is a name; a Config can be given in code only.
+Variant = Annotated[
+    str | Config,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="SIZE/PATCH",
+        instance_from_str=lambda args: args[0],
+        is_instance=lambda value: isinstance(value, str | Config),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+def get_config(variant: Variant) -> Config:
+    """Return the size of a variant such as "So400m/14": a size name of big_vision and the patch side in px.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if isinstance(variant, Config):
+        return variant
+    size, _, patch = variant.partition("/")
+    if size not in _SIZES or not patch.isdecimal() or int(patch) == 0:
+        raise errors.ConfigError(
+            f"vision variant: found '{variant}', expected '<size>/<patch px>' with a size of {', '.join(_SIZES)}"
+        )
+    return Config(*_SIZES[size], patch_size=int(patch))
+
+
+class Module(nnx.Module):
+    """The tower and a linear head to the width of the language model."""
+
+    def __init__(
+        self,
+        config: Config,
+        num_features: int,
+        *,
+        image_size: tuple[int, int],
+        dtype: at.DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        """Create the parameters (float32).
+
+        Args:
+            config: Size of the tower.
+            num_features: Width of the returned tokens.
+            image_size: Height and width of the images, px; fixes the number of position embeddings.
+            dtype: Type to compute in; patch and position embeddings are always added in float32.
+            rngs: Source of random keys.
+        """
+        self.dtype = dtype
+        patch = (config.patch_size, config.patch_size)
+        num_patches = (image_size[0] // patch[0]) * (image_size[1] // patch[1])
+        self.embedding = nnx.Conv(3, config.width, kernel_size=patch, strides=patch, padding="VALID", rngs=rngs)
+        init_position = nnx.initializers.normal(stddev=config.width**-0.5)
+        self.pos_embedding = nnx.Param(init_position(rngs.params(), (1, num_patches, config.width)))
+        self.Transformer = _Transformer(config, dtype=dtype, rngs=rngs)
+        # Zero head: an untrained tower adds nothing to the language model's input.
+        self.head = nnx.Linear(
+            config.width, num_features, kernel_init=nnx.initializers.zeros_init(), dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, images: at.Float[at.Array, "b h w 3"]) -> at.Float[at.Array, "b s d"]:
+        """Turn images in [-1, 1] into tokens, patches in row-major order."""
+        x = self.embedding(images.astype(jnp.float32))
+        x = x.reshape(x.shape[0], -1, x.shape[-1])  # [b, s, width]
+        x = (x + self.pos_embedding[...]).astype(self.dtype)
+        return self.head(self.Transformer(x))
+
+
+class _Transformer(nnx.Module):
+    def __init__(self, config: Config, *, dtype: at.DTypeLike, rngs: nnx.Rngs):
+        self.encoderblock = stacking.stack_layers(
+            lambda rngs: _Block(config, dtype=dtype, rngs=rngs), config.depth, rngs
+        )
+        self.encoder_norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x, _ = stacking.scan_layers(self.encoderblock, lambda block, x, _: (block(x), None), x)
+        return self.encoder_norm(x)
+
+
+class _Block(nnx.Module):
+    def __init__(self, config: Config, *, dtype: at.DTypeLike, rngs: nnx.Rngs):
+        self.LayerNorm_0 = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.MultiHeadDotProductAttention_0 = _Attention(config, dtype=dtype, rngs=rngs)
+        self.LayerNorm_1 = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.MlpBlock_0 = _Mlp(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = sharding.activation_sharding_constraint(x)
+        x = x + self.MultiHeadDotProductAttention_0(self.LayerNorm_0(x))
+        x = sharding.activation_sharding_constraint(x)
+        x = x + self.MlpBlock_0(self.LayerNorm_1(x))
+        return sharding.activation_sharding_constraint(x)
+
+
+class _Attention(nnx.Module):
+    """Full self-attention, computed in the tower's dtype throughout: the weights were trained so."""
+
+    def __init__(self, config: Config, *, dtype: at.DTypeLike, rngs: nnx.Rngs):
+        heads = (config.num_heads, config.width // config.num_heads)
+        init = nnx.initializers.xavier_uniform()
+        for name in ("query", "key", "value"):
+            setattr(self, name, nnx.LinearGeneral(config.width, heads, kernel_init=init, dtype=dtype, rngs=rngs))
+        self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), kernel_init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        q, k, v = self.query(x), self.key(x), self.value(x)  # [b, s, n, h]
+        # The divisor is rounded to the dtype (sqrt(72) is 8.5 in bfloat16), and so is the softmax.
+        q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+        probs = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k), axis=-1)
+        return self.out(jnp.einsum("bnts,bsnh->btnh", probs, v))
+
+
+class _Mlp(nnx.Module):
+    def __init__(self, config: Config, *, dtype: at.DTypeLike, rngs: nnx.Rngs):
+        init = {"kernel_init": nnx.initializers.xavier_uniform(), "bias_init": nnx.initializers.normal(stddev=1e-6)}
+        self.Dense_0 = nnx.Linear(config.width, config.mlp_dim, **init, dtype=dtype, rngs=rngs)
+        self.Dense_1 = nnx.Linear(config.mlp_dim, config.width, **init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.Dense_1(nnx.gelu(self.Dense_0(x), approximate=True))

@@ -1,0 +1,45 @@
+"""Identical layers stored as one: parameters with a leading layer axis, run by one scan."""
+
+from collections.abc import Callable
+import functools
+from typing import Any, TypeVar
+
+from flax import nnx
+import jax
+
+Layer = TypeVar("Layer", bound=nnx.Module)
+Carry = TypeVar("Carry")
+
+
+def stack_layers(create: Callable[[nnx.Rngs], Layer], depth: int, rngs: nnx.Rngs) -> Layer:
+    """Create `depth` layers with different random parameters; every parameter gets a leading axis of that length."""
+    keys = jax.random.split(rngs.params(), depth)
+    graphdef, params = jax.vmap(lambda key: nnx.split(create(nnx.Rngs(key))))(keys)
+    return nnx.merge(graphdef, params)
+
+
+def scan_layers(
+    layers: Layer, step: Callable[[Layer, Carry, Any], tuple[Carry, Any]], carry: Carry, per_layer: Any = None
+) -> tuple[Carry, Any]:
+    """Run the stacked layers one after the other.
+
+    Activations inside a layer are recomputed in the backward pass: only the carry between layers is stored, which
+    is what makes full-size models fit into memory.
+
+    Args:
+        layers: A module made by `stack_layers`.
+        step: `(layer, carry, inputs of the layer) -> (carry, outputs of the layer)`.
+        carry: What the first layer receives.
+        per_layer: Pytree of arrays with a leading layer axis, or None.
+
+    Returns:
+        The carry after the last layer, and the outputs stacked along a leading layer axis.
+    """
+    graphdef, params = nnx.split(layers)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.nothing_saveable)
+    def body(carry: Carry, inputs: tuple[nnx.State, Any]) -> tuple[Carry, Any]:
+        layer_params, layer_inputs = inputs
+        return step(nnx.merge(graphdef, layer_params), carry, layer_inputs)
+
+    return jax.lax.scan(body, carry, (params, per_layer))

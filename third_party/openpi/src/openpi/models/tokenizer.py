@@ -1,0 +1,126 @@
+"""Text to token ids: prompts for pi0, prompts with the robot's state for pi0.5, and actions too for pi0-FAST."""
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from openpi.models.fast_tokenizer import FASTTokenizer
+from openpi.models.prompt_text import PromptFitter
+from openpi.models.prompt_text import discretize_state
+from openpi.models.prompt_text import format_state
+from openpi.models.prompt_text import load_sentencepiece
+from openpi.shared import errors
+
+__all__ = [
+    "DEBUG_MODEL_PATH",
+    "PALIGEMMA_VOCAB_SIZE",
+    "FASTTokenizer",
+    "PaligemmaTokenizer",
+    "discretize_state",
+    "fast_for_vocab",
+    "for_vocab",
+]
+
+PALIGEMMA_VOCAB_SIZE = 257_152
+"""Rows of the embedding table of the released models; the tokenizer's own pieces come first."""
+
+DEBUG_MODEL_PATH = pathlib.Path(__file__).parent / "assets" / "debug_tokenizer.model"
+"""A small SentencePiece model for small models; `assets/README.md` says how it was made."""
+
+
+class PaligemmaTokenizer:
+    """Tokenises prompts as the pi0 family expects them.
+
+    The SentencePiece model is read on first use, so that work which needs no tokens needs no download either.
+    """
+
+    def __init__(self, max_len: int = 48, model_path: pathlib.Path | str | None = None) -> None:
+        """Set the length of every result.
+
+        Args:
+            max_len: Number of tokens of a result, at least 1.
+            model_path: A SentencePiece model; None takes PaliGemma's, from the download cache.
+        """
+        self._max_len = max_len
+        self._model_path = model_path
+        self._fitter = PromptFitter()
+
+    @functools.cached_property
+    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+        return load_sentencepiece(self._model_path)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces of the SentencePiece model."""
+        return self._processor.vocab_size()
+
+    def tokenize(self, prompt: str, state: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Turn a prompt, and for pi0.5 the state, into tokens.
+
+        A prompt that is too long loses its end; the text after it (state, answer mark, newline) is always whole, because
+        the model starts its answer from there. A warning says so once per prompt.
+
+        Args:
+            prompt: An instruction; "_" and newlines count as spaces.
+            state: Normalised, unpadded state [s], or None to leave it out of the text.
+
+        Returns:
+            Token ids (int64 [max_len], 0 after the end) and their mask (bool [max_len]).
+
+        Raises:
+            ConfigError: `max_len` cannot hold even the text around the prompt.
+        """
+        text = prompt.strip().replace("_", " ").replace("\n", " ")
+        tokens = self._fitter.encode(text, lambda text: self._encode(text, state), self._max_len)
+        padding = self._max_len - len(tokens)
+        return (
+            np.asarray(tokens + [0] * padding, dtype=np.int64),
+            np.asarray([True] * len(tokens) + [False] * padding, dtype=np.bool_),
+        )
+
+    def _encode(self, text: str, state: np.ndarray | None) -> list[int]:
+        if state is None:
+            # The newline is a text of its own: encoded together it could merge with the prompt's last piece.
+            tokens = self._processor.encode(text) + self._processor.encode("\n")
+        else:
+            tokens = self._processor.encode(f"Task: {text}, State: {format_state(state)};\nAction: ")
+        return [self._processor.bos_id(), *tokens]
+
+
+def for_vocab(vocab_size: int, max_len: int) -> PaligemmaTokenizer:
+    """Choose the tokenizer of a model by the size of its vocabulary.
+
+    Args:
+        vocab_size: Rows of the model's embedding table. A full one gets PaliGemma's tokenizer; a smaller one the small
+            model that comes with this package, which needs no download.
+        max_len: Number of tokens of a result.
+
+    Raises:
+        ConfigError: The vocabulary is smaller than the small tokenizer's.
+    """
+    if vocab_size >= PALIGEMMA_VOCAB_SIZE:
+        return PaligemmaTokenizer(max_len)
+    tokenizer = PaligemmaTokenizer(max_len, DEBUG_MODEL_PATH)
+    if vocab_size < tokenizer.vocab_size:
+        raise errors.ConfigError(
+            f"model: vocab_size {vocab_size} is too small, expected at least {tokenizer.vocab_size}, "
+            "the pieces of the smallest tokenizer"
+        )
+    return tokenizer
+
+
+def fast_for_vocab(vocab_size: int, max_len: int, **options: Any) -> FASTTokenizer:
+    """Choose the tokenizer of a pi0-FAST model by the size of its vocabulary.
+
+    Args:
+        vocab_size: Rows of the model's embedding table. A full one gets PaliGemma's tokenizer; a smaller one the small
+            model that comes with this package, with the action tokens at the end of the table.
+        max_len: Number of tokens of a result.
+        **options: Further options of `FASTTokenizer`.
+    """
+    if vocab_size < PALIGEMMA_VOCAB_SIZE:
+        options = {"model_path": DEBUG_MODEL_PATH, "first_action_token": vocab_size - 1, **options}
+    return FASTTokenizer(max_len, **options)

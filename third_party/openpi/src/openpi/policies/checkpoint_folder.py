@@ -1,0 +1,86 @@
+"""Finds its way in a folder of checkpoints: `<step>/{params,train_state,assets/<asset_id>/norm_stats.json}`."""
+
+import logging
+import pathlib
+
+from openpi.shared import download
+from openpi.shared import normalize
+from openpi.shared.errors import DataError
+from openpi.shared.errors import MissingFileError
+
+logger = logging.getLogger(__name__)
+
+PARAMS_DIR = "params"
+ASSETS_DIR = "assets"
+
+# What the original project's PyTorch trainer writes instead of `params`.
+_PYTORCH_WEIGHTS = "model.safetensors"
+
+
+def resolve(checkpoint_dir: pathlib.Path | str) -> pathlib.Path:
+    """Return the local folder of one step.
+
+    Args:
+        checkpoint_dir: A step's folder; or a run's folder, which stands for its newest step; local or remote.
+
+    Raises:
+        MissingFileError: it does not exist, or holds no parameters; the message says what was found.
+        DataError: it holds a checkpoint of PyTorch.
+    """
+    folder = download.maybe_download(str(checkpoint_dir))
+    if (folder / PARAMS_DIR).is_dir():
+        return folder
+    if (folder / _PYTORCH_WEIGHTS).is_file():
+        raise DataError(
+            f"{folder}: a PyTorch checkpoint ('{_PYTORCH_WEIGHTS}'), expected a JAX one with '{PARAMS_DIR}/'"
+        )
+    if steps := _complete_steps(folder):
+        newest = folder / str(max(steps))
+        logger.info("%s holds %d checkpoints; using the newest, step %d", folder, len(steps), max(steps))
+        return newest
+    raise MissingFileError(f"{folder}: not a checkpoint, '{PARAMS_DIR}/' is missing ({_describe(folder)})")
+
+
+def load_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> dict[str, normalize.NormStats]:
+    """Read the statistics that were saved beside the parameters.
+
+    Args:
+        step_dir: A step's folder.
+        asset_id: Where below its assets they should be. If they are not, but the checkpoint has statistics in one other
+            place only, those are meant: it was trained under another id.
+
+    Raises:
+        MissingFileError: there are none, or several and none under `asset_id`; the message lists them.
+    """
+    assets = step_dir / ASSETS_DIR
+    found = {str(path.parent.relative_to(assets)): path.parent for path in assets.rglob(normalize.FILE_NAME)}
+    if asset_id in found:
+        return normalize.load(found[asset_id])
+    if len(found) == 1:
+        ((only_id, directory),) = found.items()
+        logger.warning("%s: no norm stats of '%s'; using its only ones, of '%s'", step_dir, asset_id, only_id)
+        return normalize.load(directory)
+    listed = ", ".join(f"'{name}'" for name in sorted(found)) or "none"
+    raise MissingFileError(
+        f"{assets}: no norm stats of '{asset_id}' (found: {listed}); set the config's assets.asset_id to one of them, or "
+        "train with statistics, which are then saved with each checkpoint"
+    )
+
+
+def _complete_steps(folder: pathlib.Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / PARAMS_DIR).is_dir()]
+
+
+def _describe(folder: pathlib.Path) -> str:
+    """Say what the folder is instead, so that the right one is easy to find."""
+    if folder.name == PARAMS_DIR:
+        return f"give the folder above it: '{folder.parent}'"
+    if not folder.is_dir():
+        return "it is a file"
+    runs = sorted(path for path in folder.iterdir() if _complete_steps(path))
+    if runs:
+        return "it holds runs, give one of them: " + ", ".join(f"'{path}'" for path in runs[:5])
+    names = sorted(path.name for path in folder.iterdir())
+    return "found " + ", ".join(f"'{name}'" for name in names[:10]) if names else "it is empty"

@@ -1,0 +1,78 @@
+"""What a policy reads from and says to a DROID robot: one Franka arm, two cameras."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from openpi import transforms
+from openpi.models import model as _model
+from openpi.policies import images as _images
+
+_NUM_ACTION_DIMS = 8
+
+_EXTERIOR = "observation/exterior_image_1_left"
+_WRIST = "observation/wrist_image_left"
+_JOINTS = "observation/joint_position"
+_GRIPPER = "observation/gripper_position"
+
+
+def make_droid_example() -> dict[str, Any]:
+    """Return a random request as a client sends it."""
+    rng = np.random.default_rng()
+    return {
+        _EXTERIOR: rng.integers(0, 256, (224, 224, 3), dtype=np.uint8),
+        _WRIST: rng.integers(0, 256, (224, 224, 3), dtype=np.uint8),
+        _JOINTS: rng.random(7),
+        _GRIPPER: rng.random(1),
+        "prompt": "do something",
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class DroidInputs(transforms.DataTransformFn):
+    """Turn a sample of the robot into what the model reads.
+
+    A sample has an exterior and a wrist image ([h, w, 3] or [3, h, w]), joint positions [7], a gripper position (scalar or
+    [1]), and optionally `actions` [h, 8] and `prompt` (text or UTF-8 bytes).
+    """
+
+    # Decides the names of the image slots, and whether the slot without a camera counts as seen.
+    model_type: _model.ModelType
+
+    def __call__(self, data: dict) -> dict:
+        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if they were there."""
+        _images.require_keys(data, _EXTERIOR, _WRIST, _JOINTS, _GRIPPER)
+        exterior = _images.parse_image(_EXTERIOR, data[_EXTERIOR])
+        wrist = _images.parse_image(_WRIST, data[_WRIST])
+        unused = np.zeros_like(exterior)
+        match self.model_type:
+            case _model.ModelType.PI0 | _model.ModelType.PI05:
+                image = {"base_0_rgb": exterior, "left_wrist_0_rgb": wrist, "right_wrist_0_rgb": unused}
+                image_mask = {"base_0_rgb": np.True_, "left_wrist_0_rgb": np.True_, "right_wrist_0_rgb": np.False_}
+            case _model.ModelType.PI0_FAST:
+                image = {"base_0_rgb": exterior, "base_1_rgb": unused, "wrist_0_rgb": wrist}
+                image_mask = dict.fromkeys(image, np.True_)
+            case _:
+                raise ValueError(f"model_type: found {self.model_type!r}, expected a ModelType")
+
+        inputs = {
+            "state": np.concatenate([data[_JOINTS], np.atleast_1d(data[_GRIPPER])]),
+            "image": image,
+            "image_mask": image_mask,
+        }
+        if "actions" in data:
+            inputs["actions"] = np.asarray(data["actions"])
+        if "prompt" in data:
+            prompt = data["prompt"]
+            inputs["prompt"] = prompt.decode("utf-8") if isinstance(prompt, bytes) else prompt
+        return inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class DroidOutputs(transforms.DataTransformFn):
+    """Keep the robot's 8 numbers of the model's actions [..., d]."""
+
+    def __call__(self, data: dict) -> dict:
+        """Return `actions` alone."""
+        return {"actions": np.asarray(data["actions"])[..., :_NUM_ACTION_DIMS]}

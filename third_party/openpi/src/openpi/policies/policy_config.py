@@ -1,0 +1,77 @@
+"""Builds a policy from a training config and one of its checkpoints."""
+
+from collections.abc import Mapping
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from openpi import transforms as _transforms
+from openpi.models import model as _model
+from openpi.policies import checkpoint_folder
+from openpi.policies import policy as _policy
+from openpi.shared import normalize
+from openpi.training import config as _config
+
+logger = logging.getLogger(__name__)
+
+
+def create_trained_policy(
+    train_config: _config.TrainConfig,
+    checkpoint_dir: pathlib.Path | str,
+    *,
+    repack_transforms: _transforms.Group | None = None,
+    sample_kwargs: Mapping[str, Any] | None = None,
+    default_prompt: str | None = None,
+    norm_stats: dict[str, normalize.NormStats] | None = None,
+) -> _policy.Policy:
+    """Load a checkpoint. Needs nothing but that folder (and a big model's tokenizer): no dataset, no training assets.
+
+    Args:
+        train_config: The config that the checkpoint was trained with.
+        checkpoint_dir: A step's folder, or a run's folder for its newest step; local or remote.
+        repack_transforms: Around everything else, for clients with other keys.
+        sample_kwargs: Fixed arguments of the model's `sample_actions`, for example `{"num_steps": 5}`.
+        default_prompt: For requests without one; comes before the config's own default.
+        norm_stats: Instead of those saved in the checkpoint.
+
+    Raises:
+        UserError: the folder is no checkpoint, not one of this config, or has no statistics.
+    """
+    step_dir = checkpoint_folder.resolve(checkpoint_dir)
+    # Without an assets folder nothing is looked up: the statistics of the training set may have changed since.
+    data_config = train_config.data.create(None, train_config.model)
+    if norm_stats is None:
+        norm_stats = checkpoint_folder.load_norm_stats(step_dir, data_config.asset_id)
+    logger.info("loading '%s' from %s", train_config.name, step_dir)
+    params = _model.restore_params(
+        step_dir / checkpoint_folder.PARAMS_DIR, restore_type=jax.Array, dtype=_compute_dtype(train_config.model)
+    )
+    repack = repack_transforms or _transforms.Group()
+    data, model = data_config.data_transforms, data_config.model_transforms
+    quantiles = data_config.use_quantile_norm
+    return _policy.Policy(
+        train_config.model.load(params),
+        transforms=[
+            *repack.inputs,
+            _transforms.InjectDefaultPrompt(default_prompt),
+            *data.inputs,
+            _transforms.Normalize(norm_stats, use_quantiles=quantiles),
+            *model.inputs,
+        ],
+        output_transforms=[
+            *model.outputs,
+            _transforms.Unnormalize(norm_stats, use_quantiles=quantiles),
+            *data.outputs,
+            *repack.outputs,
+        ],
+        sample_kwargs=sample_kwargs,
+        metadata=train_config.policy_metadata,
+    )
+
+
+def _compute_dtype(model_config: _model.BaseModelConfig) -> Any:
+    """The type that the weights are held in: the one that the model computes in, bfloat16 unless the config says more."""
+    return jnp.dtype(getattr(model_config, "dtype", "bfloat16"))

@@ -1,0 +1,178 @@
+"""What a policy reads from and says to two RealMan RM65 arms: the owner of the learning contract.
+
+A sample (dataset row or client request) has `state` [14], `images` {camera: uint8 or float, HWC or CHW}, and optionally
+`actions` [h, 14] and `prompt`. The 14 numbers are, right arm first, six joints in rad and a gripper in 0..1 (1 = open), then
+the same for the left arm. The model's layout has the left arm first, as pi0's other two-armed robots do.
+
+Uses only names that every openpi has, so that this file works unchanged in a checkout of the original.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+
+from openpi import transforms
+from openpi.models import model as _model
+
+_ARM_PARTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
+
+DIM_NAMES = tuple(f"{side}_{part}" for side in ("right", "left") for part in _ARM_PARTS)
+"""Names of the 14 numbers of states and actions."""
+
+NUM_DIMS = len(DIM_NAMES)
+
+CAMERAS = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
+
+ACTION_CHUNK = 25
+"""Steps of a predicted chunk that a client executes before it asks for the next: half a second at 50 Hz."""
+
+DELTA_MASK = transforms.make_bool_mask(6, -1, 6, -1)
+"""Which numbers of an action the model sees relative to the state: joints, not grippers."""
+
+_WRIST_SLOTS = {"left_wrist_0_rgb": "cam_left_wrist", "right_wrist_0_rgb": "cam_right_wrist"}
+_BASE_SLOT = "base_0_rgb"
+
+ArmOrder = Literal["right_left", "left_right"]
+BaseCamera = Literal["cam_high", "cam_low"]
+
+
+def make_realman_example() -> dict[str, Any]:
+    """Return a random request as a client sends it: for tests, and to warm a server up."""
+    rng = np.random.default_rng()
+    return {
+        "state": rng.uniform(0.0, 1.0, NUM_DIMS),
+        "images": {camera: rng.integers(0, 256, (224, 224, 3), dtype=np.uint8) for camera in CAMERAS},
+        "prompt": "do something",
+    }
+
+
+def _swap_arms(x: np.ndarray, arm_order: ArmOrder) -> np.ndarray:
+    """Exchange the arms of [..., 14] if the data have the right one first; doing it twice gives `x` again."""
+    if arm_order == "left_right":
+        return x
+    half = NUM_DIMS // 2
+    return np.concatenate([x[..., half:], x[..., :half]], axis=-1)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: found '{value}', expected one of {list(choices)}")
+
+
+def _check_vectors(name: str, value: Any, ndim: int, arm_order: ArmOrder) -> np.ndarray:
+    """Return `value` as a float array whose last axis holds the 14 finite numbers."""
+    x = np.asarray(value)
+    if x.ndim != ndim or x.shape[-1] != NUM_DIMS or x.dtype.kind not in "fiu":
+        expected = [NUM_DIMS] if ndim == 1 else ["horizon", NUM_DIMS]
+        raise ValueError(f"{name}: found {x.dtype} {list(x.shape)}, expected numbers {expected}")
+    bad = np.argwhere(~np.isfinite(x))
+    if len(bad):
+        half = NUM_DIMS // 2
+        names = DIM_NAMES if arm_order == "right_left" else DIM_NAMES[half:] + DIM_NAMES[:half]
+        raise ValueError(f"{name}: {len(bad)} numbers are not finite, the first is {names[bad[0][-1]]}")
+    return x.astype(np.result_type(x, np.float32), copy=False)
+
+
+def _parse_image(name: str, value: Any) -> np.ndarray:
+    """Return uint8 [h, w, 3] of an image in either layout, uint8 or float in [0, 1]."""
+    image = np.asarray(value)
+    if image.ndim != 3 or image.size == 0 or 3 not in (image.shape[0], image.shape[-1]):
+        raise ValueError(
+            f"image '{name}': found shape {list(image.shape)}, expected [height, width, 3] or [3, height, width]"
+        )
+    if image.dtype.kind == "f":
+        # The comparison is False for NaN as well.
+        if not (image.min() >= 0.0 and image.max() <= 1.0):
+            raise ValueError(f"image '{name}': found floats from {image.min()} to {image.max()}, expected 0 to 1")
+        image = (255 * image).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise ValueError(f"image '{name}': found {image.dtype}, expected uint8, or floats from 0 to 1")
+    return image if image.shape[-1] == 3 else np.moveaxis(image, 0, -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RealmanInputs(transforms.DataTransformFn):
+    """Turn a sample of the robot into what the model reads. Used in training and in serving alike.
+
+    Raises:
+        ValueError: A key or the base camera is missing, a camera is unknown, a shape or a number is not possible.
+    """
+
+    # Decides whether the slot of a missing camera counts as seen: pi0-FAST was trained so.
+    model_type: _model.ModelType
+
+    # Which arm comes first in the data.
+    arm_order: ArmOrder = "right_left"
+
+    # Which camera fills the model's base slot; the other one may be there and is not used.
+    base_camera: BaseCamera = "cam_high"
+
+    def __post_init__(self) -> None:
+        _check_choice("arm_order", self.arm_order, ("right_left", "left_right"))
+        _check_choice("base_camera", self.base_camera, ("cam_high", "cam_low"))
+
+    def __call__(self, data: dict) -> dict:
+        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if they were there."""
+        self._check_presence(data)
+        image, image_mask = self._fill_slots(data["images"])
+        state = _check_vectors("state", data["state"], 1, self.arm_order)
+        inputs = {
+            "state": _swap_arms(state, self.arm_order),
+            "image": image,
+            "image_mask": image_mask,
+        }
+        if "actions" in data:
+            actions = _check_vectors("actions", data["actions"], 2, self.arm_order)
+            inputs["actions"] = _swap_arms(actions, self.arm_order)
+        if "prompt" in data:
+            inputs["prompt"] = data["prompt"]
+        return inputs
+
+    def _check_presence(self, data: Mapping[str, Any]) -> None:
+        """Report every missing key and every wrong camera name at once."""
+        problems = [f"'{key}' is missing" for key in ("state", "images") if key not in data]
+        cameras = data.get("images", {self.base_camera: None})
+        if not isinstance(cameras, Mapping):
+            problems.append(f"'images' is {type(cameras).__name__}, expected a dict of camera names and images")
+        else:
+            if unknown := sorted(set(cameras) - set(CAMERAS)):
+                problems.append(f"unknown cameras {unknown}, expected some of {list(CAMERAS)}")
+            if self.base_camera not in cameras:
+                problems.append(f"base camera '{self.base_camera}' is missing among {sorted(cameras)}")
+        if problems:
+            raise ValueError("observation: " + "; ".join(problems))
+
+    def _fill_slots(self, images: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.bool_]]:
+        base = _parse_image(self.base_camera, images[self.base_camera])
+        image, image_mask = {_BASE_SLOT: base}, {_BASE_SLOT: np.True_}
+        for slot, camera in _WRIST_SLOTS.items():
+            is_seen = camera in images
+            image[slot] = _parse_image(camera, images[camera]) if is_seen else np.zeros_like(base)
+            image_mask[slot] = np.bool_(is_seen or self.model_type == _model.ModelType.PI0_FAST)
+        return image, image_mask
+
+
+@dataclasses.dataclass(frozen=True)
+class RealmanOutputs(transforms.DataTransformFn):
+    """Turn the model's actions [..., d] with d >= 14 into the robot's [..., 14], in the data's arm order.
+
+    Raises:
+        ValueError: The actions are narrower.
+    """
+
+    # Which arm comes first in the data.
+    arm_order: ArmOrder = "right_left"
+
+    def __post_init__(self) -> None:
+        _check_choice("arm_order", self.arm_order, ("right_left", "left_right"))
+
+    def __call__(self, data: dict) -> dict:
+        """Return `actions` alone."""
+        actions = np.asarray(data["actions"])
+        if actions.shape[-1] < NUM_DIMS:
+            raise ValueError(
+                f"actions: found shape {list(actions.shape)}, expected at least {NUM_DIMS} numbers per step"
+            )
+        return {"actions": _swap_arms(actions[..., :NUM_DIMS], self.arm_order)}

@@ -1,0 +1,62 @@
+"""Entry points: flags in, exit status out, errors of the user as one line.
+
+Exit status: 0 good, 1 something that the user can mend (`UserError`) or a crash, 2 wrong flags, 130 interrupted.
+"""
+
+from collections.abc import Callable
+import inspect
+import logging
+import os
+import sys
+from typing import Any, NoReturn, TypeVar
+
+import rich.console
+import rich.logging
+import tyro
+
+from openpi.shared import errors
+
+Args = TypeVar("Args")
+
+DEBUG_ENV = "OPENPI_DEBUG"
+"""Set to 1 to see the traceback of a `UserError`."""
+
+
+def setup_logging(level: int = logging.INFO) -> None:
+    """Send log lines to stderr, so that stdout holds results only: coloured on a terminal, plain otherwise."""
+    if sys.stderr.isatty():
+        console = rich.console.Console(stderr=True)
+        handler: logging.Handler = rich.logging.RichHandler(console=console, show_path=False, log_time_format="%X")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def run(main: Callable[[Args], int | None], args_type: type[Args] | Callable[[], Args]) -> NoReturn:
+    """Parse the command line, run `main` and leave the process.
+
+    Args:
+        main: The command; what it returns is the exit status (None = 0).
+        args_type: The type of its flags, or a function without parameters that parses them itself.
+    """
+    setup_logging()
+    try:
+        args: Any = args_type() if inspect.isroutine(args_type) else tyro.cli(args_type, description=main.__doc__)
+        status = main(args)
+    except errors.UserError as e:
+        if os.environ.get(DEBUG_ENV, "0") not in ("", "0"):
+            raise
+        print_error(str(e))
+        status = 1
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        status = 130
+    sys.exit(status or 0)
+
+
+def print_error(message: str) -> None:
+    """Print one line to stderr, red on a terminal."""
+    console = rich.console.Console(stderr=True, soft_wrap=True)
+    console.print(" ".join(message.split()), style="bold red", markup=False, highlight=False)

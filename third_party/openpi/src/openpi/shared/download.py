@@ -1,0 +1,228 @@
+"""Remote files and folders, kept in a local cache.
+
+The cache is `$OPENPI_DATA_HOME` or `~/.cache/openpi`; `gs://bucket/a/b` is kept at `<cache>/bucket/a/b`. A download goes to a
+folder of its own and moves into place when it is whole, so what lies in the cache is never half. With `OPENPI_OFFLINE=1`
+nothing is fetched. `gs://` needs no extra package: public buckets are read over https.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import datetime as dt
+import fcntl
+import hashlib
+import http.client
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import tqdm
+
+from openpi.shared import errors
+
+logger = logging.getLogger(__name__)
+
+CACHE_ENV = "OPENPI_DATA_HOME"
+OFFLINE_ENV = "OPENPI_OFFLINE"
+GCS_ENV = "STORAGE_EMULATOR_HOST"
+"""Where Google Cloud Storage answers, if not at its usual address: a mirror, or a test's own server (Google's name)."""
+
+_DEFAULT_CACHE_DIR = "~/.cache/openpi"
+_GCS_URL = "https://storage.googleapis.com"
+_TIMEOUT_S = 60.0
+_BLOCK_BYTES = 1 << 20
+
+_STALE_BEFORE = {
+    "openpi-assets/checkpoints/pi0_aloha_pen_uncap": dt.datetime(2025, 2, 17, tzinfo=dt.UTC),
+    "openpi-assets/checkpoints/pi0_libero": dt.datetime(2025, 2, 6, tzinfo=dt.UTC),
+    "openpi-assets/checkpoints/": dt.datetime(2025, 2, 3, tzinfo=dt.UTC),
+}
+"""Checkpoints that were published anew on these days; the first matching prefix counts."""
+
+
+def get_cache_dir() -> pathlib.Path:
+    """Return the cache folder, creating it."""
+    cache_dir = pathlib.Path(os.environ.get(CACHE_ENV) or _DEFAULT_CACHE_DIR).expanduser().resolve()
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    return cache_dir
+
+
+def maybe_download(url: str, *, force_download: bool = False, **kwargs: Any) -> pathlib.Path:
+    """Return the local path of a file or folder, fetching it into the cache if it is not there yet.
+
+    Args:
+        url: A local path, `file://`, `http(s)://`, `gs://`, or anything else that an installed fsspec backend reads.
+        force_download: Fetch it even if it is in the cache.
+        **kwargs: Options of the fsspec backend, for example `gs={"token": "anon"}`.
+
+    Raises:
+        MissingFileError: Neither the local path nor the remote file exists (also a FileNotFoundError).
+        UserError: It would have to be fetched and cannot be; the message names the path in the cache to put it at.
+    """
+    parsed = urllib.parse.urlparse(url)
+    if parsed.scheme in ("", "file"):
+        path = pathlib.Path(urllib.request.url2pathname(parsed.path) if parsed.scheme else url).expanduser()
+        if not path.exists():
+            raise errors.MissingFileError(f"{url}: no such file or folder")
+        return path.resolve()
+
+    cache_dir = get_cache_dir()
+    path = _cache_path(cache_dir, parsed)
+    if not force_download and _is_fresh(cache_dir, path):
+        return path
+    if os.environ.get(OFFLINE_ENV, "0") not in ("", "0"):
+        raise errors.UserError(
+            f"{url}: not (or no longer valid) in the cache, and {OFFLINE_ENV} is set; put it at '{path}' ({_cache_hint()})"
+        )
+    with _exclusive(cache_dir, path) as part:
+        # Another process may have fetched it while this one waited.
+        if not force_download and _is_fresh(cache_dir, path):
+            return path
+        logger.info("downloading %s to %s", url, path)
+        try:
+            _fetch(url, parsed, part, kwargs)
+        except errors.UserError:
+            raise
+        except (OSError, http.client.HTTPException, ImportError, ValueError) as e:
+            reason = f"{type(e).__name__}: {e}"
+            raise errors.UserError(f"{url}: download failed ({reason}); put it at '{path}' ({_cache_hint()})") from e
+        _replace(part, path)
+    return path
+
+
+def _cache_hint() -> str:
+    return f"{CACHE_ENV} chooses another cache folder"
+
+
+def _cache_path(cache_dir: pathlib.Path, parsed: urllib.parse.ParseResult) -> pathlib.Path:
+    """Place a URL below the cache folder."""
+    parts = [parsed.netloc, *parsed.path.split("/")]
+    parts = [part for part in parts if part not in ("", ".")]
+    if len(parts) < 2 or ".." in parts or not parsed.netloc or parsed.netloc.startswith("."):
+        raise errors.UserError(f"{parsed.geturl()}: not a URL of a remote file, expected scheme://host/path")
+    return cache_dir.joinpath(*parts)
+
+
+def _is_fresh(cache_dir: pathlib.Path, path: pathlib.Path) -> bool:
+    """Tell whether the cache holds `path`, and not a version that has been replaced since."""
+    if not path.exists():
+        return False
+    relative = path.relative_to(cache_dir).as_posix()
+    changed = dt.datetime.fromtimestamp(path.stat().st_mtime, tz=dt.UTC)
+    for prefix, published in _STALE_BEFORE.items():
+        if relative.startswith(prefix):
+            return changed > published
+    return True
+
+
+@contextlib.contextmanager
+def _exclusive(cache_dir: pathlib.Path, path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Keep other processes from fetching the same path; give a place for the unfinished download that is empty."""
+    work_dir = cache_dir / ".downloads"  # no host's name starts with a dot
+    work_dir.mkdir(exist_ok=True)
+    key = hashlib.sha256(path.relative_to(cache_dir).as_posix().encode()).hexdigest()[:32]
+    part = work_dir / f"{key}.partial"
+    with (work_dir / f"{key}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove(part)  # of a process that was killed
+        try:
+            yield part
+        finally:
+            _remove(part)
+
+
+def _remove(path: pathlib.Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace(part: pathlib.Path, path: pathlib.Path) -> None:
+    """Move a whole download into place; an old version goes away only now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove(path)
+    part.rename(path)
+
+
+def _fetch(url: str, parsed: urllib.parse.ParseResult, part: pathlib.Path, options: dict[str, Any]) -> None:
+    # A token other than "anon" is for a private bucket, which takes a login that only gcsfs knows to do.
+    is_public = options.get("gs", {}).get("token", "anon") == "anon"
+    if parsed.scheme == "gs" and is_public:
+        _fetch_gcs(parsed.netloc, parsed.path.strip("/"), part)
+    elif parsed.scheme in ("http", "https"):
+        _fetch_http({url: part})
+    else:
+        _fetch_fsspec(url, part, options)
+
+
+def _fetch_gcs(bucket: str, name: str, part: pathlib.Path) -> None:
+    """Fetch an object, or else all objects below a folder, of a public bucket."""
+    base = os.environ.get(GCS_ENV) or _GCS_URL
+    base = (base if "://" in base else f"http://{base}").rstrip("/")
+    with contextlib.suppress(errors.MissingFileError):
+        _fetch_http({f"{base}/{bucket}/{urllib.parse.quote(name)}": part})
+        return
+    folder = f"{name}/"
+    # Names that end in "/" are placeholders of empty folders.
+    sizes = {n: size for n, size in _list_gcs(base, bucket, folder).items() if not n.endswith("/")}
+    if not sizes:
+        raise errors.MissingFileError(f"gs://{bucket}/{name}: no such file or folder")
+    targets = {n: part / n.removeprefix(folder).lstrip("/") for n in sizes}
+    if any(".." in target.parts for target in targets.values()):
+        raise errors.DataError(f"gs://{bucket}/{name}: an object's name points outside its folder")
+    urls = {f"{base}/{bucket}/{urllib.parse.quote(n)}": target for n, target in targets.items()}
+    _fetch_http(urls, total_bytes=sum(sizes.values()))
+
+
+def _list_gcs(base: str, bucket: str, prefix: str) -> dict[str, int]:
+    """Return the size of every object whose name starts with `prefix` (JSON API of Google Cloud Storage, objects.list)."""
+    sizes: dict[str, int] = {}
+    query = {"prefix": prefix, "fields": "items(name,size),nextPageToken"}
+    while True:
+        url = f"{base}/storage/v1/b/{urllib.parse.quote(bucket, safe='')}/o?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            page = json.load(response)
+        sizes |= {item["name"]: int(item["size"]) for item in page.get("items", ())}
+        if "nextPageToken" not in page:
+            return sizes
+        query["pageToken"] = page["nextPageToken"]
+
+
+def _fetch_http(targets: dict[str, pathlib.Path], total_bytes: int | None = None) -> None:
+    """Fetch files by URL, with a progress bar over all bytes."""
+    with tqdm.tqdm(total=total_bytes, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as progress:
+        for number, (url, target) in enumerate(targets.items(), start=1):
+            progress.set_description(f"file {number}/{len(targets)}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _fetch_one(url, target, progress)
+            except urllib.error.HTTPError as e:
+                if e.code == http.HTTPStatus.NOT_FOUND:
+                    raise errors.MissingFileError(f"{url}: no such file on the server") from e
+                raise
+
+
+def _fetch_one(url: str, target: pathlib.Path, progress: tqdm.tqdm) -> None:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, target.open("wb") as file:
+        expected = response.headers.get("Content-Length")
+        if progress.total is None and expected is not None:
+            progress.total = int(expected)
+        while block := response.read(_BLOCK_BYTES):
+            file.write(block)
+            progress.update(len(block))
+        # A connection that breaks off looks like the end of the file.
+        if expected is not None and file.tell() != int(expected):
+            raise OSError(f"connection broke off after {file.tell()} of {expected} bytes")
+
+
+def _fetch_fsspec(url: str, part: pathlib.Path, options: dict[str, Any]) -> None:
+    import fsspec.core
+
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    fs.get(path, str(part), recursive=fs.isdir(path))

@@ -1,0 +1,199 @@
+"""Checkpoints of a training run, in the layout `<run>/<step>/{params,train_state,assets/<asset_id>/norm_stats.json}`.
+
+Saving happens in the background; folders appear under their final name only when complete.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import logging
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from openpi.shared import errors
+from openpi.shared import normalize
+from openpi.training import checkpoint_tree
+from openpi.training.data_config import DataConfig
+from openpi.training.data_loader import LoaderState
+from openpi.training.train_state import TrainState
+
+logger = logging.getLogger(__name__)
+
+# Longest wait for a save in the background, s: large states on slow network disks.
+_SAVE_TIMEOUT_S = 7200
+# Key of the data loader's position in the checkpoint's own metadata file.
+_LOADER_KEY = "data_loader"
+
+
+class CheckpointExistsError(errors.UserError, FileExistsError):
+    """The run's folder is there already, and nothing says what to do with it."""
+
+
+class CallbackHandler(ocp.CheckpointHandler):
+    """Lets a function fill an item's folder; such an item is not restored through orbax."""
+
+    def save(self, directory: Any, args: "CallbackSave") -> None:
+        """Call the function with the folder, on the first process only."""
+        if jax.process_index() == 0:
+            args.callback(pathlib.Path(directory))
+
+    def restore(self, directory: Any, args: Any | None = None) -> None:
+        """Refuse: readers take the files from the folder directly."""
+        raise TypeError("this item holds plain files; read them from its folder")
+
+
+@ocp.args.register_with_handler(CallbackHandler, for_save=True)
+@dataclasses.dataclass
+class CallbackSave(ocp.args.CheckpointArgs):
+    """What the handler calls."""
+
+    callback: Callable[[pathlib.Path], None]
+
+
+@ocp.args.register_with_handler(CallbackHandler, for_restore=True)
+@dataclasses.dataclass
+class CallbackRestore(ocp.args.CheckpointArgs):
+    """Named by orbax's registry only."""
+
+
+def initialize_checkpoint_dir(
+    checkpoint_dir: pathlib.Path | str, *, keep_period: int | None, overwrite: bool, resume: bool
+) -> tuple[ocp.CheckpointManager, bool]:
+    """Prepare a run's folder.
+
+    Args:
+        checkpoint_dir: The folder.
+        keep_period: Checkpoints of steps divisible by it are kept for ever; of the others only the newest is.
+        overwrite: Delete what is there.
+        resume: Go on from what is there; starts afresh (with a log line) if there is no checkpoint.
+
+    Returns:
+        The manager, and whether there is a checkpoint to resume from.
+
+    Raises:
+        CheckpointExistsError: The folder exists and neither flag is given.
+    """
+    folder = pathlib.Path(checkpoint_dir).resolve()
+    if folder.exists() and overwrite:
+        logger.info("deleting %s (--overwrite)", folder)
+        shutil.rmtree(folder)
+    elif folder.exists() and not resume:
+        raise CheckpointExistsError(
+            f"{folder}: this run exists already; go on with --resume, start again with --overwrite (deletes it), "
+            "or choose another --exp-name"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    manager = ocp.CheckpointManager(
+        folder,
+        item_handlers={
+            "assets": CallbackHandler(),
+            "train_state": ocp.PyTreeCheckpointHandler(),
+            "params": ocp.PyTreeCheckpointHandler(),
+        },
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            keep_period=keep_period,
+            create=False,
+            async_options=ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S),
+        ),
+    )
+    resuming = resume and bool(manager.all_steps())
+    if resume and not resuming:
+        logger.warning("%s: no checkpoint to resume from, starting at step 0", folder)
+    return manager, resuming
+
+
+def save_state(
+    manager: ocp.CheckpointManager, state: TrainState, data_config: DataConfig, loader_state: LoaderState, step: int
+) -> None:
+    """Begin to save a checkpoint in the background; `manager.wait_until_finished()` waits for it.
+
+    Args:
+        manager: Of the run's folder.
+        state: Copied before this returns; may be donated afterwards.
+        data_config: Its statistics are stored beside the parameters: a policy is useless without them.
+        loader_state: Where the data loader goes on after a resume.
+        step: Number of the folder.
+    """
+
+    def write_assets(directory: pathlib.Path) -> None:
+        if data_config.norm_stats is not None and data_config.asset_id is not None:
+            normalize.save(directory / data_config.asset_id, data_config.norm_stats)
+
+    params, train_state = checkpoint_tree.to_disk(state)
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            assets=CallbackSave(write_assets),
+            train_state=ocp.args.PyTreeSave(train_state),
+            params=ocp.args.PyTreeSave(params),
+        ),
+        custom_metadata={_LOADER_KEY: dict(loader_state)},
+    )
+
+
+def restore_state(
+    manager: ocp.CheckpointManager, template: TrainState, shardings: TrainState, step: int | None = None
+) -> tuple[TrainState, LoaderState | None]:
+    """Read a checkpoint onto the devices.
+
+    Args:
+        manager: Of the run's folder.
+        template: Train state of ShapeDtypeStructs: what is expected.
+        shardings: Placement of each leaf, for the devices of now (not those that wrote the checkpoint).
+        step: Which checkpoint; None: the newest.
+
+    Returns:
+        The state, and the data loader's position if the checkpoint holds one.
+
+    Raises:
+        DataError: The checkpoint is of another model or optimizer.
+    """
+    step = manager.latest_step() if step is None else step
+    metadata = manager.metadata(step)
+    args = {}
+    for name, item, placement in zip(
+        ("params", "train_state"), checkpoint_tree.to_disk(template), checkpoint_tree.to_disk(shardings), strict=True
+    ):
+        _check_fits(f"{manager.directory}/{step}/{name}", metadata.item_metadata[name], item)
+        restore_args = jax.tree.map(
+            lambda leaf, sharding: ocp.ArrayRestoreArgs(
+                restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype
+            ),
+            item,
+            placement,
+        )
+        args[name] = ocp.args.PyTreeRestore(item, restore_args=restore_args)
+    items = manager.restore(step, args=ocp.args.Composite(**args))
+    restored = checkpoint_tree.from_disk(template, items["params"], items["train_state"])
+    return restored, (metadata.custom_metadata or {}).get(_LOADER_KEY)
+
+
+def _check_fits(place: str, found: Any, expected: Any) -> None:
+    """Compare paths and shapes of a stored tree with what is expected, before anything is read."""
+    # Newer orbax wraps the tree.
+    found_shapes = _shapes(getattr(found, "tree", found))
+    expected_shapes = _shapes(expected)
+    problems = [f"'{path}' is missing" for path in expected_shapes.keys() - found_shapes.keys()]
+    problems += [f"'{path}' is not in the config" for path in found_shapes.keys() - expected_shapes.keys()]
+    problems += [
+        f"'{path}': found {found_shapes[path]}, expected {shape}"
+        for path, shape in expected_shapes.items()
+        if found_shapes.get(path, shape) != shape
+    ]
+    if problems:
+        raise errors.DataError(
+            f"{place}: does not fit this config ({len(problems)} differences): {'; '.join(sorted(problems)[:4])}; "
+            "resume with the config and flags that the run was begun with, or choose another --exp-name"
+        )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    def name(key: Any) -> str:
+        return str(next(getattr(key, field) for field in ("key", "name", "idx") if hasattr(key, field)))
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(name(key) for key in path): tuple(leaf.shape) for path, leaf in leaves}

@@ -1,0 +1,67 @@
+"""The registry of training configs, and the one import that gives every name a config needs.
+
+`get_config(name)` looks one up, `cli()` parses `<name> --flags` into one. The definitions live in the leaf modules
+imported here.
+"""
+
+import difflib
+
+import tyro
+
+from openpi.shared import errors
+from openpi.training.configs import debug as _debug_configs
+from openpi.training.data_config import AssetsConfig
+from openpi.training.data_config import DataConfig
+from openpi.training.data_config import DataConfigFactory
+from openpi.training.data_config import FakeDataConfig
+from openpi.training.data_config import GroupFactory
+from openpi.training.data_config import ModelTransformFactory
+from openpi.training.data_config import SimpleDataConfig
+from openpi.training.train_config import TrainConfig
+
+__all__ = [
+    "AssetsConfig",
+    "DataConfig",
+    "DataConfigFactory",
+    "FakeDataConfig",
+    "GroupFactory",
+    "ModelTransformFactory",
+    "SimpleDataConfig",
+    "TrainConfig",
+    "cli",
+    "get_config",
+]
+
+_CONFIGS: list[TrainConfig] = [*_debug_configs.get_configs()]
+
+# A robot's configs subclass DataConfigFactory, so their module imports this one: it is imported down here, when
+# every name above exists (openpi/training/misc/__init__.py keeps the order right when that module is asked for first).
+import openpi.training.misc.realman_config as _realman_config  # noqa: E402
+
+_CONFIGS.extend(getattr(_realman_config, "REALMAN_CONFIGS", []))
+
+from openpi.training.configs import debug_realman as _debug_realman_configs  # noqa: E402
+
+_CONFIGS.extend(_debug_realman_configs.get_configs())
+
+if len({config.name for config in _CONFIGS}) != len(_CONFIGS):
+    raise ValueError("config names must be unique")
+_CONFIGS_DICT = {config.name: config for config in _CONFIGS}
+
+
+def cli() -> TrainConfig:
+    """Parse the command line `<config name> [--flags]`: the flags override the registered config's values."""
+    return tyro.extras.overridable_config_cli({name: (name, config) for name, config in _CONFIGS_DICT.items()})
+
+
+def get_config(config_name: str) -> TrainConfig:
+    """Look up a registered config.
+
+    Raises:
+        ConfigError: No such name; the message suggests the nearest one.
+    """
+    if config_name not in _CONFIGS_DICT:
+        nearest = difflib.get_close_matches(config_name, _CONFIGS_DICT, n=1, cutoff=0.0)
+        hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
+        raise errors.ConfigError(f"Config '{config_name}' not found.{hint}")
+    return _CONFIGS_DICT[config_name]

@@ -1,0 +1,44 @@
+"""Configs that try out the training script itself: random data, a handful of steps, nothing learned."""
+
+from openpi.models import pi0_config
+from openpi.training import weight_loaders
+from openpi.training.data_config import FakeDataConfig
+from openpi.training.train_config import TrainConfig
+
+
+def get_configs() -> list[TrainConfig]:
+    """Build the configs. The "dummy" language variants keep the full-size image tower: about 4 GB with optimizer."""
+    return [
+        TrainConfig(
+            name="debug",
+            data=FakeDataConfig(),
+            model=pi0_config.Pi0Config(paligemma_variant="dummy", action_expert_variant="dummy"),
+            batch_size=2,
+            save_interval=100,
+            num_train_steps=10,
+            overwrite=True,
+            exp_name="debug",
+            wandb_enabled=False,
+        ),
+        TrainConfig(
+            name="debug_restore",
+            data=FakeDataConfig(),
+            model=pi0_config.Pi0Config(paligemma_variant="dummy", action_expert_variant="dummy"),
+            weight_loader=weight_loaders.CheckpointWeightLoader("./checkpoints/debug/debug/9/params"),
+            batch_size=2,
+            num_train_steps=10,
+            overwrite=True,
+            exp_name="debug",
+            wandb_enabled=False,
+        ),
+        TrainConfig(
+            name="debug_pi05",
+            data=FakeDataConfig(),
+            model=pi0_config.Pi0Config(pi05=True, paligemma_variant="dummy", action_expert_variant="dummy"),
+            batch_size=2,
+            num_train_steps=10,
+            overwrite=True,
+            exp_name="debug_pi05",
+            wandb_enabled=False,
+        ),
+    ]

@@ -1,0 +1,201 @@
+"""Batches for training: samples read and decoded by threads, a few batches ahead, in an order that can be resumed."""
+
+import collections
+from collections.abc import Iterator, Sequence
+import concurrent.futures
+import logging
+from typing import Any, Literal, TypedDict
+
+import jax
+import numpy as np
+
+from openpi.models import model as _model
+from openpi.shared import errors
+from openpi.training import datasets
+from openpi.training.data_config import FAKE_REPO_ID
+from openpi.training.data_config import DataConfig
+from openpi.training.sampling import SampleOrder
+from openpi.training.train_config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+# Batches that are being read while one is trained on.
+_PREFETCH_BATCHES = 3
+
+Batch = tuple[_model.Observation, _model.Actions]
+
+
+class LoaderState(TypedDict):
+    """Where a loader stands; plain values, to be stored with a checkpoint."""
+
+    # Samples delivered since the start of training, over all processes.
+    position: int
+    # Seed of their order.
+    seed: int
+
+
+class DataLoader:
+    """Iterates over batches (observation, actions) of device arrays.
+
+    The order depends on the seed alone, not on the number of threads. Each process of a multi-process run reads only
+    its own rows of every batch.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        data_config: DataConfig,
+        *,
+        batch_size: int,
+        sharding: jax.sharding.Sharding | None = None,
+        shuffle: bool = False,
+        num_batches: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """Set up a loader at the start of its order.
+
+        Args:
+            dataset: Samples with transforms applied.
+            data_config: What they were made from.
+            batch_size: Samples a batch, over all processes.
+            sharding: Placement of the batches; None: dimension 0 over all devices.
+            shuffle: Permute the samples, anew in each epoch.
+            num_batches: Batches per iteration; None: endless.
+            num_workers: Reading threads; 0 reads in the caller's thread, when a batch is asked for.
+            seed: Seed of the permutations.
+
+        Raises:
+            ConfigError: The batch cannot be split evenly over processes.
+        """
+        if batch_size % jax.process_count():
+            raise errors.ConfigError(
+                f"batch_size: {batch_size} cannot be split over {jax.process_count()} processes; choose a multiple"
+            )
+        if sharding is None:
+            mesh = jax.sharding.Mesh(jax.devices(), ("B",))
+            sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("B"))
+        self._dataset = dataset
+        self._data_config = data_config
+        self._batch_size = batch_size
+        self._sharding = sharding
+        self._num_batches = num_batches
+        self._num_workers = num_workers
+        self._order = SampleOrder(len(dataset), shuffle, seed)
+        self._position = 0
+
+    def data_config(self) -> DataConfig:
+        """Return what the samples were made from."""
+        return self._data_config
+
+    def state(self) -> LoaderState:
+        """Return the position after the last batch that was handed out."""
+        return LoaderState(position=self._position, seed=self._order.seed)
+
+    def restore(self, state: LoaderState) -> None:
+        """Go on where `state` was taken; applies to iterations that begin afterwards."""
+        if state["seed"] != self._order.seed:
+            logger.warning(
+                "data loader: the run was begun with seed %d and goes on with seed %d: samples may come twice",
+                state["seed"],
+                self._order.seed,
+            )
+        self._position = state["position"]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches from the present position on.
+
+        Raises:
+            DataError: A sample cannot be read.
+        """
+        for samples in self._read_batches():
+            batch = jax.tree.map(self._to_device, _collate(samples))
+            self._position += self._batch_size
+            yield _model.Observation.from_dict(batch), batch["actions"]
+
+    def _indices(self, position: int) -> list[int]:
+        """Indices of this process's rows of the batch at `position`."""
+        local = self._batch_size // jax.process_count()
+        return self._order.take(position + jax.process_index() * local, local).tolist()
+
+    def _read_batches(self) -> Iterator[Sequence[dict[str, Any]]]:
+        end = None if self._num_batches is None else self._position + self._num_batches * self._batch_size
+        next_position = self._position
+        if self._num_workers == 0:
+            while end is None or next_position < end:
+                yield [self._dataset[index] for index in self._indices(next_position)]
+                next_position += self._batch_size
+            return
+
+        pool = concurrent.futures.ThreadPoolExecutor(self._num_workers, thread_name_prefix="loader")
+        pending: collections.deque[list[concurrent.futures.Future]] = collections.deque()
+        try:
+            while True:
+                while len(pending) < _PREFETCH_BATCHES and (end is None or next_position < end):
+                    indices = self._indices(next_position)
+                    pending.append([pool.submit(self._dataset.__getitem__, index) for index in indices])
+                    next_position += self._batch_size
+                if not pending:
+                    return
+                yield [future.result() for future in pending.popleft()]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _to_device(self, x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(self._sharding, x)
+
+
+def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    # float64 (statistics are float64) would become float32 on the device anyway; halve the copy.
+    def stack(*leaves: Any) -> np.ndarray:
+        stacked = np.stack([np.asarray(leaf) for leaf in leaves])
+        return stacked.astype(np.float32) if stacked.dtype == np.float64 else stacked
+
+    return jax.tree.map(stack, *samples)
+
+
+def create_data_loader(
+    config: TrainConfig,
+    *,
+    sharding: jax.sharding.Sharding | None = None,
+    shuffle: bool = False,
+    num_batches: int | None = None,
+    skip_norm_stats: bool = False,
+    framework: Literal["jax"] = "jax",
+) -> DataLoader:
+    """Build the loader of a training config.
+
+    Args:
+        config: Decides dataset, batch size, threads and seed.
+        sharding: Placement of the batches; None: dimension 0 over all devices.
+        shuffle: Permute the samples, anew in each epoch.
+        num_batches: Batches per iteration; None: endless.
+        skip_norm_stats: Leave the samples unnormalised.
+        framework: Kind of arrays; only "jax".
+
+    Raises:
+        MissingFileError: Dataset or statistics are missing; the message says what makes them.
+        DataError: The dataset cannot be read or lacks what the config asks for.
+        ConfigError: The config contradicts itself.
+    """
+    if framework != "jax":
+        raise errors.ConfigError(f"data loader: framework '{framework}' is not available, only 'jax'")
+    data_config = config.data.create(config.assets_dirs, config.model)
+    is_fake = data_config.repo_id == FAKE_REPO_ID
+    if not is_fake and data_config.norm_stats is None and not skip_norm_stats:
+        folder = f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
+        raise errors.MissingFileError(
+            f"{folder}/norm_stats.json: the normalisation statistics of config '{config.name}' are missing; "
+            f"compute them with 'make norm-stats CONFIG={config.name}'"
+        )
+    dataset = datasets.create_dataset(data_config, config.model.action_horizon, config.model)
+    return DataLoader(
+        datasets.transform_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats),
+        data_config,
+        batch_size=config.batch_size,
+        sharding=sharding,
+        shuffle=shuffle,
+        num_batches=num_batches,
+        num_workers=config.num_workers,
+        seed=config.seed,
+    )

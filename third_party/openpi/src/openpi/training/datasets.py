@@ -1,0 +1,147 @@
+"""Datasets as the loader sees them: a length and samples by index, transforms included."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, SupportsIndex
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from openpi.models import model as _model
+from openpi.shared import errors
+from openpi.training import lerobot_metadata
+from openpi.training.data_config import FAKE_REPO_ID
+from openpi.training.data_config import DataConfig
+from openpi.training.lerobot_dataset import LeRobotDataset
+import openpi.transforms as _transforms
+
+
+_NUM_FAKE_SAMPLES = 1024
+# Largest token id of fake prompts, exclusive.
+_FAKE_TOKENS = 2048
+
+
+class Dataset(Protocol):
+    """Samples by index; reading must be safe from several threads."""
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """Return sample `index`, 0 <= index < len."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+
+class TransformedDataset:
+    """A dataset whose samples pass through transforms."""
+
+    def __init__(self, dataset: Dataset, transforms: Sequence[_transforms.DataTransformFn]) -> None:
+        """Wrap `dataset`; the transforms run in order, when a sample is read."""
+        self._dataset = dataset
+        self._transform = _transforms.compose(transforms)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        return self._transform(self._dataset[index])
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+
+class FakeDataset:
+    """Random samples of a model's input shapes: floats in -1..1, small token ids, everything else zero."""
+
+    def __init__(self, model_config: _model.BaseModelConfig, num_samples: int = _NUM_FAKE_SAMPLES) -> None:
+        """Remember the shapes; sample `i` depends on `i` alone."""
+        self._num_samples = num_samples
+        self._observation_spec, self._actions_spec = model_config.inputs_spec()
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        rng = np.random.default_rng(index.__index__())
+
+        def draw(spec: jax.ShapeDtypeStruct) -> np.ndarray:
+            shape = spec.shape[1:]  # without the batch
+            if spec.dtype == np.float32:
+                return rng.uniform(-1.0, 1.0, shape).astype(np.float32)
+            if spec.dtype == np.int32:
+                return rng.integers(0, _FAKE_TOKENS, shape, dtype=np.int32)
+            return np.zeros(shape, spec.dtype)
+
+        sample = jax.tree.map(draw, self._observation_spec).to_dict()
+        present = {key: value for key, value in sample.items() if value is not None}
+        return {**present, "actions": draw(self._actions_spec)}
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+
+def create_dataset(data_config: DataConfig, action_horizon: int, model_config: _model.BaseModelConfig) -> Dataset:
+    """Open the dataset that a data config names; only the cameras that its repack transform uses are decoded.
+
+    Raises:
+        ConfigError: The config names no dataset.
+        MissingFileError: The dataset, or a file of it, is missing.
+        DataError: It cannot be read, or lacks what the config asks for.
+    """
+    if data_config.repo_id is None:
+        raise errors.ConfigError("data: repo_id is not set; name the dataset with --data.repo-id")
+    if data_config.repo_id == FAKE_REPO_ID:
+        return FakeDataset(model_config)
+    metadata = lerobot_metadata.load_metadata(data_config.repo_id)
+    used = used_keys(data_config, metadata)
+    dataset = LeRobotDataset(
+        data_config.repo_id,
+        action_sequence_keys=data_config.action_sequence_keys,
+        action_horizon=action_horizon,
+        image_keys=[key for key in metadata.camera_keys if used is None or key in used],
+    )
+    if data_config.prompt_from_task:
+        return TransformedDataset(dataset, [_transforms.PromptFromLeRobotTask(dict(metadata.tasks))])
+    return dataset
+
+
+def transform_dataset(dataset: Dataset, data_config: DataConfig, *, skip_norm_stats: bool = False) -> Dataset:
+    """Put repack, robot, normalisation and model transforms around a dataset, in this order.
+
+    Raises:
+        MissingFileError: The statistics have not been computed (and are not skipped).
+    """
+    if isinstance(dataset, FakeDataset):
+        return dataset
+    norm_stats = data_config.norm_stats
+    if norm_stats is None and not skip_norm_stats:
+        raise errors.MissingFileError(
+            f"norm stats of '{data_config.asset_id}' are missing; compute them with scripts/compute_norm_stats.py"
+        )
+    return TransformedDataset(
+        dataset,
+        [
+            *data_config.repack_transforms.inputs,
+            *data_config.data_transforms.inputs,
+            _transforms.Normalize(None if skip_norm_stats else norm_stats, use_quantiles=data_config.use_quantile_norm),
+            *data_config.model_transforms.inputs,
+        ],
+    )
+
+
+def used_keys(data_config: DataConfig, metadata: lerobot_metadata.LeRobotMetadata) -> set[str] | None:
+    """Return the dataset keys that the repack transform reads; None if there is none, so that all may be used.
+
+    Raises:
+        DataError: Some of them are not in the dataset; the message lists all.
+    """
+    repacks = [t for t in data_config.repack_transforms.inputs if isinstance(t, _transforms.RepackTransform)]
+    if not repacks:
+        return None
+    used = set(_leaves(repacks[0].structure))
+    provided = {*metadata.features, "task"} | ({"prompt"} if data_config.prompt_from_task else set())
+    if absent := sorted(used - provided):
+        raise errors.DataError(
+            f"dataset '{data_config.repo_id}' ({metadata.root}): keys {absent} are missing; "
+            f"found {sorted(metadata.features)}; record them, or choose a config that does not use them"
+        )
+    return used
+
+
+def _leaves(structure: Mapping[str, Any]) -> list[str]:
+    return list(flax.traverse_util.flatten_dict(dict(structure), sep="/").values())

@@ -1,0 +1,146 @@
+"""Camera images of a LeRobot dataset, read one frame at a time: encoded pictures in parquet, or video files.
+
+Both sources may be used by many threads at once and keep a bounded number of files open.
+"""
+
+from collections.abc import Sequence
+import fractions
+import threading
+
+import av
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openpi.shared import errors
+from openpi.training import lerobot_columns
+from openpi.training.bounded_cache import BoundedCache
+from openpi.training.lerobot_metadata import LeRobotMetadata
+
+_MAX_OPEN_PARQUET_FILES = 128
+# A video decoder holds threads and reference frames, tens of MB.
+_MAX_OPEN_VIDEOS = 16
+# Pages kept for files whose row groups span many frames (LeRobot's own writer), bytes of encoded pictures.
+_MAX_PAGE_BYTES = 512 * 2**20
+
+_REMEDY = "convert this recording again, or remove the episode"
+
+
+class ParquetImages:
+    """Images stored as encoded bytes (PNG or JPEG) in the episodes' parquet files."""
+
+    def __init__(self, metadata: LeRobotMetadata) -> None:
+        """Remember the dataset; files are opened when first needed."""
+        self._metadata = metadata
+        self._files: BoundedCache[_EpisodeFile] = BoundedCache(_MAX_OPEN_PARQUET_FILES)
+        self._pages: BoundedCache[pa.Table] = BoundedCache(_MAX_PAGE_BYTES, lambda table: table.nbytes)
+
+    def read(self, episode_index: int, frame: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Decode the images of one frame.
+
+        Args:
+            episode_index: Index of the episode.
+            frame: Frame inside the episode.
+            keys: Cameras.
+
+        Returns:
+            By camera: uint8 (h, w, 3), RGB.
+
+        Raises:
+            DataError: A picture cannot be decoded.
+        """
+        file = self._files.get(episode_index, lambda: _EpisodeFile(self._metadata, episode_index))
+        group, row = file.locate(frame)
+        table = self._pages.get((episode_index, group, tuple(keys)), lambda: file.read_group(group, keys))
+        return {key: self._decode(table[key][row], episode_index, frame, key) for key in keys}
+
+    def _decode(self, cell: pa.StructScalar, episode_index: int, frame: int, key: str) -> np.ndarray:
+        place = f"{self._metadata.data_path(episode_index)}: episode {episode_index}, frame {frame}, '{key}'"
+        encoded = cell["bytes"].as_buffer() if cell.is_valid else None
+        if encoded is None or encoded.size == 0:
+            raise errors.DataError(f"{place}: the picture is empty; {_REMEDY}")
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise errors.DataError(f"{place}: the picture ({encoded.size} bytes) cannot be decoded; {_REMEDY}")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+class _EpisodeFile:
+    """One open parquet file; its row groups are found by frame."""
+
+    def __init__(self, metadata: LeRobotMetadata, episode_index: int) -> None:
+        self._file: pq.ParquetFile = lerobot_columns.open_parquet(
+            metadata.data_path(episode_index), f"episode {episode_index}"
+        )
+        rows = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
+        self._ends = np.cumsum(rows)
+        # A ParquetFile is not safe for concurrent reads.
+        self._lock = threading.Lock()
+
+    def locate(self, frame: int) -> tuple[int, int]:
+        """Row group that holds `frame`, and its row there."""
+        group = int(np.searchsorted(self._ends, frame, side="right"))
+        return group, frame - (int(self._ends[group - 1]) if group else 0)
+
+    def read_group(self, group: int, keys: Sequence[str]) -> pa.Table:
+        with self._lock:
+            return self._file.read_row_group(group, columns=list(keys), use_threads=False)
+
+
+class VideoImages:
+    """Images stored as one video per episode and camera."""
+
+    def __init__(self, metadata: LeRobotMetadata) -> None:
+        """Remember the dataset; videos are opened when first needed."""
+        self._metadata = metadata
+        self._videos: BoundedCache[_Video] = BoundedCache(_MAX_OPEN_VIDEOS)
+
+    def read(self, episode_index: int, frame: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Decode the images of one frame; arguments and result as `ParquetImages.read`.
+
+        Raises:
+            MissingFileError: A video file is missing.
+            DataError: A video cannot be decoded up to the frame.
+        """
+        return {key: self._read_one(episode_index, frame, key) for key in keys}
+
+    def _read_one(self, episode_index: int, frame: int, key: str) -> np.ndarray:
+        path = self._metadata.video_path(episode_index, key)
+        place = f"{path}: episode {episode_index}, frame {frame}, '{key}'"
+        try:
+            video = self._videos.get(path, lambda: _Video(str(path)))
+            image = video.read(frame / self._metadata.fps, 0.5 / self._metadata.fps)
+        except FileNotFoundError as e:
+            raise errors.MissingFileError(f"{place}: the video file is missing; copy it back, or {_REMEDY}") from e
+        except av.FFmpegError as e:
+            raise errors.DataError(f"{place}: the video cannot be decoded ({e}); {_REMEDY}") from e
+        if image is None:
+            raise errors.DataError(f"{place}: the video has no frame at this time; {_REMEDY}")
+        return image
+
+
+class _Video:
+    """An open video that decodes the frame nearest to a time, wherever the last one was."""
+
+    def __init__(self, path: str) -> None:
+        self._container = av.open(path)
+        self._stream = self._container.streams.video[0]
+        # One thread per decoder: the loader's own threads already keep the cores busy.
+        self._stream.codec_context.thread_count = 1
+        self._lock = threading.Lock()
+
+    def read(self, time_s: float, tolerance_s: float) -> np.ndarray | None:
+        """Return uint8 (h, w, 3) of the frame within `tolerance_s` of `time_s`; None if there is none."""
+        with self._lock:
+            time_base = self._stream.time_base or fractions.Fraction(1, 1)
+            # Seek lands on the key frame at or before the given stamp; half a frame early is safe against rounding.
+            first = max(int((time_s - tolerance_s) / time_base), 0) + (self._stream.start_time or 0)
+            self._container.seek(first, stream=self._stream, backward=True)
+            for frame in self._container.decode(self._stream):
+                shown_s = float((frame.pts - (self._stream.start_time or 0)) * time_base)
+                if shown_s > time_s + tolerance_s:
+                    return None
+                if shown_s >= time_s - tolerance_s:
+                    return frame.to_ndarray(format="rgb24")
+        return None

@@ -1,0 +1,152 @@
+"""The `meta/` folder of a LeRobot v2.0/v2.1 dataset: what it holds and where each episode's files lie."""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from openpi.shared import errors
+
+SUPPORTED_VERSIONS = ("v2.0", "v2.1")
+_IMAGE_DTYPES = ("image", "video")
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One recording."""
+
+    index: int
+    # Number of frames.
+    length: int
+    # Number of frames in all episodes before this one.
+    first_frame: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LeRobotMetadata:
+    """Contents of the `meta/` folder."""
+
+    root: pathlib.Path
+    # The content of info.json.
+    info: Mapping[str, Any]
+    # Task texts by task index.
+    tasks: Mapping[int, str]
+    episodes: tuple[Episode, ...]
+
+    @property
+    def fps(self) -> float:
+        """Frames per second."""
+        return self.info["fps"]
+
+    @property
+    def features(self) -> Mapping[str, Mapping[str, Any]]:
+        """Description (dtype, shape, names) of each key of a frame."""
+        return self.info["features"]
+
+    @property
+    def total_frames(self) -> int:
+        """Frames of all episodes."""
+        return sum(episode.length for episode in self.episodes)
+
+    @property
+    def camera_keys(self) -> tuple[str, ...]:
+        """Keys whose values are images."""
+        return tuple(key for key, feature in self.features.items() if feature["dtype"] in _IMAGE_DTYPES)
+
+    @property
+    def column_keys(self) -> tuple[str, ...]:
+        """Keys whose values are numbers, stored as plain columns."""
+        return tuple(key for key in self.features if key not in self.camera_keys)
+
+    def is_video(self, key: str) -> bool:
+        """Whether the images of camera `key` are stored as video."""
+        return self.features[key]["dtype"] == "video"
+
+    def data_path(self, episode_index: int) -> pathlib.Path:
+        """Parquet file of an episode."""
+        return self.root / self.info["data_path"].format(**self._path_fields(episode_index))
+
+    def video_path(self, episode_index: int, key: str) -> pathlib.Path:
+        """Video file of an episode and camera."""
+        return self.root / self.info["video_path"].format(video_key=key, **self._path_fields(episode_index))
+
+    def _path_fields(self, episode_index: int) -> dict[str, int]:
+        return {"episode_index": episode_index, "episode_chunk": episode_index // self.info["chunks_size"]}
+
+
+def default_root() -> pathlib.Path:
+    """Folder that holds all datasets, one sub-folder a repo_id: $HF_LEROBOT_HOME, else ./data/lerobot."""
+    return pathlib.Path(os.environ.get("HF_LEROBOT_HOME") or "data/lerobot").expanduser()
+
+
+def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRobotMetadata:
+    """Read a dataset's `meta/` folder.
+
+    Args:
+        repo_id: Name of the dataset.
+        root: Folder of the dataset itself; None: `default_root() / repo_id`.
+
+    Raises:
+        MissingFileError: There is no such dataset, or a file of it is missing.
+        DataError: The dataset has a version or content that cannot be read.
+    """
+    directory = (pathlib.Path(root) if root is not None else default_root() / repo_id).absolute()
+    info_path = directory / "meta" / "info.json"
+    if not info_path.is_file():
+        raise errors.MissingFileError(
+            f"{directory}: no LeRobot dataset '{repo_id}' here (meta/info.json is missing); make it with "
+            f"'make convert DATA=<recordings> REPO_ID={repo_id}' or set HF_LEROBOT_HOME to the folder that holds it"
+        )
+    info = _read_json(info_path)
+    version = info.get("codebase_version")
+    if version not in SUPPORTED_VERSIONS:
+        raise errors.DataError(
+            f"{info_path}: found codebase_version '{version}', expected {' or '.join(SUPPORTED_VERSIONS)}; "
+            "convert the recordings again with 'make convert', or the dataset with the lerobot release that wrote it"
+        )
+    missing = [key for key in ("fps", "features", "chunks_size", "data_path") if key not in info]
+    if missing:
+        raise errors.DataError(
+            f"{info_path}: keys {missing} are missing; convert the recordings again with 'make convert'"
+        )
+
+    tasks = {int(line["task_index"]): line["task"] for line in _read_jsonl(directory / "meta" / "tasks.jsonl")}
+    episodes = []
+    first_frame = 0
+    for line in _read_jsonl(directory / "meta" / "episodes.jsonl"):
+        episodes.append(Episode(int(line["episode_index"]), int(line["length"]), first_frame))
+        first_frame += episodes[-1].length
+    if first_frame == 0:
+        raise errors.DataError(
+            f"{directory}: the dataset has no frames; convert at least one recording with 'make convert'"
+        )
+    return LeRobotMetadata(root=directory, info=info, tasks=tasks, episodes=tuple(episodes))
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise errors.MissingFileError(
+            f"{path}: file is missing; convert the recordings again with 'make convert'"
+        ) from e
+    except json.JSONDecodeError as e:
+        raise errors.DataError(
+            f"{path}: is not valid JSON ({e}); convert the recordings again with 'make convert'"
+        ) from e
+
+
+def _read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.strip()]
+    except FileNotFoundError as e:
+        raise errors.MissingFileError(
+            f"{path}: file is missing; convert the recordings again with 'make convert'"
+        ) from e
+    except json.JSONDecodeError as e:
+        raise errors.DataError(
+            f"{path}: is not valid JSON ({e}); convert the recordings again with 'make convert'"
+        ) from e

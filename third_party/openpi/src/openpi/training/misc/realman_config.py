@@ -1,0 +1,124 @@
+"""Training configs of the RealMan dual-arm robot (two RM65 arms, one gripper each).
+
+Registered by `openpi.training.config`, which imports this module near its end. Because the data config below derives
+from a class of that module the two import each other; either may be imported first (see the last lines of both).
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+from openpi.models import model as _model
+from openpi.models import pi0_config
+from openpi.policies import realman_policy
+from openpi.training import weight_loaders
+import openpi.training.config as _config
+import openpi.transforms as _transforms
+
+DEFAULT_REPO_ID = "realman/dual_arm"
+# Rate of the recordings that the action horizon of 50 steps was chosen for, Hz: one second.
+DEFAULT_FPS = 50
+_WRIST_CAMERAS = ("cam_left_wrist", "cam_right_wrist")
+
+
+@dataclasses.dataclass(frozen=True)
+class LeRobotRealmanDataConfig(_config.DataConfigFactory):
+    """A LeRobot dataset of the RealMan dual-arm robot: 14 numbers (right arm first), up to four cameras."""
+
+    # LeRobot dataset id, the folder below $HF_LEROBOT_HOME or ./data/lerobot.
+    repo_id: str = DEFAULT_REPO_ID
+    # Train the 12 joints on differences to the current state; grippers stay absolute.
+    use_delta_joint_actions: bool = True
+    # Prompt of clients that send none. Training prompts come from the dataset's tasks.
+    default_prompt: str | None = None
+    # Order of the arms in the dataset and on the wire: right_left or left_right.
+    arm_order: str = "right_left"
+    # Camera of the base image slot: cam_high or cam_low.
+    base_camera: str = "cam_high"
+    # Dataset key of the actions.
+    action_sequence_keys: Sequence[str] = ("action",)
+
+    def create(self, assets_dirs: pathlib.Path, model_config: _model.BaseModelConfig) -> _config.DataConfig:
+        """Build repack (only the cameras used), robot and model transforms."""
+        cameras = (self.base_camera, *_WRIST_CAMERAS)
+        repack = _transforms.RepackTransform(
+            {
+                "images": {camera: f"observation.images.{camera}" for camera in cameras},
+                "state": "observation.state",
+                "actions": self.action_sequence_keys[0],
+                "prompt": "prompt",
+            }
+        )
+        data_transforms = _transforms.Group(
+            inputs=[
+                realman_policy.RealmanInputs(
+                    model_type=model_config.model_type, arm_order=self.arm_order, base_camera=self.base_camera
+                )
+            ],
+            outputs=[realman_policy.RealmanOutputs(arm_order=self.arm_order)],
+        )
+        if self.use_delta_joint_actions:
+            data_transforms = data_transforms.push(
+                inputs=[_transforms.DeltaActions(realman_policy.DELTA_MASK)],
+                outputs=[_transforms.AbsoluteActions(realman_policy.DELTA_MASK)],
+            )
+        return dataclasses.replace(
+            self.create_base_config(assets_dirs, model_config),
+            repack_transforms=_transforms.Group(inputs=[repack]),
+            data_transforms=data_transforms,
+            model_transforms=_config.ModelTransformFactory(default_prompt=self.default_prompt)(model_config),
+            action_sequence_keys=self.action_sequence_keys,
+            prompt_from_task=True,
+        )
+
+
+def policy_metadata(action_horizon: int, base_camera: str = "cam_high") -> dict[str, Any]:
+    """What a policy server tells its clients about this robot; plain values only, they travel on the wire."""
+    return {
+        "robot": "realman_rm65_dual",
+        "dim_names": list(realman_policy.DIM_NAMES),
+        "cameras": [base_camera, *_WRIST_CAMERAS],
+        "action_chunk": realman_policy.ACTION_CHUNK,
+        "action_horizon": action_horizon,
+        "fps": DEFAULT_FPS,
+        "units": {"joints": "rad", "grippers": "0..1, 1 = open"},
+    }
+
+
+def _realman_config(name: str, model: Any, base_checkpoint: str, **overrides: Any) -> _config.TrainConfig:
+    return _config.TrainConfig(
+        name=name,
+        model=model,
+        data=LeRobotRealmanDataConfig(),
+        weight_loader=weight_loaders.CheckpointWeightLoader(f"gs://openpi-assets/checkpoints/{base_checkpoint}/params"),
+        num_train_steps=20_000,
+        policy_metadata=policy_metadata(model.action_horizon),
+        **overrides,
+    )
+
+
+def get_realman_configs() -> list[_config.TrainConfig]:
+    """Build the configs; hardware and results are not measured unless a line says so."""
+    pi0_lora = pi0_config.Pi0Config(paligemma_variant="gemma_2b_lora", action_expert_variant="gemma_300m_lora")
+    pi05_lora = dataclasses.replace(pi0_lora, pi05=True, max_token_len=None, discrete_state_input=None)
+    return [
+        # Full fine-tuning: 70 GB of accelerator memory or more (two or more devices with --fsdp-devices).
+        _realman_config("pi0_realman", pi0_config.Pi0Config(), "pi0_base"),
+        _realman_config("pi05_realman", pi0_config.Pi0Config(pi05=True), "pi05_base"),
+        # Low-rank adapters: one accelerator of 24 GB. The average would blur the few adapter weights: no EMA.
+        _realman_config(
+            "pi0_realman_lora", pi0_lora, "pi0_base", freeze_filter=pi0_lora.get_freeze_filter(), ema_decay=None
+        ),
+        _realman_config(
+            "pi05_realman_lora", pi05_lora, "pi05_base", freeze_filter=pi05_lora.get_freeze_filter(), ema_decay=None
+        ),
+    ]
+
+
+REALMAN_CONFIGS = get_realman_configs()
+
+if hasattr(_config, "_CONFIGS_DICT"):
+    # This module was imported before the registry, which has therefore been completed without it.
+    _config._CONFIGS.extend(REALMAN_CONFIGS)
+    _config._CONFIGS_DICT.update({config.name: config for config in REALMAN_CONFIGS})

@@ -1,0 +1,17 @@
+"""Splitting parameters into trainable and frozen ones; the same calls on every supported flax."""
+
+from flax import nnx
+
+
+def split(params: nnx.State, selected: nnx.filterlib.Filter) -> tuple[nnx.State, nnx.State]:
+    """Return the parameters that the filter selects, and the others."""
+    if hasattr(nnx, "split_state"):  # a method of the state before flax 0.12
+        return nnx.split_state(params, selected, ...)
+    return params.split(selected, ...)
+
+
+def merge(first: nnx.State, second: nnx.State) -> nnx.State:
+    """Undo `split`."""
+    if hasattr(nnx, "merge_state"):
+        return nnx.merge_state(first, second)
+    return nnx.State.merge(first, second)

@@ -1,0 +1,107 @@
+"""Where a training run's initial parameters come from: nowhere, a checkpoint, or the PaliGemma release."""
+
+import dataclasses
+import logging
+import re
+from typing import Any, Protocol, runtime_checkable
+
+import flax.traverse_util
+import numpy as np
+
+from openpi.models import model as _model
+from openpi.shared import download
+from openpi.shared import errors
+
+logger = logging.getLogger(__name__)
+
+PALIGEMMA_URL = "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz"
+
+# Nested dict of arrays or ShapeDtypeStructs.
+Params = dict[str, Any]
+
+
+@runtime_checkable
+class WeightLoader(Protocol):
+    """Fills in initial parameters."""
+
+    def load(self, params: Params) -> Params:
+        """Return `params` with the loaded ones in place.
+
+        Args:
+            params: Nested dict of ShapeDtypeStructs: the tree that the model expects.
+
+        Returns:
+            The same tree; leaves that were not loaded are the given ShapeDtypeStructs.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOpWeightLoader(WeightLoader):
+    """Loads nothing: training starts from random parameters."""
+
+    def load(self, params: Params) -> Params:
+        """Return the tree as it came."""
+        return params
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointWeightLoader(WeightLoader):
+    """Loads a whole `params` folder, of this project or released; adapters (LoRA) that it lacks start fresh."""
+
+    # Folder or URL of the checkpoint's params, for example ./checkpoints/debug/debug/9/params.
+    params_path: str
+
+    def load(self, params: Params) -> Params:
+        """Restore the folder as numpy arrays and merge it into `params`."""
+        loaded = _model.restore_params(download.maybe_download(self.params_path), restore_type=np.ndarray)
+        return merge_params(loaded, params, fill_missing=".*lora.*", source=self.params_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class PaliGemmaWeightLoader(WeightLoader):
+    """Loads the image tower and the language model of PaliGemma; everything else starts fresh."""
+
+    def load(self, params: Params) -> Params:
+        """Read the released npz (keys `params/img/...`, `params/llm/...`) and merge it into `params`."""
+        path = download.maybe_download(PALIGEMMA_URL, gs={"token": "anon"})
+        with np.load(path, allow_pickle=False) as archive:
+            nested = flax.traverse_util.unflatten_dict(dict(archive), sep="/")
+        return merge_params({"PaliGemma": nested["params"]}, params, fill_missing=".*", source=PALIGEMMA_URL)
+
+
+def merge_params(loaded: Params, expected: Params, *, fill_missing: str, source: str) -> Params:
+    """Put loaded arrays into the expected tree, with the expected dtypes.
+
+    Args:
+        loaded: Nested dict of arrays.
+        expected: Nested dict of arrays or ShapeDtypeStructs.
+        fill_missing: Paths ("a/b/c", full match) that may be absent from `loaded`; they keep their expected leaf.
+        source: Name of what was loaded, for messages.
+
+    Raises:
+        DataError: Leaves are missing or have another shape; the message lists their paths.
+    """
+    flat_loaded = flax.traverse_util.flatten_dict(loaded, sep="/")
+    flat_expected = flax.traverse_util.flatten_dict(expected, sep="/")
+    may_miss = re.compile(fill_missing)
+
+    merged, problems = {}, []
+    for path, leaf in flat_expected.items():
+        if path not in flat_loaded:
+            if not may_miss.fullmatch(path):
+                problems.append(f"'{path}' is missing")
+            merged[path] = leaf
+        elif flat_loaded[path].shape != leaf.shape:
+            problems.append(f"'{path}': found {flat_loaded[path].shape}, expected {leaf.shape}")
+        else:
+            merged[path] = flat_loaded[path].astype(leaf.dtype)
+    if problems:
+        raise errors.DataError(
+            f"{source}: does not fit the model ({len(problems)} parameters): {'; '.join(problems[:8])}; "
+            "choose the config that the checkpoint was made with"
+        )
+    unused = sorted(flat_loaded.keys() - flat_expected.keys())
+    if unused:
+        logger.warning("%s: %d parameters are not in the model and are ignored: %s", source, len(unused), unused[:8])
+    return flax.traverse_util.unflatten_dict(merged, sep="/")
