@@ -6,6 +6,7 @@ A check never mends: it says in one line per episode what was found, where, and 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 import dataclasses
+import logging
 import math
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +21,8 @@ from realman.raw.episode import Episode
 from realman.raw.episode import open_episode
 from realman.raw.options import RawOptions
 from realman.raw.options import Traj
+
+logger = logging.getLogger(__name__)
 
 LIMIT_TOLERANCE_RAD = math.radians(2.0)
 """How far a measured angle may lie beyond the vendor's limit: encoders and leaders overshoot a little."""
@@ -105,6 +108,24 @@ def compare_episodes(reports: Sequence[EpisodeReport]) -> list[EpisodeReport]:
         else:
             compared.append(report)
     return compared
+
+
+def refuse_bad(bad: Sequence[EpisodeReport], num_all: int, *, num_good: int, skip_bad: bool) -> None:
+    """Stop with one line per bad episode, or only warn when they are to be left out.
+
+    Raises:
+        EpisodeError: There are bad ones and they are not to be skipped, or none is good.
+    """
+    if not bad:
+        return
+    lines = [str(report.problem) for report in bad]
+    if skip_bad and num_good:
+        for line in lines:
+            logger.warning("left out: %s", line)
+        return
+    remedy = "mend them, or leave them out with --skip-bad" if num_good else "none is left to convert"
+    count = f"{len(bad)} of {num_all} episodes {'is' if len(bad) == 1 else 'are'} bad; {remedy}"
+    raise EpisodeError(f"{lines[0]} ({count})" if len(lines) == 1 else "\n  ".join([f"{count}:", *lines]))
 
 
 def _form(facts: EpisodeFacts) -> dict[str, str]:

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 import dataclasses
 import functools
-import json
 import logging
 import os
 from pathlib import Path
-import re
 import sys
 import time
 from typing import Annotated
@@ -28,6 +26,7 @@ from realman.checks import EpisodeFacts
 from realman.checks import EpisodeReport
 from realman.checks import check_episode
 from realman.checks import compare_episodes
+from realman.checks import refuse_bad
 from realman.dataset import layout
 from realman.dataset import upgrade
 from realman.dataset.build import DatasetPlan
@@ -49,7 +48,8 @@ from realman.errors import DatasetError
 from realman.errors import EpisodeError
 from realman.raw import RawOptions
 from realman.raw import find_episodes
-from realman.raw.episode import SUFFIXES
+from realman.raw.folder import choose_episodes
+from realman.raw.folder import read_task_texts
 from realman.raw.options import AngleUnit
 from realman.raw.options import ArmOrder
 from realman.raw.options import ColorOrder
@@ -181,19 +181,19 @@ def _upgrade(args: Args) -> _Outcome:
     with worker_pool(workers) as executor, Staging(args.target) as staging:
         records, failures = _build(plan, staging, executor, workers)
         bad = [EpisodeReport(args.raw_dir, problem=f.problem) for f in failures]
-        _refuse_bad(bad, len(plan.jobs), num_good=len(records), skip_bad=False)
+        refuse_bad(bad, len(plan.jobs), num_good=len(records), skip_bad=False)
         _publish(staging, plan, records, [])
     return _Outcome(plan, records, [])
 
 
 def _convert(args: Args) -> _Outcome:
-    paths = _choose(find_episodes(args.raw_dir), args.episodes)
+    paths = choose_episodes(find_episodes(args.raw_dir), args.episodes)
     workers = _num_workers(args, len(paths))
     with worker_pool(workers) as executor:
         reports = _check(paths, args, executor, workers)
         rejected = [r for r in reports if r.problem is not None]
         facts = [r.facts for r in reports if r.facts is not None]
-        _refuse_bad(rejected, len(reports), num_good=len(facts), skip_bad=args.skip_bad)
+        refuse_bad(rejected, len(reports), num_good=len(facts), skip_bad=args.skip_bad)
         _tell_assumptions(facts)
         plan = _plan(facts, args)
         check_disk(args.target, plan.needed_bytes, Staging(args.target).path)
@@ -207,7 +207,7 @@ def _convert(args: Args) -> _Outcome:
                 found = [EpisodeReport(f.path, problem=late[f.path.name]) for f in facts if f.path.name in late]
                 rejected += found
                 facts = [f for f in facts if f.path.name not in late]
-                _refuse_bad(found, len(reports), num_good=len(facts), skip_bad=args.skip_bad)
+                refuse_bad(found, len(reports), num_good=len(facts), skip_bad=args.skip_bad)
                 plan = _plan(facts, args)
                 records, failures = _build(plan, staging, executor, workers)
             _publish(staging, plan, records, rejected)
@@ -223,47 +223,9 @@ def _num_workers(args: Args, num_episodes: int) -> int:
     return max(1, min(args.workers or available_cores(), num_episodes))
 
 
-def _choose(paths: Sequence[Path], numbers: Sequence[int] | None) -> list[Path]:
-    """The recordings with these numbers at the end of their names, in natural order; all when None.
-
-    Raises:
-        EpisodeError: A number is not there.
-    """
-    if numbers is None:
-        return list(paths)
-    by_number = {int(m.group()): path for path in paths if (m := re.search(r"\d+$", path.stem))}
-    unknown = sorted(set(numbers) - set(by_number))
-    if unknown:
-        raise EpisodeError(
-            f"{paths[0].parent}: no recording of number {unknown}; there are {len(paths)}, to '{paths[-1].name}'"
-        )
-    return [by_number[n] for n in sorted(set(numbers))]
-
-
-def _task_texts(path: Path | None, recordings: Sequence[Path]) -> dict[str, str]:
-    """Task texts by stem of the recording, from a JSON file.
-
-    Raises:
-        EpisodeError: The file is no JSON object of texts, or leaves recordings out.
-    """
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise EpisodeError(f"{path}: cannot be read as JSON ({e})") from e
-    if not isinstance(content, dict) or not all(isinstance(text, str) and text.strip() for text in content.values()):
-        raise EpisodeError(f'{path}: is no object of texts, expected {{"episode_0": "fold the towel", ...}}')
-    texts = {Path(name).stem if name.endswith(SUFFIXES) else name: text for name, text in content.items()}
-    missing = [p.stem for p in recordings if p.stem not in texts]
-    if missing:
-        raise EpisodeError(f"{path}: has no task for {len(missing)} recordings, the first is '{missing[0]}'")
-    return texts
-
-
 def _check(paths: Sequence[Path], args: Args, executor: Executor, workers: int) -> list[EpisodeReport]:
     """Check all recordings, each on its own and then against the others; reports are in the order of `paths`."""
-    texts = _task_texts(args.task_file, paths)
+    texts = read_task_texts(args.task_file, paths) if args.task_file else {}
     options = args.options
     items = [(p, dataclasses.replace(options, task=texts[p.stem]) if texts else options) for p in paths]
     reports = {}
@@ -277,24 +239,6 @@ def _check(paths: Sequence[Path], args: Args, executor: Executor, workers: int) 
 
 def _check_one(item: tuple[Path, RawOptions], cameras: Sequence[str]) -> EpisodeReport:
     return check_episode(*item, cameras)
-
-
-def _refuse_bad(bad: Sequence[EpisodeReport], num_all: int, *, num_good: int, skip_bad: bool) -> None:
-    """Stop with one line per bad episode, or only warn when they are to be left out.
-
-    Raises:
-        EpisodeError: There are bad ones and they are not to be skipped, or none is good.
-    """
-    if not bad:
-        return
-    lines = [str(report.problem) for report in bad]
-    if skip_bad and num_good:
-        for line in lines:
-            logger.warning("left out: %s", line)
-        return
-    remedy = "mend them, or leave them out with --skip-bad" if num_good else "none is left to convert"
-    count = f"{len(bad)} of {num_all} episodes {'is' if len(bad) == 1 else 'are'} bad; {remedy}"
-    raise EpisodeError(f"{lines[0]} ({count})" if len(lines) == 1 else "\n  ".join([f"{count}:", *lines]))
 
 
 def _tell_assumptions(facts: Sequence[EpisodeFacts]) -> None:

@@ -4,6 +4,7 @@ Run it with `make demo`. Each stage is the `make` command that a user would type
 only puts them in order, measures time and memory, keeps the policy server alive in between, and prints what was made.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
@@ -142,7 +143,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def policy_server(command: list[str], port: int, log_path: Path, results: list[StageResult]):  # noqa: ANN201
+def policy_server(command: list[str], port: int, log_path: Path, results: list[StageResult]) -> Iterator[None]:
     """Keep the policy server running inside the block; it is stopped however the block ends.
 
     Raises:
@@ -163,7 +164,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log_path: Pat
     deadline = time.monotonic() + SERVER_START_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerError(f"policy server ended with exit code {process.returncode} before it was ready; see {log_path}")
+            raise ServerError(
+                f"policy server ended with exit code {process.returncode} before it was ready; see {log_path}"
+            )
         with contextlib.suppress(URLError, OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
             if reply.status == 200:
                 return
@@ -200,7 +203,13 @@ def main(args: Args) -> int:
     console.print(f"$ {' '.join(serve)} > {log_path}", highlight=False, markup=False)
     with policy_server(serve, int(port), log_path, results):
         offline_dir = args.out_dir / "offline"
-        stage("offline", "offline", DATA=args.sample_dir / "heldout", PORT=port, ARGS=f"--out-dir {offline_dir}")
+        stage(
+            "offline",
+            "offline",
+            DATA=args.sample_dir / "heldout",
+            PORT=port,
+            ARGS=f"--out-dir {offline_dir} --episodes 0 1",
+        )
         client_args = f"--max-steps {args.client_steps} --out-dir {args.out_dir / 'client'}"
         stage("client", "client", PORT=port, ARGS=client_args)
 

@@ -3,9 +3,9 @@
 import json
 
 import numpy as np
+
 from openpi.models import model as _model
 from openpi.policies import realman_policy
-
 from realman import spec
 
 
@@ -30,7 +30,9 @@ def test_the_delta_mask_covers_the_joints_and_spares_the_grippers():
 def test_dataset_names_are_those_of_a_real_users_dataset(golden_dir):
     info = json.loads((golden_dir / "user_info.json").read_text())
     assert tuple(info["features"][spec.STATE_KEY]["names"][0]) == spec.DIM_NAMES
-    assert {k.removeprefix(spec.IMAGE_KEY_PREFIX) for k in info["features"] if k.startswith(spec.IMAGE_KEY_PREFIX)} == set(spec.CAMERAS)
+    assert {
+        k.removeprefix(spec.IMAGE_KEY_PREFIX) for k in info["features"] if k.startswith(spec.IMAGE_KEY_PREFIX)
+    } == set(spec.CAMERAS)
 
 
 def test_the_policys_example_is_a_request_of_this_robot():

@@ -18,7 +18,11 @@ MAX_LINES = 500
 
 def tracked_files(*suffixes: str) -> list[Path]:
     listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     files = [ROOT / line for line in listing.stdout.splitlines()]
     return [f for f in files if f.suffix in suffixes and f.is_file()]
@@ -36,7 +40,9 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             yield node.module, id(node) in top_level
 
 
-def offenders(folder: Path, forbidden: str, *, allowed: tuple[str, ...] = (), inside_functions_ok: bool = False) -> list[str]:
+def offenders(
+    folder: Path, forbidden: str, *, allowed: tuple[str, ...] = (), inside_functions_ok: bool = False
+) -> list[str]:
     found = []
     for path in sorted(folder.rglob("*.py")):
         name = path.relative_to(folder).as_posix()
@@ -75,7 +81,9 @@ def test_mujoco_stays_inside_the_simulator():
 def test_leaf_modules_import_nothing_of_ours_but_each_other():
     leaves = {"spec", "errors", "arrays"}
     for leaf in leaves:
-        ours = {m for m, _ in imports(REALMAN / f"{leaf}.py") if m.split(".")[0] in {"realman", "openpi", "openpi_client"}}
+        ours = {
+            m for m, _ in imports(REALMAN / f"{leaf}.py") if m.split(".")[0] in {"realman", "openpi", "openpi_client"}
+        }
         assert ours <= {f"realman.{other}" for other in leaves}
 
 
@@ -94,7 +102,11 @@ def test_no_file_is_longer_than_a_reader_can_bear():
 
 
 def test_no_module_is_called_utils_or_like_the_standard_library():
-    names = [f.relative_to(ROOT).as_posix() for f in tracked_files(".py") if f.stem == "utils" or f.stem in sys.stdlib_module_names]
+    names = [
+        f.relative_to(ROOT).as_posix()
+        for f in tracked_files(".py")
+        if f.stem == "utils" or f.stem in sys.stdlib_module_names
+    ]
     assert [n for n in names if "tests/" not in n] == []
 
 

@@ -146,16 +146,20 @@ def plan_raw(
         RawJob(f, options, form, episode_index=i, first_index=start, task_index=tasks.index(f.task))
         for i, (f, start) in enumerate(zip(facts, starts, strict=False))
     ]
-    raw_bytes = sum(f.num_frames * 3 * h * w for f in facts for _, h, w in f.image_sizes)
-    as_images = sum(f.image_bytes for f in facts) if first.is_jpeg else _PNG_PART * raw_bytes
+    part = _VIDEO_PART if mode == "video" else _PNG_PART
+    needed = sum(f.image_bytes if mode == "image" and f.is_jpeg else part * _raw_bytes(f) for f in facts)
     return DatasetPlan(
         jobs=jobs,
         features=form.features,
         robot_type=robot_type,
         fps=first.fps,
         tasks=tasks,
-        needed_bytes=int(_VIDEO_PART * raw_bytes if mode == "video" else as_images),
+        needed_bytes=int(needed),
     )
+
+
+def _raw_bytes(facts: EpisodeFacts) -> int:
+    return facts.num_frames * sum(3 * height * width for _, height, width in facts.image_sizes)
 
 
 class _Camera:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from realman import spec
+from realman.errors import DatasetError
 
 CODEBASE_VERSION = "v2.1"
 CHUNK_SIZE = 1000
@@ -132,5 +133,12 @@ def write_json_lines(path: Path, records: Iterable[Any]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """Read a file of one JSON object a line.
+
+    Raises:
+        DatasetError: A line is no JSON.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as e:
+        raise DatasetError(f"{path}: is damaged ({e}); copy the dataset again") from e

@@ -128,21 +128,34 @@ def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
         robot_type: Name of the robot; None keeps the dataset's own.
 
     Raises:
-        DatasetError: Its version is none of `READABLE_VERSIONS`, or files that info.json promises are missing.
+        DatasetError: Its version is none of `READABLE_VERSIONS`, its metadata are damaged, or files are missing.
     """
-    info = _read_info(root)
+    try:
+        info = _read_info(root)
+        jobs = _read_jobs(root, info)
+        tasks = [line["task"] for line in _sorted_lines(root / layout.TASKS, "task_index")]
+        files = [root / old for job in jobs for old, _ in job.files]
+        _refuse_missing(root, [f for f in files if not f.is_file()])
+        return DatasetPlan(
+            jobs=jobs,
+            features=info["features"],
+            robot_type=robot_type or info["robot_type"],
+            fps=info["fps"],
+            tasks=tasks,
+            needed_bytes=sum(f.stat().st_size for f in files),
+        )
+    except (KeyError, TypeError) as e:
+        raise DatasetError(
+            f"{root / 'meta'}: is damaged, {e} is missing or no such value; copy the dataset again"
+        ) from e
+
+
+def _read_jobs(root: Path, info: dict[str, Any]) -> list[UpgradeJob]:
     _refuse_missing(root, [root / name for name in (layout.TASKS, layout.EPISODES) if not (root / name).is_file()])
-    tasks = [
-        line["task"]
-        for line in sorted(layout.read_json_lines(root / layout.TASKS), key=lambda line: line["task_index"])
-    ]
-    stats_path = root / layout.EPISODES_STATS
-    stats = (
-        {line["episode_index"]: line["stats"] for line in layout.read_json_lines(stats_path)}
-        if stats_path.is_file()
-        else {}
-    )
-    jobs = [
+    has_stats = (root / layout.EPISODES_STATS).is_file()
+    stats_lines = layout.read_json_lines(root / layout.EPISODES_STATS) if has_stats else []
+    stats = {line["episode_index"]: line["stats"] for line in stats_lines}
+    return [
         UpgradeJob(
             root=root,
             episode_index=line["episode_index"],
@@ -153,18 +166,12 @@ def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
             files=_episode_files(info, line["episode_index"]),
             stats=stats.get(line["episode_index"]),
         )
-        for line in sorted(layout.read_json_lines(root / layout.EPISODES), key=lambda line: line["episode_index"])
+        for line in _sorted_lines(root / layout.EPISODES, "episode_index")
     ]
-    files = [root / old for job in jobs for old, _ in job.files]
-    _refuse_missing(root, [f for f in files if not f.is_file()])
-    return DatasetPlan(
-        jobs=jobs,
-        features=info["features"],
-        robot_type=robot_type or info["robot_type"],
-        fps=info["fps"],
-        tasks=tasks,
-        needed_bytes=sum(f.stat().st_size for f in files),
-    )
+
+
+def _sorted_lines(path: Path, key: str) -> list[dict[str, Any]]:
+    return sorted(layout.read_json_lines(path), key=lambda line: line[key])
 
 
 def _episode_files(info: dict[str, Any], index: int) -> tuple[tuple[str, str], ...]:

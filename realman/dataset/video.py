@@ -33,11 +33,12 @@ class Codec:
 os.environ.setdefault("SVT_LOG", "1")
 
 # AV1 quality 30 is LeRobot's; preset 9 encodes twice as fast as 8 at the same size, and the encoder's authors warn of artifacts
-# from 10 on. x264's quality scale differs: 23 is its own default. Both run on one thread, because episodes are encoded in
-# parallel and x264's bytes depend on its threads.
+# from 10 on. x264's quality scale differs: 23 is its own default. With a key frame every second frame there is nothing to look
+# ahead for, and x264's choice of B-frames depends on uninitialised memory: the same frames gave up to three different files.
+_X264_NO_LOOKAHEAD = (("bf", "0"), ("rc-lookahead", "0"), ("mbtree", "0"), ("sc_threshold", "0"))
 CODECS: dict[CodecName, Codec] = {
     "av1": Codec("libsvtav1", (("preset", "9"), ("crf", "30"), ("svtav1-params", "lp=1"))),
-    "h264": Codec("libx264", (("preset", "veryfast"), ("crf", "23"))),
+    "h264": Codec("libx264", (("preset", "veryfast"), ("crf", "23"), *_X264_NO_LOOKAHEAD)),
 }
 
 
@@ -77,6 +78,7 @@ class VideoWriter:
         options = {"g": str(_KEYFRAME_EVERY), **dict(chosen.options)}
         stream = cast(av.VideoStream, self._container.add_stream(chosen.encoder, fps, options=options))
         stream.height, stream.width, stream.pix_fmt = height, width, _PIXEL_FORMAT
+        # Episodes are encoded in parallel already, and x264's bytes depend on its number of threads.
         stream.thread_count = 1
         self._stream = stream
 

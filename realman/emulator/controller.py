@@ -84,7 +84,7 @@ class Controller:
         self.settings = settings
         self.faults = Faults()
         self.motion = Motion(settings.home, settings.joint_limit)
-        self.gripper = Gripper()
+        self.gripper = Gripper(target=settings.home_gripper)
         self.push = PushSettings(enable=True, cycle=settings.push_cycle, port=settings.push_port, ip=settings.host)
         self.errors: list[int] = []
         self.joint_errors = np.zeros(6, dtype=np.int64)

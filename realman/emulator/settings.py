@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import socket
 
 import numpy as np
@@ -48,6 +49,8 @@ class ArmSettings:
     """Product name; the SDK reads the arm's model from it."""
     home_deg: tuple[float, ...] = HOME_DEG
     """Joints at power-on, deg."""
+    home_gripper: float = 1.0
+    """Gripper opening at power-on, 0..1."""
     joint_limit_deg: tuple[float, ...] = tuple(np.rad2deg(spec.ARM_UPPER_RAD).tolist())
     """Largest angle of each joint to both sides, deg; a controller may be set narrower than the arm."""
 
@@ -83,26 +86,39 @@ def two_arms(
         port: TCP port of both.
         push_port: UDP port pushed to.
         generation: Of both controllers.
-        home: Joints of both arms at power-on (14,), rad; None is each arm's own default.
+        home: Both arms at power-on (14,), rad and gripper opening; None is each arm's own default.
     """
     arms = tuple(ArmSettings(side, HOSTS[side], port, push_port, generation=generation) for side in spec.SIDES)
     if home is None:
         return arms
+    homes = {arm.side: home[spec.ARM_SLICES[arm.side]] for arm in arms}
     return tuple(
-        dataclasses.replace(arm, home_deg=tuple(np.rad2deg(home[spec.ARM_SLICES[arm.side]][:6]).tolist())) for arm in arms
+        dataclasses.replace(
+            arm,
+            home_deg=tuple(np.rad2deg(homes[arm.side][:6]).tolist()),
+            home_gripper=float(homes[arm.side][6]),
+        )
+        for arm in arms
     )
 
 
 def free_ports() -> tuple[int, int]:
-    """Return a TCP port that is free at both arms' addresses, and a free UDP port."""
+    """Return a TCP port that is free at both arms' addresses, and a UDP port that is this process's own.
+
+    The UDP port is the same at each call: the SDK (1.1.6) opens no sixth one in the life of a process.
+    """
     for _ in range(_PORT_TRIES):
-        with contextlib.ExitStack() as stack:
-            tcp = [stack.enter_context(socket.socket()) for _ in HOSTS]
-            udp = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
-            udp.bind(("", 0))
-            tcp[0].bind((HOSTS["right"], 0))
-            port = tcp[0].getsockname()[1]
+        with socket.socket() as right, socket.socket() as left:
+            right.bind((HOSTS["right"], 0))
+            port = right.getsockname()[1]
             with contextlib.suppress(OSError):
-                tcp[1].bind((HOSTS["left"], port))
-                return port, udp.getsockname()[1]
+                left.bind((HOSTS["left"], port))
+                return port, _own_udp_port()
     raise OSError("no TCP port is free at both loopback addresses")
+
+
+@functools.cache
+def _own_udp_port() -> int:
+    with socket.socket(type=socket.SOCK_DGRAM) as udp:
+        udp.bind(("", 0))
+        return int(udp.getsockname()[1])

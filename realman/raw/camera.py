@@ -61,7 +61,7 @@ class CameraStream:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of one raw frame times frames, or the size of the JPEG buffers as stored (first frame's for variable length)."""
+        """Size of all frames as stored; buffers of variable length are taken to be as long as the first."""
         if self._dataset.ndim == 1:
             return len(self.jpeg_bytes(0)) * len(self)
         return int(np.prod(self._dataset.shape))
@@ -91,7 +91,7 @@ class CameraStream:
         """
         if not self.is_jpeg:
             frame = self._read(t)
-            return np.ascontiguousarray(frame[..., ::-1] if self._swap else frame).copy()
+            return np.array(frame[..., ::-1] if self._swap else frame, order="C")
         data = np.frombuffer(self.jpeg_bytes(t), np.uint8)
         # A camera's EXIF rotation would change the shape, and ordinary readers of datasets ignore it.
         bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)

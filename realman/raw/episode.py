@@ -4,12 +4,10 @@ File layout (ALOHA's): /observations/qpos and /action (T, 14); optional /observa
 /observations/images/<camera>; optional attributes `fps` and `language_instruction`.
 """
 
-from collections import Counter
 from collections.abc import Callable
 import difflib
 import functools
 from pathlib import Path
-import re
 from types import TracebackType
 
 import h5py
@@ -35,31 +33,6 @@ FPS = "fps"
 
 TASK_NAMES = ("language_instruction", "instruction", "task")
 """Attributes or datasets that may hold the task text, in order of preference."""
-
-SUFFIXES = (".hdf5", ".h5")
-
-
-def find_episodes(path: Path) -> list[Path]:
-    """Recordings of a folder in natural order (`episode_2` before `episode_10`); a single file is a list of one.
-
-    Raises:
-        EpisodeError: The path is missing, or holds no recording.
-    """
-    if not path.exists():
-        raise EpisodeError(f"{path}: no such folder; give the folder that holds episode_<n>.hdf5")
-    if path.is_file():
-        return [path]
-    found = [p for p in path.iterdir() if p.suffix in SUFFIXES and not p.name.startswith(".") and p.is_file()]
-    if not found:
-        below = Counter(p.parent for suffix in SUFFIXES for p in path.glob(f"*/*{suffix}"))
-        fullest = next((f"'{folder}' holds {n}, give" for folder, n in below.most_common(1)), "give")
-        raise EpisodeError(f"{path}: no recordings (*.hdf5) in this folder; {fullest} the folder of episode_<n>.hdf5")
-    return sorted(found, key=_natural_key)
-
-
-def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
-    parts = re.split(r"(\d+)", path.stem)
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts], path.name
 
 
 def open_episode(path: Path, options: RawOptions | None = None) -> "Episode":

@@ -1,5 +1,6 @@
 """One RM65 through the SDK: connect, look, stream targets, stop for certain, release."""
 
+from collections.abc import Callable
 import logging
 import socket
 import threading
@@ -18,7 +19,7 @@ from realman.rm65 import sdk
 from realman.rm65.feed import StateFeed
 from realman.rm65.gripper import GripperWorker
 from realman.rm65.gripper import make_gripper
-from realman.rm65.raw_stop import stop_over_tcp
+from realman.rm65.raw import RawArm
 from realman.rm65.settings import Rm65Settings
 from realman.sim.kinematics import ArmVec
 
@@ -143,25 +144,23 @@ class Arm:
         if self._sdk_arm is None:
             return
         self.close_gate()
-        arm, timeout_s = self._sdk_arm, self._settings.stop_timeout_s
         try:
-            code = sdk.bounded(arm.rm_set_arm_stop, timeout_s, f"{self.name}: stop")
+            code = sdk.bounded(self._sdk_arm.rm_set_arm_stop, self._settings.stop_timeout_s, f"{self.name}: stop")
             codes.check(code, self.name, "rm_set_arm_stop")
+            _wait_for_standstill(self.name, self._ask_joints)
         except RobotError as e:
             logger.warning("%s; stopping over a connection of its own", e)
-            stop_over_tcp(self.name, self._host, self._settings.tcp_port, self._settings.reply_timeout_s)
-        self._wait_for_standstill()
+            settings = self._settings
+            with RawArm(self.name, self._host, settings.tcp_port, settings.reply_timeout_s) as raw:
+                raw.stop()
+                _wait_for_standstill(self.name, raw.joints)
 
-    def _wait_for_standstill(self) -> None:
-        until = time.monotonic() + _STANDSTILL_TIMEOUT_S
-        before = self.feed.latest()
-        while time.monotonic() < until:
-            time.sleep(_STANDSTILL_WINDOW_S)
-            now = self.feed.latest()
-            if now.time_s > before.time_s and np.abs(now.joints - before.joints).max() < _STANDSTILL_RAD:
-                return
-            before = now
-        raise RobotError(f"{self.name}: still moves {_STANDSTILL_TIMEOUT_S:g} s after the stop was acknowledged")
+    def _ask_joints(self) -> ArmVec:
+        """Ask where the arm is; unlike a state push, an answer cannot be an old one."""
+        timeout_s = self._settings.stop_timeout_s
+        code, degrees = sdk.bounded(self._sdk_arm.rm_get_joint_degree, timeout_s, f"{self.name}: joints")
+        codes.check(code, self.name, "rm_get_joint_degree")
+        return np.deg2rad(np.array(degrees[:6]))
 
     def disconnect(self) -> None:
         """Release the arm; safe to call twice. It does not stop a motion."""
@@ -175,8 +174,20 @@ class Arm:
             return
         try:
             sdk.bounded(arm.rm_delete_robot_arm, _RELEASE_TIMEOUT_S, f"{self.name}: release")
-        except RobotTimeoutError:
-            sdk.mark_hung("rm_delete_robot_arm")
+        except RobotTimeoutError as e:
+            logger.critical("%s; start the program again before the next run", e)
+
+
+def _wait_for_standstill(name: str, measure: Callable[[], ArmVec]) -> None:
+    until = time.monotonic() + _STANDSTILL_TIMEOUT_S
+    before = measure()
+    while time.monotonic() < until:
+        time.sleep(_STANDSTILL_WINDOW_S)
+        now = measure()
+        if np.abs(now - before).max() < _STANDSTILL_RAD:
+            return
+        before = now
+    raise RobotError(f"{name}: still moves {_STANDSTILL_TIMEOUT_S:g} s after the stop was acknowledged")
 
 
 def _address_towards(host: str, port: int) -> str:

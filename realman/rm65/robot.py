@@ -50,8 +50,8 @@ class Rm65Robot:
         self._previous: JointVec | None = None
         self._is_connected = False
         self._is_stopped = False
-        speed = np.tile([*spec.ARM_SPEED_RAD_S, np.inf], len(spec.SIDES))
-        self._max_step = speed / settings.fps
+        # Grippers limit themselves.
+        self._max_speed = np.tile([*spec.ARM_SPEED_RAD_S, np.inf], len(spec.SIDES))
 
     @property
     def fps(self) -> float:
@@ -144,7 +144,7 @@ class Rm65Robot:
         if self._settings.follow == "high":
             if self._stream is None:
                 rate_hz = self._settings.high_follow_rate_hz
-                self._stream = CommandStream(self._send_joints, measured, self.fps, rate_hz)
+                self._stream = CommandStream(self._send_joints, measured, self._max_speed, self.fps, rate_hz)
             self._stream.set_target(sent)
         else:
             self._send_joints(sent)
@@ -155,7 +155,8 @@ class Rm65Robot:
         return sent.copy()
 
     def _limit(self, target: JointVec, previous: JointVec) -> JointVec:
-        near = np.clip(target, previous - self._max_step, previous + self._max_step)
+        step = self._max_speed / self.fps
+        near = np.clip(target, previous - step, previous + step)
         limited = np.clip(near, spec.LOWER, spec.UPPER)
         for side, arm in self._arms.items():
             if arm.range:

@@ -27,7 +27,8 @@ _GRIPPER_TIMEOUT = 1
 
 _lock = threading.Lock()
 _is_started = False
-_hung_call: str | None = None
+_running: set[threading.Thread] = set()
+"""Bounded calls that have not come back."""
 
 
 def load() -> ModuleType:
@@ -42,7 +43,7 @@ def load() -> ModuleType:
         raise SiteError(
             f"rm65: the vendor's SDK does not load ({e}); pip install Robotic_Arm (Linux and Windows only)"
         ) from e
-    return rm_robot_interface  # type: ignore[no-any-return]
+    return rm_robot_interface
 
 
 def new_arm() -> Any:
@@ -54,8 +55,8 @@ def new_arm() -> Any:
     """
     global _is_started
     sdk = load()
-    if _hung_call:
-        raise RobotError(f"rm65: the SDK hangs in '{_hung_call}' since an earlier run; start the program again")
+    if calls := _hung_calls():
+        raise RobotError(f"rm65: the SDK hangs since an earlier run ({', '.join(calls)}); start the program again")
     with _lock:
         if _is_started:
             return sdk.RoboticArm()
@@ -68,8 +69,21 @@ def new_arm() -> Any:
 
 
 def open_handle(arm: Any, host: str, port: int) -> bool:
-    """Connect an arm; False if the controller does not answer as one."""
-    return bool(arm.rm_create_robot_arm(host, port, _LOG_ERRORS_ONLY).id >= 0)
+    """Connect an arm; False if the controller does not answer as one.
+
+    Raises:
+        RobotError: The SDK has no place for another arm.
+    """
+    try:
+        handle = arm.rm_create_robot_arm(host, port, _LOG_ERRORS_ONLY)
+    except ValueError as e:
+        # A null pointer: all five places are taken (1.1.6).
+        raise RobotError(f"rm65: the SDK has no place for the arm at {host}; start the program again") from e
+    if handle.id < 0:
+        # A failed handle keeps its place until it is deleted.
+        arm.rm_delete_robot_arm()
+        return False
+    return True
 
 
 def move_gripper(arm: Any, position: int) -> int:
@@ -93,8 +107,11 @@ def bounded(function: Callable[[], _T], timeout_s: float, what: str) -> _T:
             errors.append(e)
 
     thread = threading.Thread(target=run, name=what, daemon=True)
+    _running.add(thread)
     thread.start()
     thread.join(timeout_s)
+    if not thread.is_alive():
+        _running.discard(thread)
     if errors:
         raise errors[0]
     if not result:
@@ -102,13 +119,11 @@ def bounded(function: Callable[[], _T], timeout_s: float, what: str) -> _T:
     return result[0]
 
 
-def mark_hung(call: str) -> None:
-    """Remember that a call never came back: its locks are lost to this process."""
-    global _hung_call
-    _hung_call = call
-    logger.critical("rm65: the SDK hangs in '%s'; start the program again before the next run", call)
+def _hung_calls() -> list[str]:
+    """Name the calls that never came back; their locks are lost to this process."""
+    return sorted(thread.name for thread in _running if thread.is_alive())
 
 
 def _destroy() -> None:
-    if not _hung_call:
+    if not _hung_calls():
         load().RoboticArm.rm_destroy()

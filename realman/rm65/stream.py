@@ -37,16 +37,21 @@ class Interpolator:
 class CommandStream:
     """A thread that sends the interpolated command at a steady rate until it is halted or a send fails."""
 
-    def __init__(self, send: Callable[[JointVec], None], start: JointVec, fps: float, rate_hz: float) -> None:
-        """Prepare; nothing is sent before `begin`.
+    def __init__(
+        self, send: Callable[[JointVec], None], start: JointVec, max_speed: JointVec, fps: float, rate_hz: float
+    ) -> None:
+        """Prepare; nothing is sent before the first target.
 
         Args:
             send: Sends one command to both arms.
             start: Where the arms are.
+            max_speed: Largest speed, units of `start` per second; holds even if targets come faster than `fps`.
             fps: Rate of targets, Hz.
             rate_hz: Rate of commands, Hz.
         """
         self._send = send
+        self._command = np.array(start)
+        self._max_step = max_speed / rate_hz
         self._rate_hz = rate_hz
         self._lock = threading.Lock()
         self._interpolator = Interpolator(np.array(start), 1.0 / fps, time.monotonic())
@@ -79,9 +84,10 @@ class CommandStream:
         pacer = Pacer(self._rate_hz)
         while not self._is_halted.is_set():
             with self._lock:
-                command = self._interpolator.at(time.monotonic())
+                wanted = self._interpolator.at(time.monotonic())
+            self._command = np.clip(wanted, self._command - self._max_step, self._command + self._max_step)
             try:
-                self._send(command)
+                self._send(self._command)
             except RobotError as e:
                 self._error = e
                 return

@@ -3,6 +3,8 @@
 Order of choice: EGL, OSMesa, rays. `REALMAN_RENDER=egl|osmesa|rays` forces one.
 """
 
+from collections.abc import Iterator
+import contextlib
 import logging
 import os
 import sys
@@ -112,7 +114,8 @@ def open_renderer(model: mujoco.MjModel, height: int, width: int, *, shadows: bo
             renderer = GlRenderer(model, height, width, backend=backend, shadows=shadows)
         except GlContextError as e:
             if forced:
-                raise RobotError(f"{BACKEND_ENV}: '{backend}' cannot draw here ({e}); try 'rays', or unset it") from e
+                remedy = "install libegl1 or libosmesa6, or set 'rays'"
+                raise RobotError(f"{BACKEND_ENV}: '{backend}' cannot draw here ({e}); {remedy}") from e
             logger.info("no %s here (%s)", backend, e)
         else:
             logger.info("cameras are drawn by %s", backend)
@@ -124,9 +127,7 @@ def open_renderer(model: mujoco.MjModel, height: int, width: int, *, shadows: bo
 
 def _open_contexts(model: mujoco.MjModel, backend: str, width: int, height: int) -> tuple[Any, mujoco.MjrContext]:
     """Open the platform's graphics context and MuJoCo's drawing context in it."""
-    # MuJoCo's loader of GL functions reads this variable when the first context is made, not at import.
-    os.environ["MUJOCO_GL"] = backend
-    _free_pyopengl_platform(backend)
+    logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)
     try:
         if backend == "egl":
             from mujoco.egl import GLContext
@@ -134,15 +135,28 @@ def _open_contexts(model: mujoco.MjModel, backend: str, width: int, height: int)
             from mujoco.osmesa import GLContext
         gl = GLContext(width, height)
         gl.make_current()
-        return gl, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        with _environment_variable("MUJOCO_GL", backend):  # MuJoCo's loader of GL functions reads it here
+            return gl, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
     except Exception as e:  # a missing or unfit library surfaces as any of half a dozen types, PyOpenGL's own included
+        _forget_pyopengl()
         raise GlContextError(str(e) or type(e).__name__) from e
 
 
-def _free_pyopengl_platform(backend: str) -> None:
-    """Let PyOpenGL choose its platform again: it keeps the one of its first import, even when that one failed."""
-    logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)
-    if os.environ.get("PYOPENGL_PLATFORM", backend) != backend:
-        del os.environ["PYOPENGL_PLATFORM"]
-        for name in [name for name in sys.modules if name.partition(".")[0] == "OpenGL"]:
-            del sys.modules[name]
+def _forget_pyopengl() -> None:
+    """Let PyOpenGL choose its platform again: it keeps that of its first import, even when it cannot be used."""
+    os.environ.pop("PYOPENGL_PLATFORM", None)  # set by mujoco.egl and mujoco.osmesa, and inherited by child processes
+    for name in [name for name in sys.modules if name.partition(".")[0] == "OpenGL"]:
+        del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _environment_variable(name: str, value: str) -> Iterator[None]:
+    previous = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if previous is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = previous

@@ -28,7 +28,13 @@ def run(folder: Path, *command: object, code: int = 0) -> subprocess.CompletedPr
     """Run a command in `folder` and insist on its exit code."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_LEROBOT_HOME": str(folder / "lerobot"), "MPLBACKEND": "Agg"}
     result = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, env=env, capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert result.returncode == code, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     return result
@@ -55,12 +61,22 @@ def server(workplace):
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    command = [sys.executable, SCRIPTS / "serve_policy.py", "--port", port, "policy:checkpoint", "--policy.config", CONFIG]
+    command = [
+        sys.executable,
+        SCRIPTS / "serve_policy.py",
+        "--port",
+        port,
+        "policy:checkpoint",
+        "--policy.config",
+        CONFIG,
+    ]
     command += ["--policy.dir", workplace / "checkpoints" / CONFIG / "e2e"]
     log_path = workplace / "server.log"
     with log_path.open("wb") as log:
         env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        process = subprocess.Popen(list(map(str, command)), cwd=workplace, env=env, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=workplace, env=env, stdout=log, stderr=subprocess.STDOUT
+        )
         try:
             wait_until_ready(process, port, log_path)
             yield port

@@ -28,9 +28,7 @@ ASSET_ID = "realman/demo"
 
 
 def golden_config(**overrides) -> TrainConfig:
-    size = gemma_config.Config(
-        width=64, depth=3, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=16, vocab_size=512
-    )
+    size = gemma_config.Config(width=64, depth=3, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=16, vocab_size=512)
     fields = json.loads((GOLDEN / "pi0.json").read_text())["config"]
     fields |= {
         "paligemma_variant": size,
@@ -44,7 +42,9 @@ def golden_config(**overrides) -> TrainConfig:
 
 def stats() -> dict[str, normalize.NormStats]:
     vector = np.arange(14.0)
-    return {key: normalize.NormStats(mean=vector, std=vector + 1, q01=-vector, q99=vector) for key in ("state", "actions")}
+    return {
+        key: normalize.NormStats(mean=vector, std=vector + 1, q01=-vector, q99=vector) for key in ("state", "actions")
+    }
 
 
 def open_dir(path: pathlib.Path, *, resume: bool = True, overwrite: bool = False):

@@ -281,6 +281,11 @@ def test_action_tokens_that_meet_text_are_refused(processor_dir):
         _tokenizer.fast_for_vocab(500, MAX_LEN, fast_tokenizer_path=processor_dir).tokenize("go", STATE, make_chunk(0))
 
 
+def test_a_vocabulary_too_small_for_text_is_refused():
+    with pytest.raises(errors.ConfigError, match="vocab_size 383 is too small, expected at least 384"):
+        _tokenizer.fast_for_vocab(383, MAX_LEN)
+
+
 @settings(max_examples=30, deadline=None)
 @given(prompt=st.text(max_size=400), seed=st.integers(0, 1000))
 def test_any_prompt_leaves_state_and_actions_whole(processor_dir, prompt, seed):

@@ -68,7 +68,11 @@ def stored_model(name, **changes):
 @functools.cache
 def sampler(name):
     """Jitted once for all tests of a model."""
-    return nnx_utils.module_jit(stored_model(name).sample_actions, static_argnames="max_decoding_steps")
+    return jit_sampler(stored_model(name))
+
+
+def jit_sampler(model):
+    return nnx_utils.module_jit(model.sample_actions, static_argnames="max_decoding_steps")
 
 
 @functools.cache
@@ -133,7 +137,7 @@ def test_fast_loss_and_greedy_tokens_equal_the_golden_numbers():
     np.testing.assert_allclose(loss, arrays["loss"], rtol=1e-5)
 
     prompt = stored_observation(arrays, pi0_fast.IMAGE_KEYS, prefix="infer_obs")
-    tokens = sampler("pi0_fast")(jax.random.key(0), prompt, max_decoding_steps=24)
+    tokens = sampler("pi0_fast")(jax.random.key(0), prompt, max_decoding_steps=24, temperature=0.0)
     assert tokens.dtype == jnp.float32
     np.testing.assert_array_equal(tokens, arrays["greedy_tokens_24"])
 
@@ -191,7 +195,10 @@ def formula_observation(keys, *, third_camera):
     return tensor(_model.Observation.from_dict(data))
 
 
-@pytest.mark.parametrize("name", ["pi0", "pi05", "pi0_lora"])
+# One of the three in the fast set: it uses all that the others do but pi0.5's norms, which the stored model shows.
+@pytest.mark.parametrize(
+    "name", ["pi0_lora", pytest.param("pi0", marks=pytest.mark.slow), pytest.param("pi05", marks=pytest.mark.slow)]
+)
 def test_loss_and_samples_equal_the_formula_numbers(name):
     expected = json.loads((GOLDEN / "formula.json").read_text())[name]
     model = formula_model(name)
@@ -199,7 +206,7 @@ def test_loss_and_samples_equal_the_formula_numbers(name):
     actions = jnp.cos(0.1 * jnp.arange(80)).reshape(2, 5, 8)
     noise = jnp.asarray(np.sin(0.7 * np.arange(80) + 1).reshape(2, 5, 8), jnp.float32)
 
-    prefix = model.embed_prefix(observation)[0]
+    prefix = nnx_utils.module_jit(model.embed_prefix)(observation)[0]
     assert list(prefix.shape) == expected["prefix_shape"]
     np.testing.assert_allclose(prefix[0, 0, :8], expected["prefix_tok0"], **FORMULA)
 
@@ -221,7 +228,7 @@ def test_fast_loss_and_tokens_equal_the_formula_numbers():
     observation = formula_observation(pi0_fast.IMAGE_KEYS, third_camera=True)
     loss = nnx_utils.module_jit(model.compute_loss)(jax.random.key(5), observation, None)
     np.testing.assert_allclose(loss, expected["loss"], rtol=1e-5)
-    tokens = model.sample_actions(jax.random.key(0), observation, max_decoding_steps=8)
+    tokens = jit_sampler(model)(jax.random.key(0), observation, max_decoding_steps=8)
     np.testing.assert_array_equal(tokens, expected["tokens_8"])
 
 
@@ -277,7 +284,7 @@ def test_fast_stops_each_sample_at_its_own_end_token(monkeypatch):
     assert 0 < end < 23
     monkeypatch.setattr(pi0_fast, "EOS_TOKEN", eos)
     prompt = stored_observation(golden_arrays("pi0_fast"), pi0_fast.IMAGE_KEYS, prefix="infer_obs")
-    tokens = stored_model("pi0_fast").sample_actions(jax.random.key(0), prompt, max_decoding_steps=24)
+    tokens = jit_sampler(stored_model("pi0_fast"))(jax.random.key(0), prompt, max_decoding_steps=24)
     np.testing.assert_array_equal(tokens[0], golden[0])
     np.testing.assert_array_equal(tokens[1, : end + 1], golden[1, : end + 1])
     assert not tokens[1, end + 1 :].any()
@@ -295,19 +302,18 @@ def test_fast_decoding_as_trained_writes_what_the_training_pass_finds_likeliest(
     """One causal pass over prompt and written tokens must predict each written token from those before it."""
     prompt = stored_observation(golden_arrays("pi0_fast"), pi0_fast.IMAGE_KEYS, prefix="infer_obs")
     model = stored_model("pi0_fast", published_decoding=False)
-    tokens = model.sample_actions(jax.random.key(0), prompt, max_decoding_steps=24).astype(jnp.int32)
+    tokens = jit_sampler(model)(jax.random.key(0), prompt, max_decoding_steps=24).astype(jnp.int32)
 
-    lengths = prompt.tokenized_prompt_mask.sum(axis=1)
-    for sample, length in enumerate(lengths):
-        one = jax.tree.map(lambda leaf, sample=sample: leaf[sample : sample + 1], prompt)
-        text = jnp.concatenate([one.tokenized_prompt[:, :length], tokens[sample : sample + 1]], axis=1)
-        full = one.replace(
-            tokenized_prompt=text,
-            tokenized_prompt_mask=jnp.ones_like(text, dtype=bool),
-            token_ar_mask=(jnp.arange(text.shape[1]) >= length).astype(jnp.int32)[None],
-        )
-        likeliest = teacher_forced(model, full)[0, length - 1 : -1]
-        np.testing.assert_array_equal(likeliest, tokens[sample])
+    one = jax.tree.map(lambda leaf: leaf[1:], prompt)  # the sample with a masked camera
+    length = int(one.tokenized_prompt_mask.sum())
+    text = jnp.concatenate([one.tokenized_prompt[:, :length], tokens[1:]], axis=1)
+    full = one.replace(
+        tokenized_prompt=text,
+        tokenized_prompt_mask=jnp.ones_like(text, dtype=bool),
+        token_ar_mask=(jnp.arange(text.shape[1]) >= length).astype(jnp.int32)[None],
+    )
+    likeliest = teacher_forced(model, full)
+    np.testing.assert_array_equal(likeliest[0, length - 1 : -1], tokens[1])
 
 
 def teacher_forced(model, observation):

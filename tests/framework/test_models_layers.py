@@ -14,12 +14,27 @@ import pytest
 
 from openpi.models import gemma
 from openpi.models import gemma_layers
+from openpi.models import initializers
 from openpi.models import lora
 from openpi.models import paligemma
 from openpi.models import pi0
 from openpi.models import stacking
+from openpi.shared import nnx_utils
 
+RNG = np.random.default_rng(0)
 SIZE = gemma.Config(width=12, depth=2, mlp_dim=20, num_heads=4, num_kv_heads=2, head_dim=6, vocab_size=11)
+
+
+def draw(*shape):
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def filled(create):
+    """A module with random parameters; drawn by numpy, because compiling JAX's generators takes seconds."""
+    graphdef, state = nnx.split(nnx.eval_shape(create))
+    params = jax.tree.map(lambda leaf: 0.3 * draw(*leaf.shape), nnx_utils.to_pure_dict(state))
+    nnx_utils.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
 
 
 @settings(max_examples=50, deadline=None)
@@ -51,7 +66,7 @@ def test_rotary_products_depend_on_the_distance_alone(i, j, shift, seed):
 
 
 def test_rotation_keeps_lengths_and_leaves_position_zero_alone():
-    x = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
+    x = draw(2, 3, 4, 8)
     positions = jnp.array([[0, 5, 70], [0, 1, 2]])
     rotated = gemma_layers.apply_rope(x, positions)
     np.testing.assert_allclose(jnp.linalg.norm(rotated, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
@@ -59,9 +74,9 @@ def test_rotation_keeps_lengths_and_leaves_position_zero_alone():
 
 
 def test_attention_equals_the_plain_formula_with_repeated_kv_heads():
-    q = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
-    k, v = jax.random.normal(jax.random.key(1), (2, 2, 5, 2, 8))
-    mask = jax.random.bernoulli(jax.random.key(2), 0.7, (2, 3, 5)).at[:, :, 0].set(True)
+    q = draw(2, 3, 4, 8)
+    k, v = draw(2, 2, 5, 2, 8)
+    mask = (draw(2, 3, 5) > -0.5).at[:, :, 0].set(True)
     result = gemma_layers.attend(q, k, v, mask)
     for b, t, n in np.ndindex(2, 3, 4):
         logits = jnp.where(mask[b, t], k[b, :, n // 2] @ q[b, t, n], -jnp.inf)
@@ -69,7 +84,7 @@ def test_attention_equals_the_plain_formula_with_repeated_kv_heads():
 
 
 def test_a_query_that_sees_nothing_gets_the_mean_and_no_nan():
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 4, 1, 8))
+    q, k, v = draw(3, 1, 4, 1, 8)
     result = gemma_layers.attend(q, k, v, jnp.zeros((1, 4, 4), dtype=bool))
     np.testing.assert_allclose(result[0, :, 0], jnp.broadcast_to(v[0, :, 0].mean(axis=0), (4, 8)), rtol=1e-5)
 
@@ -77,9 +92,11 @@ def test_a_query_that_sees_nothing_gets_the_mean_and_no_nan():
 @pytest.mark.parametrize("fused", [False, True])
 def test_cached_keys_give_the_same_outputs_as_one_pass(fused):
     size = dataclasses.replace(SIZE, num_kv_heads=4) if fused else SIZE
-    model = gemma.Module((size, size), embed_dtype="float32", adaptive_norms=(False, True), rngs=nnx.Rngs(0))
-    first, second = jax.random.normal(jax.random.key(1), (2, 2, 3, 12))
-    cond = [None, jax.random.normal(jax.random.key(2), (2, 12))]
+    model = filled(
+        lambda: gemma.Module((size, size), embed_dtype="float32", adaptive_norms=(False, True), rngs=nnx.Rngs(0))
+    )
+    first, second = draw(2, 2, 3, 12)
+    cond = [None, draw(2, 12)]
     mask = jnp.tril(jnp.ones((2, 6, 6), dtype=bool))
     positions = jnp.broadcast_to(jnp.arange(6), (2, 6))
     (_, together), _ = model([first, second], positions, mask, adarms_cond=cond)
@@ -92,7 +109,7 @@ def test_cached_keys_give_the_same_outputs_as_one_pass(fused):
 
 
 def test_streams_and_caches_have_the_compute_type_and_parameters_stay_float32():
-    model = gemma.Module((SIZE,), embed_dtype="bfloat16", adaptive_norms=(False,), rngs=nnx.Rngs(0))
+    model = filled(lambda: gemma.Module((SIZE,), embed_dtype="bfloat16", adaptive_norms=(False,), rngs=nnx.Rngs(0)))
     tokens = model.embed(jnp.array([[1, 2, 3]]))
     (out,), (k, v) = model([tokens], jnp.arange(3)[None], jnp.ones((1, 3, 3), dtype=bool))
     assert {x.dtype for x in (tokens, out, k, v)} == {jnp.dtype("bfloat16")}
@@ -104,7 +121,7 @@ def test_streams_and_caches_have_the_compute_type_and_parameters_stay_float32():
 def test_an_untrained_adaptive_norm_closes_its_gate_and_norms_plainly():
     adaptive = gemma_layers.RMSNorm(6, adaptive=True, dtype="float32", rngs=nnx.Rngs(0))
     plain = gemma_layers.RMSNorm(6, adaptive=False, dtype="float32", rngs=nnx.Rngs(0))
-    x, cond = jax.random.normal(jax.random.key(0), (2, 3, 6)), jnp.ones((2, 6))
+    x, cond = draw(2, 3, 6), jnp.ones((2, 6))
     normed, gate = adaptive(x, cond)
     np.testing.assert_allclose(normed, plain(x, None)[0], rtol=1e-6)
     np.testing.assert_allclose(jnp.mean(jnp.square(normed), axis=-1), 1.0, rtol=1e-4)
@@ -137,9 +154,8 @@ EINSUMS = {
 def test_the_low_rank_update_adds_the_scaled_product_of_a_and_b_to_the_weight(name, rslora):
     eqn, x_shape, shape, product = EINSUMS[name]
     config = lora.LoRAConfig(rank=2, alpha=3.0, rslora=rslora)
-    layer = lora.Einsum(shape, init=jax.nn.initializers.normal(), lora_config=config, rngs=nnx.Rngs(0))
-    fill_lora(layer)
-    x = jax.random.normal(jax.random.key(1), x_shape)
+    layer = filled(lambda: lora.Einsum(shape, init=initializers.zeros, lora_config=config, rngs=nnx.Rngs(0)))
+    x = draw(*x_shape)
     update = jnp.einsum(product, layer.lora_a[...], layer.lora_b[...])
     weight = layer.w[...] + (3 / 2**0.5 if rslora else 3 / 2) * update
     np.testing.assert_allclose(layer(eqn, x), jnp.einsum(eqn, x, weight), atol=1e-5)
@@ -147,33 +163,24 @@ def test_the_low_rank_update_adds_the_scaled_product_of_a_and_b_to_the_weight(na
 
 def test_the_update_of_the_attention_output_sums_the_heads_in_a_and_in_b():
     """Published LoRA weights were trained with this, so that the heads mix."""
-    layer = lora.Einsum(
-        (4, 6, 5), init=jax.nn.initializers.normal(), lora_config=lora.LoRAConfig(rank=2, alpha=2.0), rngs=nnx.Rngs(0)
-    )
-    fill_lora(layer)
-    x = jax.random.normal(jax.random.key(1), (2, 3, 4, 6))
+    config = lora.LoRAConfig(rank=2, alpha=2.0)
+    layer = filled(lambda: lora.Einsum((4, 6, 5), init=initializers.zeros, lora_config=config, rngs=nnx.Rngs(0)))
+    x = draw(2, 3, 4, 6)
     update = jnp.einsum("btnh,nhl->btl", x, layer.lora_a[...]) @ layer.lora_b[...].sum(axis=0)
     expected = jnp.einsum("btnh,nhd->btd", x, layer.w[...]) + update
     np.testing.assert_allclose(layer("BTNH,NHD->BTD", x), expected, atol=1e-5)
 
 
-def test_fresh_lora_weights_change_nothing():
-    base = lora.FeedForward(6, 8, rngs=nnx.Rngs(0))
-    tuned = lora.FeedForward(6, 8, lora_config=lora.LoRAConfig(rank=2), rngs=nnx.Rngs(1))
-    for name in ("gating_einsum", "linear"):
-        setattr(tuned, name, getattr(base, name))
-    x = jax.random.normal(jax.random.key(0), (2, 3, 6))
-    np.testing.assert_array_equal(tuned(x), base(x))
-    fill_lora(tuned)
-    assert np.abs(tuned(x) - base(x)).max() > 1e-3
+def test_fresh_lora_weights_change_nothing_and_trained_ones_do():
+    def create(config=lora.LoRAConfig(rank=2)):
+        return lora.FeedForward(6, 8, lora_config=config, rngs=nnx.Rngs(0))
 
-
-def fill_lora(layer):
-    """Give the second factors, which start at zero, random values."""
-    for i, name in enumerate(("lora_b", "gating_einsum_lora_b", "linear_lora_b")):
-        if hasattr(layer, name):
-            param = getattr(layer, name)
-            setattr(layer, name, nnx.Param(jax.random.normal(jax.random.key(i), param[...].shape)))
+    fresh, trained, x = create(), filled(create), draw(2, 3, 6)
+    base = filled(lambda: create(None))
+    for model in (fresh, trained):
+        model.gating_einsum, model.linear = base.gating_einsum, base.linear
+    np.testing.assert_array_equal(fresh(x), base(x))
+    assert np.abs(trained(x) - base(x)).max() > 1e-2
 
 
 def test_time_embedding_has_the_shortest_and_the_longest_period():

@@ -88,7 +88,7 @@ def test_configs_compare_and_hash_by_value():
 
 
 def test_unknown_sizes_are_refused_with_the_known_ones():
-    with pytest.raises(errors.ConfigError, match="'gemma_2b_lore' not found. Did you mean 'gemma_2b_lora'"):
+    with pytest.raises(errors.ConfigError, match=r"'gemma_2b_lore' not found\. Did you mean 'gemma_2b_lora'"):
         gemma.get_config("gemma_2b_lore")
     for name in ("So400m", "huge/14", "mu/0", "mu/x"):
         with pytest.raises(errors.ConfigError, match=f"found '{name}', expected '<size>/<patch px>'.*So400m"):

@@ -18,19 +18,18 @@ from openpi.shared import nnx_utils
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 
 
+calls = []
+
+
 class Scaled(nnx.Module):
     def __init__(self):
         self.linear = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
         self.scale = nnx.Param(jnp.array(3.0))
-        self.traces = 0
 
     def __call__(self, x, *, power=1, twice=False):
         calls.append("trace")
         x = x * self.scale[...] ** power
         return 2 * x if twice else x
-
-
-calls = []
 
 
 def test_module_jit_traces_once_and_holds_the_parameters_of_its_making():

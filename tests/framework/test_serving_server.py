@@ -85,9 +85,8 @@ def _client(server, **kwargs):
 
 def _bare_client(server, **kwargs):
     """Connect as the original's client does: no header of ours."""
-    return websockets.sync.client.connect(
-        f"ws://{HOST}:{server.port}", compression=None, max_size=None, proxy=None, **kwargs
-    )
+    sock = socket.create_connection((HOST, server.port), timeout=WAIT_S)
+    return websockets.sync.client.connect(f"ws://{HOST}", sock=sock, compression=None, max_size=None, **kwargs)
 
 
 def _get(server, path):
@@ -171,6 +170,7 @@ def test_health_pings_and_handshakes_are_answered_during_an_inference(serve):
     policy = GatedPolicy()
     server = serve(policy)
     with _client(server) as client, _bare_client(server) as other:
+        other.recv()
         inference = threading.Thread(target=client.infer, args=(_obs(),))
         inference.start()
         assert policy.entered.acquire(timeout=WAIT_S)

@@ -32,7 +32,14 @@ def tiny_model(name: str) -> pi0_config.Pi0Config:
         return dict.fromkeys(("attn", "ffn"), lora.LoRAConfig(rank=rank, alpha=rank)) if "lora" in name else {}
 
     size = gemma_config.Config(
-        width=64, depth=3, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=16, vocab_size=512, lora_configs=updates(4)
+        width=64,
+        depth=3,
+        mlp_dim=128,
+        num_heads=4,
+        num_kv_heads=1,
+        head_dim=16,
+        vocab_size=512,
+        lora_configs=updates(4),
     )
     fields = json.loads((GOLDEN / f"{name}.json").read_text())["config"]
     return pi0_config.Pi0Config(
@@ -56,7 +63,9 @@ def golden_batch(name: str) -> tuple[_model.Observation, np.ndarray]:
     batch_size = len(arrays["obs/state"])
     observation = _model.Observation.from_dict(
         {
-            "image": {key: np.stack([image(b, i) for b in range(batch_size)]) for i, key in enumerate(_model.IMAGE_KEYS)},
+            "image": {
+                key: np.stack([image(b, i) for b in range(batch_size)]) for i, key in enumerate(_model.IMAGE_KEYS)
+            },
             "image_mask": {key: arrays[f"obs/image_mask/{key}"] for key in _model.IMAGE_KEYS},
             **{key: arrays[f"obs/{key}"] for key in ("state", "tokenized_prompt", "tokenized_prompt_mask")},
         }
@@ -131,9 +140,7 @@ def undetermined_leaves(state: train_state.TrainState) -> dict[str, float]:
     noise, and Adam scales noise up to full steps. Such a leaf shows in its second moment, and is no other.
     """
     noise = {
-        path: leaf
-        for path, leaf in flat_leaves(state.opt_state[1][0].nu).items()
-        if 0 < np.sqrt(np.max(leaf)) < 1e-6
+        path: leaf for path, leaf in flat_leaves(state.opt_state[1][0].nu).items() if 0 < np.sqrt(np.max(leaf)) < 1e-6
     }
     assert all(path.endswith("MultiHeadDotProductAttention_0/key/bias") for path in noise)
     sum_of_rates = 1e-3 * (1 / 3 + 2 / 3 + 1 + 1)

@@ -93,9 +93,10 @@ def test_reading_one_frame_reads_no_neighbours(tmp_path, tiny_recordings):
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [1] * 12
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, tiny_recordings):
-    one = run(tiny_recordings, tmp_path / "one", workers=1)
-    two = run(tiny_recordings, tmp_path / "two", workers=2)
+@pytest.mark.parametrize("options", [{}, {"mode": "video"}, {"mode": "video", "video_codec": "h264"}])
+def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path, tiny_recordings, options):
+    one = run(tiny_recordings, tmp_path / "one", workers=1, **options)
+    two = run(tiny_recordings, tmp_path / "two", workers=2, **options)
     assert content(one) == content(two)
 
 

@@ -3,6 +3,7 @@
 import errno
 import shutil
 import sys
+import types
 
 import h5py
 import numpy as np
@@ -214,7 +215,7 @@ def test_two_runs_do_not_write_the_same_dataset(tiny_recordings, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_found_out_first(tiny_recordings, tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(DatasetError, match=r"disk has 0\.0 GB free"):
         convert.main(arguments(tiny_recordings, tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -93,6 +93,8 @@ def remove_a_table(root):
             r"is a LeRobot v3\.0 dataset, expected v2\.0 or v2\.1",
         ),
         (lambda root: (root / layout.INFO).write_text("{"), "is damaged"),
+        (lambda root: (root / layout.EPISODES).write_text("{}"), "is damaged, 'episode_index' is missing"),
+        (lambda root: (root / layout.TASKS).write_text("x"), "tasks.jsonl: is damaged"),
         (lambda root: (root / layout.TASKS).unlink(), "files are missing: meta/tasks.jsonl"),
         (remove_a_table, "files are missing: data/chunk-000/episode_000001.parquet"),
         (lambda root: (root / layout.data_path(1)).write_bytes(b"x" * 99), "is no readable parquet file"),

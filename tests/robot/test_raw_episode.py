@@ -30,7 +30,10 @@ def test_recordings_are_found_in_natural_order(tmp_path):
     [
         (lambda d: None, "no such folder"),
         (lambda d: d.mkdir(), "no recordings"),
-        (lambda d: ((d / "train").mkdir(parents=True), (d / "train" / "episode_0.hdf5").touch()), "train' holds 1, give the folder"),
+        (
+            lambda d: ((d / "train").mkdir(parents=True), (d / "train" / "episode_0.hdf5").touch()),
+            "train' holds 1, give the folder",
+        ),
     ],
 )
 def test_a_folder_without_recordings_is_named_with_what_to_do(tmp_path, make, expected):

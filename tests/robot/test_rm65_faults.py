@@ -40,9 +40,9 @@ class Cell:
 
     def drive_until(self, error: type[Exception], match: str, seconds: float = 10.0) -> None:
         """Keep the arms moving until the driver complains."""
-        target = self.robot.observe().state
         until = time.monotonic() + seconds
-        with pytest.raises(error, match=match):
+        with pytest.raises(error, match=match):  # noqa: PT012 - which of the calls fails is not known
+            target = self.robot.observe().state
             while time.monotonic() < until:
                 target = target + STEP * (1 if target[0] < 0.5 else 0)
                 self.robot.send(target)
@@ -73,9 +73,9 @@ def cell() -> Iterator[Cell]:
         connect_timeout_s=10.0,
     )
     with Emulator(two_arms(port, push_port)) as emulator:
-        robot = Rm65Robot(settings)
-        yield Cell(emulator, settings, robot)
-        robot.disconnect()
+        cell = Cell(emulator, settings, Rm65Robot(settings))
+        yield cell
+        cell.robot.disconnect()
 
 
 def test_no_controller_at_the_address_is_told_in_one_line():
@@ -163,9 +163,10 @@ def test_a_controller_error_while_driving_is_named(cell):
 
 
 def test_a_state_push_that_ends_is_noticed(cell):
-    cell.robot.connect()
+    robot = cell.robot = Rm65Robot(dataclasses.replace(cell.settings, max_state_age_s=0.3))
+    robot.connect()
     cell.arm("left").faults.is_push_silent = True
-    cell.drive_until(RobotTimeoutError, r"left arm 127.0.0.2: the state is \d+ ms old \(at most 1000 ms\)")
+    cell.drive_until(RobotTimeoutError, r"left arm 127.0.0.2: the state is \d+ ms old \(at most 300 ms\)")
 
 
 @pytest.mark.parametrize("follow", ["low", "high"])
@@ -196,7 +197,9 @@ def test_a_stop_that_nobody_acknowledges_is_an_error_that_names_the_emergency_st
     robot = cell.robot = Rm65Robot(dataclasses.replace(cell.settings, reply_timeout_s=0.2, stop_timeout_s=0.2))
     robot.connect()
     cell.arm("left").faults.ignored = frozenset({"set_arm_stop"})
-    with pytest.raises(RobotError, match=r"left arm .*no acknowledged stop over TCP.*; press the emergency stop"):
+    with pytest.raises(
+        RobotError, match=r"left arm .*'set_arm_stop' was not acknowledged over TCP.*; press the emergency stop"
+    ):
         robot.stop()
     cell.assert_still_for_good("right")
 
@@ -205,10 +208,7 @@ def test_an_arm_that_moves_on_after_an_acknowledged_stop_is_an_error(cell):
     cell.robot.connect()
     arm = cell.arm("left")
     arm.stop = lambda *, slow=False: True
-    goal = cell.robot.observe().state + 40 * STEP
-    for _ in range(10):
-        cell.robot.send(goal)
-    cell.emulator.call(lambda: arm.motion.plan(-np.array(arm.position.joints), 0.1))
+    assert cell.emulator.call(lambda: arm.motion.plan(-arm.position.joints, 0.1))
     with pytest.raises(RobotError, match=r"left arm 127.0.0.2: still moves"):
         cell.robot.stop()
 
@@ -255,6 +255,6 @@ def test_a_hung_sdk_does_not_keep_the_arms_from_stopping():
     done = subprocess.run([sys.executable, "-c", HUNG_SDK], capture_output=True, text=True, timeout=60, check=False)
     lines = done.stdout.splitlines()
     assert lines[:3] == ["stopped True", "right True []", "left True []"], done.stderr
-    assert "the SDK hangs in 'rm_delete_robot_arm'" in lines[3]
+    assert "the SDK hangs since an earlier run (left arm 127.0.0.2: release" in lines[3]
     assert "start the program again" in lines[3]
     assert done.returncode == 0, done.stderr

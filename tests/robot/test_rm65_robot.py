@@ -125,7 +125,7 @@ def test_a_target_is_cut_to_the_narrower_of_the_arms_and_the_controllers_range(m
         goal[0], goal[1], goal[6] = 1.0, 3.0, 1.7
         for _ in range(60):
             sent = robot.send(goal)
-            time.sleep(0.002)
+            time.sleep(1 / robot.fps)
         assert np.rad2deg(sent[0]) == pytest.approx(30.0, abs=1e-3)
         assert np.rad2deg(sent[1]) == pytest.approx(130.0, abs=1e-3)
         assert sent[6] == 1.0
@@ -155,10 +155,10 @@ def test_a_stop_ends_the_motion_of_both_arms_and_nothing_is_sent_after_it(make_c
     robot = cell.robot(follow=follow)
     robot.connect()
     try:
-        goal = robot.observe().state + np.where(np.isin(np.arange(14), JOINTS), 0.6, -1.0)
-        for _ in range(15):
+        goal = robot.observe().state + np.where(np.isin(np.arange(14), JOINTS), 1.0, -1.0)
+        for _ in range(10):
             robot.send(goal)
-            time.sleep(0.005)
+            time.sleep(1 / robot.fps)
         robot.stop()
         stopped = robot.observe().state
         with pytest.raises(RejectedError, match="stopped"):

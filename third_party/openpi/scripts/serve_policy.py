@@ -13,6 +13,7 @@ import logging
 import os
 import pathlib
 import socket
+from typing import Any
 
 from openpi.policies import checkpoint_folder
 from openpi.policies import example_observation
@@ -82,33 +83,39 @@ DEFAULT_CHECKPOINT: dict[EnvMode, Checkpoint] = {
 
 def main(args: Args) -> None:
     """Serve a trained policy to robots over websockets; general flags come before the `policy:` word."""
+    for chatty in ("absl", "websockets.server"):  # orbax reports each file through absl; connections are logged by us
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     checkpoint = args.policy if isinstance(args.policy, Checkpoint) else DEFAULT_CHECKPOINT[args.env]
     train_config = _config.get_config(checkpoint.config)
     # The port is taken first, so that a wrong one is known before the minutes of loading.
     with listening_socket.bind(args.host, args.port) as sock:
         step_dir = checkpoint_folder.resolve(checkpoint.dir)
         policy = _policy_config.create_trained_policy(train_config, step_dir, default_prompt=args.default_prompt)
-        example = example_observation.for_transforms(train_config.data.create(None, train_config.model).data_transforms)
-        recorder = _policy.PolicyRecorder(policy, RECORD_DIR) if args.record else None
-        server = WebsocketPolicyServer(
-            recorder or policy, args.host, args.port, policy.metadata, example=example, debug=args.debug, sock=sock
-        )
-
-        def announce(warmup_s: float) -> None:
-            address = f"ws://{_public_name(args.host)}:{server.port}"
-            prompt = "as the client says" if args.default_prompt is None else f"'{args.default_prompt}' by default"
-            logger.info(
-                "ready at %s: config '%s', checkpoint %s, prompt %s, warm-up %.1f s",
-                *(address, checkpoint.config, step_dir, prompt, warmup_s),
-            )
-            if recorder is not None:
-                recorder.is_recording = True
-
-        if recorder is not None:
-            recorder.is_recording = False  # the warm-up is no request
+        data_config = train_config.data.create(None, train_config.model)
+        example = example_observation.for_transforms(data_config.data_transforms)
         _warn_if_open(args.host)
         logger.info("warming up" if example else "no example for this robot: the first request will be slow")
-        server.serve_forever(announce)
+        _serve(args, policy, example, sock, f"config '{checkpoint.config}', checkpoint {step_dir}")
+
+
+def _serve(
+    args: Args, policy: _policy.Policy, example: dict[str, Any] | None, sock: socket.socket, description: str
+) -> None:
+    recorder = _policy.PolicyRecorder(policy, RECORD_DIR) if args.record else None
+    server = WebsocketPolicyServer(
+        recorder or policy, args.host, args.port, policy.metadata, example=example, debug=args.debug, sock=sock
+    )
+    if recorder is not None:
+        recorder.is_recording = False  # the warm-up is no request
+
+    def announce(warmup_s: float) -> None:
+        if recorder is not None:
+            recorder.is_recording = True
+        address = f"ws://{_public_name(args.host)}:{server.port}"
+        prompt = "as the client says" if args.default_prompt is None else f"'{args.default_prompt}' by default"
+        logger.info("ready at %s: %s, prompt %s, warm-up %.1f s", address, description, prompt, warmup_s)
+
+    server.serve_forever(announce)
     if server.is_busy:
         # An inference that cannot be interrupted; the interpreter's orderly end would pull memory from under it.
         logging.shutdown()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from openpi.models import gemma_layers
+from openpi.models import initializers
 from openpi.models import stacking
 from openpi.models.gemma_config import PALIGEMMA_VOCAB_SIZE as PALIGEMMA_VOCAB_SIZE
 from openpi.models.gemma_config import VARIANTS as VARIANTS
@@ -27,7 +28,7 @@ class Embedder(nnx.Module):
     """Token table, used in both directions."""
 
     def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(stddev=0.01)
+        init = initializers.normal(0.01)
         self.input_embedding = nnx.Param(init(rngs.params(), (vocab_size, width)))
 
     def encode(self, tokens: at.Int[at.Array, "*b"]) -> at.Float[at.Array, "*b d"]:

@@ -11,6 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from openpi.models import initializers
 from openpi.models import lora
 from openpi.models.gemma_config import Config
 from openpi.shared import array_typing as at
@@ -38,8 +39,8 @@ class RMSNorm(nnx.Module):
     def __init__(self, width: int, *, adaptive: bool, dtype: at.DTypeLike, rngs: nnx.Rngs):
         self.adaptive = adaptive
         if adaptive:
-            zeros = nnx.initializers.zeros_init()
-            self.Dense_0 = nnx.Linear(width, 3 * width, kernel_init=zeros, dtype=dtype, rngs=rngs)
+            # Zeros: an untrained condition leaves the norm plain and the gates closed.
+            self.Dense_0 = nnx.Linear(width, 3 * width, kernel_init=initializers.zeros, dtype=dtype, rngs=rngs)
         else:
             self.scale = nnx.Param(jnp.zeros((width,)))
 
@@ -91,15 +92,15 @@ class Attention(nnx.Module):
         self.head_dim = configs[0].head_dim
         self.fused = configs[0].num_heads == configs[0].num_kv_heads
         for i, c in enumerate(configs):
-            # name -> (shape, axes that are summed over, axes that are independent), for the initialiser's fan-in
+            # Shape, and the axes that are summed over when the weight is applied.
             queries = {
-                "q_einsum": ((c.num_heads, c.width, c.head_dim), -2, (0,)),
-                "kv_einsum": ((2, c.num_kv_heads, c.width, c.head_dim), -2, (0, 1)),
+                "q_einsum": ((c.num_heads, c.width, c.head_dim), (-2,)),
+                "kv_einsum": ((2, c.num_kv_heads, c.width, c.head_dim), (-2,)),
             }
-            fused = {"qkv_einsum": ((3, c.num_heads, c.width, c.head_dim), -2, (0, 1))}
-            output = {"attn_vec_einsum": ((c.num_heads, c.head_dim, c.width), (-3, -2), ())}
-            for name, (shape, in_axis, batch_axis) in ((fused if self.fused else queries) | output).items():
-                init = nnx.initializers.lecun_normal(in_axis=in_axis, out_axis=-1, batch_axis=batch_axis)
+            fused = {"qkv_einsum": ((3, c.num_heads, c.width, c.head_dim), (-2,))}
+            output = {"attn_vec_einsum": ((c.num_heads, c.head_dim, c.width), (-3, -2))}
+            for name, (shape, in_axes) in ((fused if self.fused else queries) | output).items():
+                init = initializers.lecun_normal(in_axes)
                 einsum = lora.Einsum(shape, init=init, lora_config=c.lora_configs.get("attn"), rngs=rngs)
                 setattr(self, expert_name(name, i), einsum)
 

@@ -7,6 +7,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from openpi.models import initializers
 from openpi.shared import array_typing as at
 
 
@@ -27,8 +28,8 @@ class LoRAConfig:
 
 
 # B starts at zero, so that a model with fresh LoRA weights computes exactly what the base model does.
-_init_a = nnx.initializers.normal(stddev=0.01)
-_init_b = nnx.initializers.zeros_init()
+_init_a = initializers.normal(0.01)
+_init_b = initializers.zeros
 
 
 def _low_rank_shapes(shape: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -43,7 +44,7 @@ class Einsum(nnx.Module):
         self,
         shape: tuple[int, ...],
         *,
-        init: jax.nn.initializers.Initializer,
+        init: initializers.Initializer,
         lora_config: LoRAConfig | None = None,
         rngs: nnx.Rngs,
     ):
@@ -81,12 +82,8 @@ class FeedForward(nnx.Module):
 
     def __init__(self, features: int, hidden_dim: int, *, lora_config: LoRAConfig | None = None, rngs: nnx.Rngs):
         self.lora_config = lora_config
-        lecun = nnx.initializers.lecun_normal(in_axis=-2, out_axis=-1, batch_axis=(0,))
-        shapes = {
-            "gating_einsum": ((2, features, hidden_dim), lecun),
-            "linear": ((hidden_dim, features), nnx.initializers.lecun_normal()),
-        }
-        for name, (shape, init) in shapes.items():
+        init = initializers.lecun_normal(in_axes=(-2,))
+        for name, shape in (("gating_einsum", (2, features, hidden_dim)), ("linear", (hidden_dim, features))):
             setattr(self, name, nnx.Param(init(rngs.params(), shape)))
             if lora_config is not None:
                 shape_a, shape_b = _low_rank_shapes(shape, lora_config.rank)

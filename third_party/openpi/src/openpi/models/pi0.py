@@ -5,6 +5,7 @@ The flow runs from noise at t = 1 to actions at t = 0 (the papers count the othe
 depend on t, so sampling computes its keys and values once.
 """
 
+import functools
 from typing import Any
 
 from flax import nnx
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from openpi.models import gemma
+from openpi.models import initializers
 from openpi.models import model as _model
 from openpi.models import pi0_config
 from openpi.models import siglip
@@ -67,15 +69,16 @@ class Pi0(_model.BaseModel):
             rngs=rngs,
         )
         width = expert.width
-        self.action_in_proj = nnx.Linear(config.action_dim, width, rngs=rngs)
+        linear = functools.partial(nnx.Linear, kernel_init=initializers.lecun_normal(), rngs=rngs)
+        self.action_in_proj = linear(config.action_dim, width)
         if config.pi05:
-            self.time_mlp_in = nnx.Linear(width, width, rngs=rngs)
-            self.time_mlp_out = nnx.Linear(width, width, rngs=rngs)
+            self.time_mlp_in = linear(width, width)
+            self.time_mlp_out = linear(width, width)
         else:
-            self.state_proj = nnx.Linear(config.action_dim, width, rngs=rngs)
-            self.action_time_mlp_in = nnx.Linear(2 * width, width, rngs=rngs)
-            self.action_time_mlp_out = nnx.Linear(width, width, rngs=rngs)
-        self.action_out_proj = nnx.Linear(width, config.action_dim, rngs=rngs)
+            self.state_proj = linear(config.action_dim, width)
+            self.action_time_mlp_in = linear(2 * width, width)
+            self.action_time_mlp_out = linear(width, width)
+        self.action_out_proj = linear(width, config.action_dim)
 
     @at.typecheck
     def embed_prefix(self, obs: _model.Observation) -> tuple[TokenArray, Valid, Starts]:

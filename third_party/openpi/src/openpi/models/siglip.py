@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from openpi.models import initializers
 from openpi.models import stacking
 from openpi.shared import array_typing as at
 from openpi.shared import errors
@@ -97,14 +98,20 @@ class Module(nnx.Module):
         self.dtype = dtype
         patch = (config.patch_size, config.patch_size)
         num_patches = (image_size[0] // patch[0]) * (image_size[1] // patch[1])
-        self.embedding = nnx.Conv(3, config.width, kernel_size=patch, strides=patch, padding="VALID", rngs=rngs)
-        init_position = nnx.initializers.normal(stddev=config.width**-0.5)
+        self.embedding = nnx.Conv(
+            3,
+            config.width,
+            kernel_size=patch,
+            strides=patch,
+            padding="VALID",
+            kernel_init=initializers.lecun_normal(),
+            rngs=rngs,
+        )
+        init_position = initializers.normal(config.width**-0.5)
         self.pos_embedding = nnx.Param(init_position(rngs.params(), (1, num_patches, config.width)))
         self.Transformer = _Transformer(config, dtype=dtype, rngs=rngs)
         # Zero head: an untrained tower adds nothing to the language model's input.
-        self.head = nnx.Linear(
-            config.width, num_features, kernel_init=nnx.initializers.zeros_init(), dtype=dtype, rngs=rngs
-        )
+        self.head = nnx.Linear(config.width, num_features, kernel_init=initializers.zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: at.Float[at.Array, "b h w 3"]) -> at.Float[at.Array, "b s d"]:
         """Turn images in [-1, 1] into tokens, patches in row-major order."""
@@ -146,7 +153,7 @@ class _Attention(nnx.Module):
 
     def __init__(self, config: Config, *, dtype: at.DTypeLike, rngs: nnx.Rngs):
         heads = (config.num_heads, config.width // config.num_heads)
-        init = nnx.initializers.xavier_uniform()
+        init = initializers.xavier_uniform()
         for name in ("query", "key", "value"):
             setattr(self, name, nnx.LinearGeneral(config.width, heads, kernel_init=init, dtype=dtype, rngs=rngs))
         self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), kernel_init=init, dtype=dtype, rngs=rngs)
@@ -161,7 +168,7 @@ class _Attention(nnx.Module):
 
 class _Mlp(nnx.Module):
     def __init__(self, config: Config, *, dtype: at.DTypeLike, rngs: nnx.Rngs):
-        init = {"kernel_init": nnx.initializers.xavier_uniform(), "bias_init": nnx.initializers.normal(stddev=1e-6)}
+        init = {"kernel_init": initializers.xavier_uniform(), "bias_init": initializers.normal(1e-6)}
         self.Dense_0 = nnx.Linear(config.width, config.mlp_dim, **init, dtype=dtype, rngs=rngs)
         self.Dense_1 = nnx.Linear(config.mlp_dim, config.width, **init, dtype=dtype, rngs=rngs)
 

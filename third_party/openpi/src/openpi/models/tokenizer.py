@@ -103,13 +103,7 @@ def for_vocab(vocab_size: int, max_len: int) -> PaligemmaTokenizer:
     """
     if vocab_size >= PALIGEMMA_VOCAB_SIZE:
         return PaligemmaTokenizer(max_len)
-    tokenizer = PaligemmaTokenizer(max_len, DEBUG_MODEL_PATH)
-    if vocab_size < tokenizer.vocab_size:
-        raise errors.ConfigError(
-            f"model: vocab_size {vocab_size} is too small, expected at least {tokenizer.vocab_size}, "
-            "the pieces of the smallest tokenizer"
-        )
-    return tokenizer
+    return PaligemmaTokenizer(max_len, _debug_model_for(vocab_size))
 
 
 def fast_for_vocab(vocab_size: int, max_len: int, **options: Any) -> FASTTokenizer:
@@ -120,7 +114,21 @@ def fast_for_vocab(vocab_size: int, max_len: int, **options: Any) -> FASTTokeniz
             model that comes with this package, with the action tokens at the end of the table.
         max_len: Number of tokens of a result.
         **options: Further options of `FASTTokenizer`.
+
+    Raises:
+        ConfigError: The vocabulary is smaller than the small tokenizer's.
     """
     if vocab_size < PALIGEMMA_VOCAB_SIZE:
-        options = {"model_path": DEBUG_MODEL_PATH, "first_action_token": vocab_size - 1, **options}
+        options = {"model_path": _debug_model_for(vocab_size), "first_action_token": vocab_size - 1, **options}
     return FASTTokenizer(max_len, **options)
+
+
+def _debug_model_for(vocab_size: int) -> pathlib.Path:
+    """Return the path of the small model, if the rows of an embedding table are enough for it."""
+    num_pieces = load_sentencepiece(DEBUG_MODEL_PATH).vocab_size()
+    if vocab_size < num_pieces:
+        raise errors.ConfigError(
+            f"model: vocab_size {vocab_size} is too small, expected at least {num_pieces}, "
+            "the pieces of the smallest tokenizer"
+        )
+    return DEBUG_MODEL_PATH

@@ -15,6 +15,7 @@ from openpi.shared import array_typing as at
 from openpi.shared import nnx_utils
 from openpi.shared.errors import DataError
 from openpi_client import base_policy as _base_policy
+from openpi_client import protocol
 
 
 class Policy(_base_policy.BasePolicy):
@@ -62,6 +63,9 @@ class Policy(_base_policy.BasePolicy):
         Returns:
             `actions` and whatever else the output transforms leave, and `policy_timing`: durations in ms of the model
             (`infer_ms`, until its numbers are there) and of the transforms before and after it.
+
+        Raises:
+            DataError: the transforms refuse the observation, or leave something else than numbers.
         """
         start_s = time.monotonic()
         observation = self._prepare(obs)
@@ -79,7 +83,7 @@ class Policy(_base_policy.BasePolicy):
         outputs = self._output_transform(outputs)
         return {
             **outputs,
-            "policy_timing": {
+            protocol.POLICY_TIMING_KEY: {
                 "infer_ms": 1000 * (sampled_s - prepared_s),
                 "preprocess_ms": 1000 * (prepared_s - start_s),
                 "postprocess_ms": 1000 * (time.monotonic() - sampled_s),
@@ -88,7 +92,11 @@ class Policy(_base_policy.BasePolicy):
 
     def _prepare(self, obs: Mapping[str, Any]) -> _model.Observation:
         # Transforms may add and remove keys; the caller's containers must not notice.
-        inputs = self._transform(jax.tree.map(lambda leaf: leaf, dict(obs)))
+        containers = jax.tree.map(lambda leaf: leaf, dict(obs))
+        try:
+            inputs = self._transform(containers)
+        except ValueError as e:  # the robot's transforms refuse observations that they cannot use
+            raise DataError(str(e)) from e
         return _model.Observation.from_dict(jax.tree_util.tree_map_with_path(_batch_of_one, inputs))
 
 

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import traceback
-from typing import Any, TypeVar
+from typing import Any
 
 import websockets.asyncio.server
 from websockets.asyncio.server import ServerConnection
@@ -33,13 +33,12 @@ from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 # Four raw 480x640 camera frames are 3.7 MB; anything near this limit is a mistake.
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 2**20
 
-# How long a stop waits for an inference that has begun.
+# How long a stop waits for an inference that has begun, and for a warm-up, which may be a compilation of minutes.
 _DRAIN_S = 5.0
+_DRAIN_WARM_UP_S = 0.5
 
 
 class WebsocketPolicyServer:
@@ -135,8 +134,8 @@ class WebsocketPolicyServer:
                         await self._stop.wait()
                 logger.info("stopping")
         finally:
-            if not self._worker.stop(_DRAIN_S):
-                logger.warning("an inference is still running after %g s; leaving without it", _DRAIN_S)
+            if not self._worker.stop(_DRAIN_S if self.is_ready else _DRAIN_WARM_UP_S):
+                logger.warning("the policy is still busy; leaving without it")
 
     async def _listen(self) -> websockets.asyncio.server.Server:
         sock = self._sock or listening_socket.bind(self._host, self._port)
@@ -181,8 +180,6 @@ class WebsocketPolicyServer:
             message = await websocket.recv()
             try:
                 reply = await self._reply(websocket, message, prev_total_ms)
-            except ConnectionClosed:
-                raise
             except Exception as e:
                 await self._send_error(websocket, e)
                 if not endpoints.survives_errors(websocket.request):

@@ -42,10 +42,22 @@ class TransformedDataset:
         self._transform = _transforms.compose(transforms)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        return self._transform(self._dataset[index])
+        return apply(self._transform, self._dataset[index], f"sample {index.__index__()}")
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+
+def apply(transform: _transforms.DataTransformFn, sample: dict[str, Any], place: str) -> dict[str, Any]:
+    """Transform a sample; what a robot's transform finds wrong with it becomes an error that names the place.
+
+    Raises:
+        DataError: The transform refused the sample.
+    """
+    try:
+        return transform(sample)
+    except ValueError as e:
+        raise errors.DataError(f"{place}: {e}") from e
 
 
 class FakeDataset:

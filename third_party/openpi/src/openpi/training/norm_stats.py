@@ -123,7 +123,7 @@ def compute_norm_stats(config: TrainConfig, *, max_frames: int | None = None) ->
     samples = _read_samples(data_config, metadata, config.model, frames)
     stats = _accumulate(samples, len(frames))
     normalize.save(target, stats)
-    _warn_tiny_ranges(stats)
+    warn_tiny_ranges(stats)
     return Report(
         path=target / "norm_stats.json", stats=stats, num_frames=len(frames), seconds=time.perf_counter() - start
     )
@@ -173,7 +173,7 @@ def _read_samples(
         sample = constant | {key: column[frame] for key, column in columns.items()}
         for key in data_config.action_sequence_keys:
             sample[key] = columns[key][np.minimum(frame + window, last_frames[frame])]
-        yield transform(sample)
+        yield datasets.apply(transform, sample, f"dataset '{data_config.repo_id}', frame {frame}")
 
 
 def _accumulate(samples: Iterator[dict[str, Any]], num_frames: int) -> dict[str, normalize.NormStats]:
@@ -200,7 +200,8 @@ def _accumulate(samples: Iterator[dict[str, Any]], num_frames: int) -> dict[str,
     return {key: stat.result() for key, stat in stats.items()}
 
 
-def _warn_tiny_ranges(stats: dict[str, normalize.NormStats]) -> None:
+def warn_tiny_ranges(stats: dict[str, normalize.NormStats]) -> None:
+    """Warn of dimensions that hardly move: normalisation amplifies any deviation there."""
     for key, stat in stats.items():
         spans = stat.q99 - stat.q01
         dims = np.flatnonzero(spans < _TINY_RANGE).tolist()

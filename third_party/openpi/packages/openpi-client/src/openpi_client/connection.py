@@ -3,7 +3,8 @@
 import contextlib
 import inspect
 import socket
-import threading
+import struct
+import time
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed
@@ -17,12 +18,8 @@ from openpi_client.errors import ProtocolError
 from openpi_client.errors import ServerTimeoutError
 from openpi_client.errors import ServerUnreachableError
 
-# Pings are left to the server: it may be one that infers on its event loop and cannot answer pings meanwhile, and the time
-# limit of each request finds a dead server anyway. Versions that know no client pings know no such option either.
-_CONNECT_OPTIONS = {
-    name: None for name in ("ping_interval",) if name in inspect.signature(websockets.sync.client.connect).parameters
-}
-_HAS_PROXY_OPTION = "proxy" in inspect.signature(websockets.sync.client.connect).parameters
+# What the installed websockets knows; it learned some options only lately.
+_CONNECT_PARAMETERS = inspect.signature(websockets.sync.client.connect).parameters
 
 
 class Connection:
@@ -55,23 +52,20 @@ class Connection:
             ServerTimeoutError: no message came within `timeout_s`.
             ServerUnreachableError: the connection broke.
         """
-        with _TimeLimit(self._websocket, timeout_s) as limit:
-            try:
-                if request is not None:
-                    self._websocket.send(request)
-                reply = self._websocket.recv()
-            except BaseException as e:
-                self.drop()
-                if limit.expired:
-                    raise ServerTimeoutError(
-                        f"policy server at {self._uri} did not answer within {timeout_s:.3g} s"
-                    ) from e
-                if isinstance(e, ConnectionClosed | OSError):
-                    raise ServerUnreachableError(f"policy server at {self._uri} closed the connection ({e})") from e
-                raise
-        if limit.expired:  # in the instant after the reply was read, so the reply is good but the connection is not
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            if request is not None:
+                _limit_send(self._websocket.socket, timeout_s)
+                self._websocket.send(request)
+            # Also when the time is up already, since the reply may have come just in time.
+            return self._websocket.recv(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+        except BaseException as e:
             self.drop()
-        return reply
+            if isinstance(e, TimeoutError) or isinstance(e.__cause__, BlockingIOError):
+                raise ServerTimeoutError(f"policy server at {self._uri} did not answer within {timeout_s:.3g} s") from e
+            if isinstance(e, ConnectionClosed | OSError):
+                raise ServerUnreachableError(f"policy server at {self._uri} closed the connection ({e})") from e
+            raise
 
     def close(self) -> None:
         """Say goodbye and close; waits for the other side at most a second."""
@@ -80,7 +74,8 @@ class Connection:
 
     def drop(self) -> None:
         """Close at once, without a word."""
-        _shut_down(self._websocket)
+        with contextlib.suppress(OSError):  # closed already
+            self._websocket.socket.shutdown(socket.SHUT_RDWR)
         self.close()
 
 
@@ -98,8 +93,12 @@ def open_connection(uri: str, headers: dict[str, str], timeout_s: float | None) 
         ServerUnreachableError: the connection broke.
         OSError, websockets.exceptions.WebSocketException: from connecting.
     """
-    options: dict[str, Any] = dict(_CONNECT_OPTIONS)
-    if _HAS_PROXY_OPTION and address.is_private(uri):
+    options: dict[str, Any] = {}
+    if "ping_interval" in _CONNECT_PARAMETERS:
+        # Pings are left to the server: it may infer on its event loop and be unable to answer pings meanwhile, and the time
+        # limit of each request finds a dead server anyway.
+        options["ping_interval"] = None
+    if "proxy" in _CONNECT_PARAMETERS and address.is_private(uri):
         # A proxy of the environment is meant for the internet, not for the machine beside the robot.
         options["proxy"] = None
     stack = contextlib.ExitStack()
@@ -140,29 +139,12 @@ def read_message(message: bytes | str, uri: str) -> dict[str, Any]:
     return content
 
 
-class _TimeLimit:
-    """Cuts a connection when its time is up, which ends a blocked send as well as a blocked receive."""
+def _limit_send(sock: socket.socket, timeout_s: float | None) -> None:
+    """Let a send fail with BlockingIOError when the other side takes no byte for `timeout_s`.
 
-    def __init__(self, websocket: Any, timeout_s: float | None) -> None:
-        self.expired = False
-        self._websocket = websocket
-        self._timer = None if timeout_s is None else threading.Timer(timeout_s, self._expire)
-
-    def __enter__(self) -> "_TimeLimit":
-        if self._timer is not None:
-            self._timer.daemon = True
-            self._timer.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _expire(self) -> None:
-        self.expired = True
-        _shut_down(self._websocket)
-
-
-def _shut_down(websocket: Any) -> None:
-    with contextlib.suppress(OSError):  # closed already
-        websocket.socket.shutdown(socket.SHUT_RDWR)
+    A time limit of Python's own would apply to the thread that receives, too. Where the system does not know the option a
+    server that stops reading is noticed by TCP only.
+    """
+    seconds, fraction = divmod(timeout_s or 0.0, 1.0)  # zero means no limit
+    with contextlib.suppress(OSError, AttributeError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(seconds), int(fraction * 1e6)))

@@ -1,0 +1,136 @@
+"""What the patches are, and their text: made from the files of this tree, so that there is one place to edit.
+
+The series adds files and one registration to the original. Its `config.py` is another file than ours, so the registration
+is an insertion that quotes one line of the original's and is found by it, wherever it stands.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+
+PATCHES_DIR = pathlib.Path(__file__).resolve().parent
+TREE_DIR = PATCHES_DIR.parent / "third_party" / "openpi"
+
+POLICY_FILE = "src/openpi/policies/realman_policy.py"
+CONFIGS_FILE = "src/openpi/training/misc/realman_config.py"
+REGISTRY_FILE = "src/openpi/training/config.py"
+
+_REGISTRATION = ("import openpi.training.misc.realman_config", "_CONFIGS.extend(getattr(_realman_config,")
+"""How the first and the last line of the registration begin in our own registry."""
+
+_REGISTRATION_COMMENT = "# Imported down here because that module imports this one: by now every name it needs exists."
+
+CONTEXT_LINE = "if len({config.name for config in _CONFIGS}) != len(_CONFIGS):"
+"""The original's check that names are unique: the last place where a config can still be added."""
+
+_LINE_NUMBER = 972
+"""Of the blank line above that check at the base revision: a hint, the context decides."""
+
+_HEADER = """\
+From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
+From: realman-openpi maintainers <maintainers@realman-openpi.invalid>
+Date: Mon, 23 Nov 2026 00:00:00 +0000
+Subject: [PATCH] {subject}
+
+Why: {why}
+Upstream-Status: {status}
+---
+"""
+
+
+class ToolError(Exception):
+    """Something that the person who runs the tool can mend; the message says what and how."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Patch:
+    """One patch of the series."""
+
+    name: str
+    subject: str
+    # The reason for the patch, one line or more; further lines begin with a space.
+    why: str
+    # Files of the tree that it adds, paths from the root of a checkout.
+    added: tuple[str, ...]
+    # Whether it registers the configs.
+    registers: bool = False
+    status: str = "not-forwarded (specific to one robot)"
+
+    def render(self) -> str:
+        """Return the text of the patch file."""
+        parts = [_HEADER.format(subject=self.subject, why=self.why, status=self.status)]
+        parts += [_render_added(path, (TREE_DIR / path).read_text()) for path in self.added]
+        if self.registers:
+            parts.append(_render_insertion(REGISTRY_FILE, registration_lines()))
+        return "".join(parts)
+
+
+SERIES = (
+    Patch(
+        name="realman-policy.patch",
+        subject="policies: read and drive the RealMan dual arm",
+        why="a policy needs to know the robot's 14 numbers, the order of its arms and its cameras.",
+        added=(POLICY_FILE,),
+    ),
+    Patch(
+        name="realman-configs.patch",
+        subject="training: register the configs of the RealMan dual arm",
+        why="scripts/train.py, compute_norm_stats.py and serve_policy.py find configs in this list only.",
+        added=(CONFIGS_FILE,),
+        registers=True,
+    ),
+)
+
+
+def registration_lines() -> tuple[str, ...]:
+    """Return the lines that register the configs, taken from our own registry.
+
+    Raises:
+        ToolError: They are not there.
+    """
+    lines = (TREE_DIR / REGISTRY_FILE).read_text().splitlines()
+    found = [[i for i, line in enumerate(lines) if line.startswith(start)] for start in _REGISTRATION]
+    if [len(places) for places in found] != [1, 1] or found[0][0] > found[1][0]:
+        raise ToolError(
+            f"{REGISTRY_FILE}: expected one line '{_REGISTRATION[0]} ...' and later one '{_REGISTRATION[1]} ...'"
+        )
+    return (_REGISTRATION_COMMENT, *lines[found[0][0] : found[1][0] + 1], "")
+
+
+def render_series() -> dict[str, str]:
+    """Return the text of every generated file of this folder by its name."""
+    names = "".join(f"{patch.name}  # {patch.subject}\n" for patch in SERIES)
+    return {"series": names, **{patch.name: patch.render() for patch in SERIES}}
+
+
+def _render_added(path: str, text: str) -> str:
+    if not text.endswith("\n"):
+        raise ToolError(f"{path}: expected a newline at its end")
+    content = text.encode()
+    # Git's name of the content; with it `git am --3way` works.
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    lines = text[:-1].split("\n")
+    head = [
+        f"diff --git a/{path} b/{path}",
+        "new file mode 100644",
+        f"index {'0' * 40}..{blob}",
+        "--- /dev/null",
+        f"+++ b/{path}",
+        f"@@ -0,0 +1,{len(lines)} @@",
+    ]
+    return "".join(f"{line}\n" for line in [*head, *(f"+{line}" for line in lines)])
+
+
+def _render_insertion(path: str, inserted: tuple[str, ...]) -> str:
+    # A blank line above and the quoted line below: context on both sides, because GNU patch takes a hunk with context on
+    # one side only for the beginning or the end of a file.
+    lines = [
+        f"diff --git a/{path} b/{path}",
+        f"--- a/{path}",
+        f"+++ b/{path}",
+        f"@@ -{_LINE_NUMBER},2 +{_LINE_NUMBER},{2 + len(inserted)} @@",
+        " ",
+        *(f"+{line}" for line in inserted),
+        f" {CONTEXT_LINE}",
+    ]
+    return "".join(f"{line}\n" for line in lines)

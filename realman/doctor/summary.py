@@ -1,0 +1,90 @@
+"""The inspection in a few numbers: a verdict and facts for both the report and the terminal, and everything as JSON."""
+
+import collections
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+
+from realman import spec
+from realman.doctor.check_episodes import prompt_counts
+from realman.doctor.check_numbers import clipped_shares
+from realman.doctor.check_numbers import quantiles
+from realman.doctor.survey import GRADES
+from realman.doctor.survey import Finding
+from realman.doctor.survey import Survey
+from realman.doctor.survey import counted
+
+
+def verdict(findings: list[Finding]) -> tuple[str, Literal["good", "warning", "error"]]:
+    """One line, and its mood."""
+    counts = collections.Counter(f.grade for f in findings)
+    listed = [counted(counts[grade], grade) for grade in GRADES if counts[grade]]
+    if counts["error"]:
+        return f"Not fit for training: {', '.join(listed)}", "error"
+    if counts["warning"]:
+        return f"Worth a look before training: {', '.join(listed)}", "warning"
+    return "Fit for training" + (f" ({', '.join(listed)})" if listed else ""), "good"
+
+
+def facts(survey: Survey) -> dict[str, str]:
+    """A few facts by label."""
+    readable = survey.readable
+    seconds = [e.seconds for e in readable]
+    rates = sorted({e.fps for e in readable})
+    cameras = list(dict.fromkeys(c for p in survey.pictures.values() for c in p.cameras))
+    sizes = sorted({m.size for p in survey.pictures.values() for m in p.cameras.values()})
+    lag = "unknown" if survey.lag_s is None else f"{survey.lag_s * 1000:.0f} ms"
+    return {
+        "recordings" if survey.is_raw else "episodes of a LeRobot dataset": str(len(survey.episodes)),
+        "in all": f"{sum(seconds) / 60:.1f} min",
+        "frames": f"{sum(e.num_frames for e in readable):,}",
+        "frames per second": ", ".join(f"{r:g}" for r in rates) or "unknown",
+        "shortest to longest": f"{min(seconds, default=0):.1f} to {max(seconds, default=0):.1f} s",
+        "prompts": str(len(prompt_counts(survey))),
+        "cameras": f"{len(cameras)}",
+        "pictures": ", ".join(f"{w}x{h}" for h, w in sizes) or "none",
+        "state follows action by": lag,
+    }
+
+
+def as_json(survey: Survey, findings: list[Finding]) -> dict[str, Any]:
+    """Everything a script may want: verdict, findings, facts, and numbers of each dimension, camera and episode."""
+    state, clipped = quantiles(survey.state_rows), clipped_shares(survey)
+    return {
+        "data": str(survey.source.data.resolve()),
+        "verdict": verdict(findings)[0],
+        "findings": [dataclasses.asdict(f) for f in findings],
+        "facts": facts(survey),
+        "prompts": dict(prompt_counts(survey)),
+        "dimensions": [
+            {
+                "name": name,
+                "min": _plain(survey.state_range[0, d]),
+                "max": _plain(survey.state_range[1, d]),
+                "q01": _plain(state[0, d]),
+                "q99": _plain(state[1, d]),
+                "action_min": _plain(survey.action_range[0, d]),
+                "action_max": _plain(survey.action_range[1, d]),
+                "clipped_share": _plain(clipped[d]),
+            }
+            for d, name in enumerate(spec.DIM_NAMES)
+        ],
+        "cameras": {name: dataclasses.asdict(view) for name, view in survey.arm_views.items()},
+        "episodes": [
+            {
+                "name": e.name,
+                "num_frames": e.num_frames,
+                "fps": e.fps,
+                "task": e.task,
+                "problem": e.problem or e.refusal,
+                "lag_s": e.motion.lag_s if e.motion is not None else None,
+            }
+            for e in survey.episodes
+        ],
+    }
+
+
+def _plain(value: np.floating) -> float:
+    """Rounded so that the same data give the same text on every machine."""
+    return round(float(value), 6)

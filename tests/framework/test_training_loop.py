@@ -1,0 +1,195 @@
+"""Whole training runs with a tiny model: files, resuming bit for bit, signals, and the words for bad input."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import runpy
+import shutil
+import signal
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from openpi.models import gemma_config
+from openpi.models import model as _model
+from openpi.models import pi0_config
+from openpi.training import checkpoints
+from openpi.training import config as _config
+from openpi.training import norm_stats
+from openpi.training import train_loop
+from openpi.training import train_step
+from openpi.training.step_meter import DivergedError
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+SCRIPTS = pathlib.Path(_config.__file__).parents[3] / "scripts"
+
+SIZE = gemma_config.Config(width=32, depth=2, mlp_dim=64, num_heads=2, num_kv_heads=1, head_dim=16, vocab_size=2048)
+MODEL = pi0_config.Pi0Config(
+    dtype="float32",
+    vision_variant="mu/56",
+    paligemma_variant=SIZE,
+    action_expert_variant=SIZE,
+    action_horizon=6,
+    max_token_len=8,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_cache(tmp_path_factory):
+    """The runs below are one program: compile it once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compile_cache")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+
+
+def debug_config(folder: pathlib.Path, **overrides):
+    """The registered debug config with a tiny model, in place of the full-size image tower."""
+    fields = {
+        "model": MODEL,
+        "checkpoint_base_dir": str(folder / "checkpoints"),
+        "num_train_steps": 4,
+        "log_interval": 1,
+        "overwrite": False,
+    }
+    return dataclasses.replace(_config.get_config("debug"), **fields | overrides)
+
+
+def losses(summary: train_loop.Summary) -> list[float]:
+    lines = (summary.checkpoint.parent / "train_log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> train_loop.Summary:
+    return train_loop.train(debug_config(tmp_path_factory.mktemp("unbroken")))
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory) -> train_loop.Summary:
+    folder = tmp_path_factory.mktemp("resumed")
+    first = train_loop.train(debug_config(folder, num_train_steps=2))
+    assert (first.first_step, first.num_steps) == (0, 2)
+    assert first.checkpoint.name == "1"
+    return train_loop.train(debug_config(folder, resume=True))
+
+
+def test_a_resumed_run_has_the_losses_of_the_unbroken_one_bit_for_bit(unbroken, resumed):
+    assert (resumed.first_step, resumed.num_steps) == (2, 4)
+    assert losses(resumed) == losses(unbroken)
+    assert len(losses(unbroken)) == 4
+
+
+def test_a_resumed_run_ends_with_the_parameters_of_the_unbroken_one(unbroken, resumed):
+    trees = [
+        _model.restore_params(summary.checkpoint / "params", restore_type=np.ndarray) for summary in (unbroken, resumed)
+    ]
+    for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_leaves_checkpoint_log_curves_and_views(unbroken):
+    run = unbroken.checkpoint.parent
+    assert unbroken.checkpoint == run / "3"
+    assert {path.name for path in run.iterdir()} == {"3", "train_log.jsonl", "curves.png", "camera_views.png"}
+    line = json.loads((run / "train_log.jsonl").read_text().splitlines()[0])
+    assert line.keys() == {"step", "loss", "grad_norm", "param_norm", "samples_per_s", "loader_wait"}
+    assert unbroken.first_loss == losses(unbroken)[0]
+    assert unbroken.last_loss == losses(unbroken)[-1]
+    assert unbroken.stop_signal is None
+
+
+def test_an_existing_run_is_left_alone_without_a_flag(unbroken):
+    run = unbroken.checkpoint.parent
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(checkpoints.CheckpointExistsError):
+        train_loop.train(debug_config(run.parents[2]))
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+
+
+def test_a_signal_saves_and_leaves_and_the_run_can_go_on(unbroken, tmp_path, monkeypatch):
+    step = train_step.train_step
+
+    def send_after_two_steps(self, number, info, wait_s):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        add(self, number, info, wait_s)
+
+    add = train_loop.StepMeter.add
+    monkeypatch.setattr(train_loop.StepMeter, "add", send_after_two_steps)
+    stopped = train_loop.train(debug_config(tmp_path))
+    assert stopped.stop_signal == signal.SIGTERM
+    assert stopped.checkpoint.name == "1"
+    assert (stopped.checkpoint / "params").is_dir()
+    monkeypatch.setattr(train_loop.StepMeter, "add", add)
+    assert losses(train_loop.train(debug_config(tmp_path, resume=True))) == losses(unbroken)
+    assert train_step.train_step is step
+
+
+def test_a_diverging_run_stops_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    settle = train_loop.StepMeter.settle
+
+    def diverge(self):
+        if self._pending is not None and self._pending[0] == 3:
+            self._pending = (3, {key: float("nan") for key in train_step.METRICS})
+        settle(self)
+
+    monkeypatch.setattr(train_loop.StepMeter, "settle", diverge)
+    with pytest.raises(DivergedError, match="step 3: loss nan"):
+        train_loop.train(debug_config(tmp_path, save_interval=2))
+    assert [path.name for path in (tmp_path / "checkpoints/debug/debug").iterdir() if path.is_dir()] == ["2"]
+
+
+def test_a_realman_run_stores_its_statistics_beside_the_parameters(tmp_path, monkeypatch):
+    shutil.copytree(GOLDEN / "lerobot_v21_image", tmp_path / "data/lerobot/realman/dual_arm")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
+    config = dataclasses.replace(
+        _config.get_config("debug_realman"), model=MODEL, num_train_steps=1, batch_size=2, exp_name="tiny"
+    )
+    report = norm_stats.compute_norm_stats(config)
+    summary = train_loop.train(config)
+    stored = summary.checkpoint / "assets/realman/dual_arm/norm_stats.json"
+    assert stored.read_text() == report.path.read_text()
+
+
+def run_script(monkeypatch, folder: pathlib.Path, *args: str) -> int:
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", *args])
+    with pytest.raises(SystemExit) as info:
+        runpy.run_path(str(SCRIPTS / "train.py"), run_name="__main__")
+    return info.value.code
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["debug_realman", "--exp-name", "x"], "make norm-stats CONFIG=debug_realman"),
+        (["debug_realman", "--exp-name", "x", "--fsdp-devices", "7"], "cannot be split into groups of 7"),
+        (["debug_realman", "--resume", "--overwrite"], "exclude each other"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_1_and_changes_nothing(monkeypatch, tmp_path, capfd, args, words):
+    assert run_script(monkeypatch, tmp_path, *args) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if words in line]
+    assert len(lines) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_typo_in_the_config_name_is_wrong_use(monkeypatch, tmp_path, capfd):
+    assert run_script(monkeypatch, tmp_path, "debug_realmna", "--exp-name", "x") == 2
+    assert "debug_realman" in capfd.readouterr().err
+
+
+def test_a_missing_dataset_is_named_once_statistics_exist(monkeypatch, tmp_path, capfd):
+    vector = [0.0] * 14
+    stats = {"mean": vector, "std": [1.0] * 14, "q01": vector, "q99": vector}
+    assets = tmp_path / "assets/debug_realman/realman/dual_arm"
+    assets.mkdir(parents=True)
+    (assets / "norm_stats.json").write_text(json.dumps({"norm_stats": {"state": stats, "actions": stats}}))
+    assert run_script(monkeypatch, tmp_path, "debug_realman", "--exp-name", "x") == 1
+    assert "make convert DATA=<recordings> REPO_ID=realman/dual_arm" in capfd.readouterr().err
+    assert not (tmp_path / "checkpoints").exists()
