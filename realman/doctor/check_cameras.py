@@ -116,6 +116,7 @@ def _freeze(pictures: PictureMeasure, measure: CameraMeasure, camera: str, fps: 
     """Longest freeze in s, and share of frozen intervals among those in which the arm moves (0 when there are few)."""
     sides = [i for i, side in enumerate(spec.SIDES) if WRIST_CAMERAS[side] == camera] or [0, 1]
     moving = pictures.travel[:, sides].max(axis=1) > _SEEN_TRAVEL_RAD
+    moving &= ~measure.is_blank[1:]  # reported as blank
     frozen = (measure.change == 0) & moving
     if moving.sum() < 3:
         return 0.0, 0.0

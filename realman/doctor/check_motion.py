@@ -31,7 +31,8 @@ _TIMESTAMP_TOLERANCE_S = 1e-4
 
 def check_action_meaning(survey: Survey) -> Iterator[Finding]:
     """Actions must be absolute targets of the same arms, and not a copy of the state."""
-    if not survey.has_plausible_angles or not survey.motions:
+    moves = np.ptp(survey.state_range, axis=0).max() > _MIN_GAP_RAD
+    if not survey.has_plausible_angles or not moves:
         return
     motions = survey.motions.values()
     gap, swapped, size, same = (

@@ -64,24 +64,27 @@ def check_angles(survey: Survey) -> Iterator[Finding]:
 
 
 def _check_limits(survey: Survey) -> Iterator[Finding]:
-    for what in ("state", "action"):
-        beyond = {}
-        for name, motion in survey.motions.items():
-            low, high = motion.state_range if what == "state" else motion.action_range
-            excess = np.maximum(high - spec.UPPER, spec.LOWER - low)[JOINTS]
-            if excess.max() > checks.LIMIT_TOLERANCE_RAD:
-                beyond[name] = (float(excess.max()), spec.DIM_NAMES[JOINTS[int(excess.argmax())]])
-        if beyond:
-            worst = max(beyond, key=lambda name: beyond[name])
-            excess_rad, dim = beyond[worst]
-            yield Finding(
-                "error",
-                "joint-limit",
-                f"{what} of {dim} lies {math.degrees(excess_rad):.1f} deg beyond the RM65's limit in {worst} "
-                f"({counted(len(beyond), 'episode')} in all)",
-                "check the joint's zero and sign in the recorder; --skip-bad leaves these episodes out",
-                tuple(beyond),
-            )
+    beyond = {}
+    for name, motion in survey.motions.items():
+        excess = {
+            f"{what} of {spec.DIM_NAMES[dim]}": max(high[dim] - spec.UPPER[dim], spec.LOWER[dim] - low[dim])
+            for what, (low, high) in (("state", motion.state_range), ("action", motion.action_range))
+            for dim in JOINTS
+        }
+        worst = max(excess, key=excess.__getitem__)
+        if excess[worst] > checks.LIMIT_TOLERANCE_RAD:
+            beyond[name] = (excess[worst], worst)
+    if beyond:
+        name = max(beyond, key=lambda n: beyond[n][0])
+        excess_rad, dim_text = beyond[name]
+        yield Finding(
+            "error",
+            "joint-limit",
+            f"the {dim_text} lies {math.degrees(excess_rad):.1f} deg beyond the RM65's limit in {name} "
+            f"({counted(len(beyond), 'episode')} in all)",
+            "check the joint's zero and sign in the recorder; --skip-bad leaves these episodes out",
+            tuple(beyond),
+        )
 
 
 def check_grippers(survey: Survey) -> Iterator[Finding]:
@@ -112,10 +115,11 @@ def _check_gripper_direction(survey: Survey) -> Iterator[Finding]:
     """An object stops a gripper from closing, never from opening: so a blocked gripper stands more open than told."""
     low, high = survey.source.options.gripper_range
     blocked = np.sum([m.blocked for m in survey.motions.values()], axis=0)
-    seconds = blocked / (survey.readable[0].fps if survey.readable else 1)
+    seconds = blocked / survey.readable[0].fps
     for side, name in enumerate(spec.SIDES):
         open_s, closed_s = seconds[side]
-        if closed_s > 0.5 and closed_s > 4 * open_s:
+        measured = np.ptp(survey.state_range[:, GRIPPERS[side]]) > _STILL[GRIPPERS[side]]
+        if measured and closed_s > 0.5 and closed_s > 4 * open_s:
             yield Finding(
                 "warning",
                 "gripper-direction",
@@ -129,7 +133,7 @@ def check_constant(survey: Survey) -> Iterator[Finding]:
     """Numbers that never change."""
     state = np.ptp(survey.state_range, axis=0) < _STILL
     action = np.ptp(survey.action_range, axis=0) < _STILL
-    if not survey.has_plausible_angles or not survey.motions:
+    if not survey.has_plausible_angles:
         return
     if state[JOINTS].all():
         text = "no joint of either arm ever moves"
@@ -158,7 +162,7 @@ def check_constant(survey: Survey) -> Iterator[Finding]:
 
 def quantiles(rows: np.ndarray) -> np.ndarray:
     """(2, 14) 1 % and 99 % quantiles, between which pi0.5 and pi0-FAST normalise to -1..1."""
-    return np.quantile(rows, [0.01, 0.99], axis=0) if len(rows) else np.zeros((2, spec.NUM_DIMS))
+    return np.quantile(rows, [0.01, 0.99], axis=0)
 
 
 def clipped_shares(survey: Survey) -> np.ndarray:
@@ -168,12 +172,12 @@ def clipped_shares(survey: Survey) -> np.ndarray:
         low, high = survey.norm_stats.q01, survey.norm_stats.q99
     # The normalised form with its small constant, as training computes it: a constant number is not clipped by rounding.
     scaled = 2 * (survey.state_rows - low) / (high - low + 1e-6) - 1
-    return (np.abs(scaled) > 1 + 1e-3).mean(axis=0) if len(scaled) else np.zeros(spec.NUM_DIMS)
+    return (np.abs(scaled) > 1 + 1e-3).mean(axis=0)
 
 
 def check_spread(survey: Survey) -> Iterator[Finding]:
     """Spans that make a small deviation look huge to a model that normalises by quantiles."""
-    if not survey.has_plausible_angles or not len(survey.state_rows):
+    if not survey.has_plausible_angles:
         return
     for what, rows in (("state", survey.state_rows), ("action", survey.ahead_rows)):
         low, high = quantiles(rows)
@@ -182,7 +186,7 @@ def check_spread(survey: Survey) -> Iterator[Finding]:
         tiny = moving & (span < _TINY_SPAN)
         reach = np.abs(2 * (rows - low) / (span + 1e-6) - 1).max(axis=0)
         if tiny.any():
-            names = [f"{spec.DIM_NAMES[d]} ({_with_unit(span[d], d)})" for d in np.flatnonzero(tiny)]
+            names = [f"{spec.DIM_NAMES[d]} ({_with_unit(float(span[d]), d)})" for d in np.flatnonzero(tiny).tolist()]
             far = float(reach[tiny].max())
             yield Finding(
                 "warning" if far > _FAR_OUT else "note",

@@ -35,7 +35,8 @@ CHECKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
 
 def diagnose(survey: Survey) -> list[Finding]:
     """Run all checks; errors first, then warnings, then notes."""
-    findings = [finding for check in CHECKS for finding in check(survey)]
+    checks = CHECKS if survey.readable else (check_episodes.check_readable,)
+    findings = [finding for check in checks for finding in check(survey)]
     # What only the converter's own checks saw; a refusal that an error already explains would be said twice.
     errors = [f for f in findings if f.grade == "error"]
     explained = {name for f in errors for name in (f.episodes or [e.name for e in survey.episodes])}

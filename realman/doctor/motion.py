@@ -54,7 +54,7 @@ class Motion:
     action_range: np.ndarray
     """(2, 14) minimum and maximum over all frames."""
     num_not_finite: int
-    """Numbers that are NaN or infinite; when there are any, all else is of zeros in their place."""
+    """Numbers that are NaN or infinite; for all other measures they are filled in from their neighbours."""
     state_speed: Spike
     """State against the vendor's top speed of the joint."""
     action_speed: Spike
@@ -101,7 +101,7 @@ def measure_motion(
         max_rows: How many rows to keep as a sample.
     """
     finite = np.isfinite(state) & np.isfinite(action)
-    state, action = np.where(finite, state, 0), np.where(finite, action, 0)
+    state, action = _filled(state), _filled(action)
     frames = np.unique(np.linspace(0, len(state) - 1, min(max_rows, len(state))).round().astype(int))
     # Strides that are coprime with the horizon visit every distance equally often.
     later = np.minimum(frames + np.arange(len(frames)) * 17 % _PREDICTION_FRAMES, len(state) - 1)
@@ -130,6 +130,16 @@ def measure_motion(
             None if timestamp is None else float(np.abs(timestamp - np.arange(len(timestamp)) / fps).max())
         ),
     )
+
+
+def _filled(values: Traj) -> Traj:
+    """Numbers that are not finite replaced by a line between their neighbours in time, or by 0 if there are none."""
+    filled, time = values.copy(), np.arange(len(values))
+    for column in filled.T:
+        good = np.isfinite(column)
+        if not good.all():
+            column[:] = np.interp(time, time[good], column[good]) if good.any() else 0
+    return filled
 
 
 def _worst(ratio: np.ndarray, dims: list[int]) -> Spike:

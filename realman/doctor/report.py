@@ -212,7 +212,10 @@ def _share(share: float, label: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", ")")) else ".")
+    """The text with a full stop and a capital, unless it starts with a name such as `cam_low`."""
+    first = text.partition(" ")[0]
+    start = text[:1] if "_" in first else text[:1].upper()
+    return start + text[1:] + ("" if text.endswith((".", ")")) else ".")
 
 
 def _text(value: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from realman.raw import open_episode
 from realman.raw.options import Traj
 
 
+@runtime_checkable
 class EpisodeView(Protocol):
     """What the doctor reads of one episode. Grippers are not clipped, so that checks see how far beyond 0..1 they read."""
 

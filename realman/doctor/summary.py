@@ -4,8 +4,6 @@ import collections
 import dataclasses
 from typing import Any, Literal
 
-import numpy as np
-
 from realman import spec
 from realman.doctor.check_episodes import prompt_counts
 from realman.doctor.check_numbers import clipped_shares
@@ -36,11 +34,11 @@ def facts(survey: Survey) -> dict[str, str]:
     sizes = sorted({m.size for p in survey.pictures.values() for m in p.cameras.values()})
     lag = "unknown" if survey.lag_s is None else f"{survey.lag_s * 1000:.0f} ms"
     return {
-        "recordings" if survey.is_raw else "episodes of a LeRobot dataset": str(len(survey.episodes)),
+        "recordings" if survey.is_raw else "episodes (LeRobot)": str(len(survey.episodes)),
         "in all": f"{sum(seconds) / 60:.1f} min",
         "frames": f"{sum(e.num_frames for e in readable):,}",
         "frames per second": ", ".join(f"{r:g}" for r in rates) or "unknown",
-        "shortest to longest": f"{min(seconds, default=0):.1f} to {max(seconds, default=0):.1f} s",
+        "length of episodes": f"{min(seconds, default=0):.1f}..{max(seconds, default=0):.1f} s",
         "prompts": str(len(prompt_counts(survey))),
         "cameras": f"{len(cameras)}",
         "pictures": ", ".join(f"{w}x{h}" for h, w in sizes) or "none",
@@ -50,26 +48,13 @@ def facts(survey: Survey) -> dict[str, str]:
 
 def as_json(survey: Survey, findings: list[Finding]) -> dict[str, Any]:
     """Everything a script may want: verdict, findings, facts, and numbers of each dimension, camera and episode."""
-    state, clipped = quantiles(survey.state_rows), clipped_shares(survey)
     return {
         "data": str(survey.source.data.resolve()),
         "verdict": verdict(findings)[0],
         "findings": [dataclasses.asdict(f) for f in findings],
         "facts": facts(survey),
         "prompts": dict(prompt_counts(survey)),
-        "dimensions": [
-            {
-                "name": name,
-                "min": _plain(survey.state_range[0, d]),
-                "max": _plain(survey.state_range[1, d]),
-                "q01": _plain(state[0, d]),
-                "q99": _plain(state[1, d]),
-                "action_min": _plain(survey.action_range[0, d]),
-                "action_max": _plain(survey.action_range[1, d]),
-                "clipped_share": _plain(clipped[d]),
-            }
-            for d, name in enumerate(spec.DIM_NAMES)
-        ],
+        "dimensions": _dimensions(survey) if survey.readable else [],
         "cameras": {name: dataclasses.asdict(view) for name, view in survey.arm_views.items()},
         "episodes": [
             {
@@ -85,6 +70,19 @@ def as_json(survey: Survey, findings: list[Finding]) -> dict[str, Any]:
     }
 
 
-def _plain(value: np.floating) -> float:
-    """Rounded so that the same data give the same text on every machine."""
-    return round(float(value), 6)
+def _dimensions(survey: Survey) -> list[dict[str, Any]]:
+    state, clipped = quantiles(survey.state_rows), clipped_shares(survey)
+    columns = {
+        "min": survey.state_range[0],
+        "max": survey.state_range[1],
+        "q01": state[0],
+        "q99": state[1],
+        "action_min": survey.action_range[0],
+        "action_max": survey.action_range[1],
+        "clipped_share": clipped,
+    }
+    # Rounded so that the same data give the same text on every machine.
+    return [
+        {"name": name, **{key: round(float(values[dim]), 6) for key, values in columns.items()}}
+        for dim, name in enumerate(spec.DIM_NAMES)
+    ]

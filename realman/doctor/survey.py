@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from realman import checks
-from realman import spec
 from realman.doctor import arm_views
 from realman.doctor.arm_views import ArmView
 from realman.doctor.measure import EpisodeMeasure
@@ -43,7 +42,10 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-    """The measures of all episodes, and what they are to be compared with."""
+    """The measures of all episodes, and what they are to be compared with.
+
+    What is taken over all episodes needs a readable one; without, only `episodes` and `source` say anything.
+    """
 
     source: Source
     cameras: tuple[str, ...]
@@ -76,12 +78,12 @@ class Survey:
     @functools.cached_property
     def state_rows(self) -> np.ndarray:
         """(n, 14) sampled states of all episodes."""
-        return np.concatenate([m.state for m in self.motions.values()] or [np.empty((0, spec.NUM_DIMS))])
+        return np.concatenate([m.state for m in self.motions.values()])
 
     @functools.cached_property
     def ahead_rows(self) -> np.ndarray:
         """(n, 14) sampled learning targets of all episodes; see `Motion.ahead`."""
-        return np.concatenate([m.ahead for m in self.motions.values()] or [np.empty((0, spec.NUM_DIMS))])
+        return np.concatenate([m.ahead for m in self.motions.values()])
 
     @functools.cached_property
     def state_range(self) -> np.ndarray:
@@ -116,7 +118,7 @@ class Survey:
 
 
 def _union(ranges: Iterable[np.ndarray]) -> np.ndarray:
-    stacked = np.stack([*ranges] or [np.zeros((2, spec.NUM_DIMS))])
+    stacked = np.stack([*ranges])
     return np.stack([stacked[:, 0].min(0), stacked[:, 1].max(0)])
 
 

@@ -9,10 +9,11 @@ without an arm. Each room knows one thing:
     physics     what the joints then do (kinematic; `scene` drives the MuJoCo cell)
     gripper     the two grippers: native EG2-4C2 and Modbus CTAG
     controller  one arm: its state, its motion, its record of commands
-    protocol    the table of requests and replies
+    protocol    which reply a request gets: the tables of `queries` and `commands`
     push        the UDP state message
     faults      what a test can break
     server      sockets and clock
+    robot       all of it behind the real driver, with the simulated cell and its cameras
 
 `python -m realman.emulator` runs two arms until Ctrl-C.
 """

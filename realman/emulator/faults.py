@@ -25,7 +25,7 @@ class Faults:
 
     def is_silent(self, command: str) -> bool:
         """Whether a command gets no answer."""
-        return not self.silent.isdisjoint((command, EVERYTHING)) or self.is_ignored(command)
+        return not self.silent.isdisjoint((command, EVERYTHING))
 
     def is_ignored(self, command: str) -> bool:
         """Whether a command is not even carried out."""

@@ -25,7 +25,7 @@ class EmulatedRobot:
         self,
         task_seed: int = 0,
         cameras: Sequence[str] = spec.CAMERAS,
-        settings: Rm65Settings = Rm65Settings(),  # noqa: B008 - frozen
+        settings: Rm65Settings | None = None,
         size_px: tuple[int, int] = (spec.IMAGE_HEIGHT_PX, spec.IMAGE_WIDTH_PX),
     ) -> None:
         """Describe the robot; nothing is opened before `connect`.
@@ -33,12 +33,12 @@ class EmulatedRobot:
         Args:
             task_seed: Draws poses of the cube, the tray and the arms.
             cameras: Which cameras to draw.
-            settings: The driver's; addresses and ports are replaced by the emulator's.
+            settings: The driver's; addresses and ports are replaced by the emulator's. None takes the defaults.
             size_px: Height and width of the images.
         """
         self._task_seed = task_seed
         self._cameras = tuple(cameras)
-        self._settings = settings
+        self._settings = settings or Rm65Settings()
         self._size_px = size_px
         self._emulator: Emulator | None = None
         self._robot: Rm65Robot | None = None
@@ -66,7 +66,7 @@ class EmulatedRobot:
         port, push_port = free_ports()
         physics = ScenePhysics(self._task_seed)
         self._emulator = Emulator(two_arms(port, push_port, home=physics.start), physics)
-        self._emulator.__enter__()
+        self._emulator.start()
         settings = dataclasses.replace(
             self._settings, right_host=HOSTS["right"], left_host=HOSTS["left"], tcp_port=port, push_port=push_port
         )
@@ -103,7 +103,7 @@ class EmulatedRobot:
             self._robot.disconnect()
             self._robot = None
         if self._emulator is not None:
-            self._emulator.__exit__(None, None, None)
+            self._emulator.close()
             self._emulator = None
 
     def is_task_done(self) -> bool:

@@ -1,6 +1,6 @@
 """Sockets and clock of the emulator: one thread, in which everything of every arm happens.
 
-Use `Emulator` as a context manager. Other threads may read controllers and assign faults; anything more goes through
+Other threads may read controllers and assign faults; anything more goes through
 `call`, which runs it between two ticks.
 """
 
@@ -117,10 +117,13 @@ class ArmServer:
             _write(writer, reply)
 
     def tick(self, dt_s: float) -> None:
-        """Advance the controller, tell the clients what happened and push the state when it is due."""
+        """Advance the controller and tell the clients what happened."""
         for event in self.controller.tick(dt_s):
             for writer in self._connections:
                 _write(writer, event)
+
+    def push_state(self) -> None:
+        """Push the state if it is due; called once per tick."""
         self._ticks += 1
         push, faults = self.controller.push, self.controller.faults
         if not push.enable or faults.is_push_silent or not self._connections or self._ticks % push.cycle:
@@ -139,7 +142,7 @@ def _write(writer: asyncio.StreamWriter, message: Message) -> None:
 
 
 class Emulator:
-    """Emulated arms that live as long as the `with` block.
+    """Emulated arms that live as long as a `with` block, or from `start` to `close`.
 
     Attributes:
         controllers: Each arm's controller by side.
@@ -165,23 +168,31 @@ class Emulator:
         """Host and TCP port of each arm by side."""
         return {side: server.address for side, server in self._servers.items()}
 
-    def __enter__(self) -> "Emulator":
-        """Start listening and ticking.
+    def start(self) -> None:
+        """Switch the arms on: listen and tick. An emulator starts once.
 
         Raises:
             OSError: An address is taken or not this machine's.
         """
         self._thread.start()
         self._started.result(_START_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Drop every client and switch the arms off."""
+        if self._loop and self._stopping and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    def __enter__(self) -> "Emulator":
+        """See `start`."""
+        self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drop every client and stop."""
-        if self._loop and self._stopping:
-            self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join()
+        """See `close`."""
+        self.close()
 
     def call(self, function: Callable[[], _T]) -> _T:
         """Run a function between two ticks and return its result."""
@@ -229,6 +240,14 @@ class Emulator:
         for server in self._servers.values():
             await server.close()
 
+    def _advance(self, dt_s: float) -> None:
+        """Let time pass in steps of about one tick, however late this one is: planner and world stay close together."""
+        num_steps = max(1, round(dt_s / PUSH_UNIT_S))
+        for _ in range(num_steps if dt_s > 0 else 0):
+            for server in self._servers.values():
+                server.tick(dt_s / num_steps)
+            self._physics.advance(dt_s / num_steps)
+
     async def _tick_until_stopped(self) -> None:
         assert self._stopping is not None
         before = start = time.monotonic()
@@ -237,10 +256,9 @@ class Emulator:
             now = time.monotonic()
             dt_s = min(now - before, _MAX_TICK_S)
             before = now
-            if dt_s > 0:
-                for server in self._servers.values():
-                    server.tick(dt_s)
-                self._physics.advance(dt_s)
+            self._advance(dt_s)
+            for server in self._servers.values():
+                server.push_state()
             # Deadlines from the start, so that errors do not add up; after a long pause time starts anew.
             ticks += 1
             late_s = time.monotonic() - (start + ticks * PUSH_UNIT_S)

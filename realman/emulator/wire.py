@@ -35,11 +35,14 @@ def joints_from_wire(values: Sequence[float]) -> ArmVec:
     """Turn 0.001 deg into rad.
 
     Raises:
-        ValueError: Not six numbers.
+        ValueError: Not six finite numbers.
     """
     if len(values) != 6:
         raise ValueError(f"found {len(values)} joints, expected 6")
-    return np.deg2rad(np.array(values, dtype=np.float64) / _MILLI)
+    joints = np.deg2rad(np.array(values, dtype=np.float64) / _MILLI)
+    if not np.isfinite(joints).all():
+        raise ValueError("joints are not finite")
+    return joints
 
 
 def speeds_to_wire(rad_s: ArmVec) -> list[int]:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _NO_FORCE_SENSOR = -1
 _GATE_WAIT_S = 0.1
 """How long a stop waits for a command that is on its way."""
-_RELEASE_TIMEOUT_S = 2.0
+_RELEASE_TIMEOUT_S = 1.0
 _STANDSTILL_TIMEOUT_S = 1.0
 _STANDSTILL_WINDOW_S = 0.05
 _STANDSTILL_RAD = float(np.deg2rad(0.05))

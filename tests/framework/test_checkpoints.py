@@ -146,7 +146,7 @@ def test_served_parameters_are_the_averaged_ones(golden_copy, golden_state):
 def test_an_existing_folder_is_left_alone_without_a_flag(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    with pytest.raises(checkpoints.CheckpointExistsError, match="--resume.*--overwrite.*--exp-name"):
+    with pytest.raises(checkpoints.CheckpointExistsError, match=r"--resume.*--overwrite.*--exp-name"):
         open_dir(tmp_path / "run", resume=False)
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 

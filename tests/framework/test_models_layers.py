@@ -172,11 +172,11 @@ def test_the_update_of_the_attention_output_sums_the_heads_in_a_and_in_b():
 
 
 def test_fresh_lora_weights_change_nothing_and_trained_ones_do():
-    def create(config=lora.LoRAConfig(rank=2)):
+    def create(config):
         return lora.FeedForward(6, 8, lora_config=config, rngs=nnx.Rngs(0))
 
-    fresh, trained, x = create(), filled(create), draw(2, 3, 6)
-    base = filled(lambda: create(None))
+    config, x = lora.LoRAConfig(rank=2), draw(2, 3, 6)
+    base, fresh, trained = filled(lambda: create(None)), create(config), filled(lambda: create(config))
     for model in (fresh, trained):
         model.gating_einsum, model.linear = base.gating_einsum, base.linear
     np.testing.assert_array_equal(fresh(x), base(x))

@@ -228,7 +228,7 @@ def _write_stub(root: Path, num_lines_before: int = 0) -> StubCheckout:
 
 
 @pytest.fixture
-def write_stub(tmp_path: Path) -> Callable[..., StubCheckout]:
+def write_stub() -> Callable[..., StubCheckout]:
     """Write the stub below a folder, in no repository; its registry's list begins `num_lines_before` lines further down."""
     return _write_stub
 

@@ -198,6 +198,7 @@ def test_a_rejected_command_changes_nothing_and_is_answered_false(arm):
         {"command": "movej"},
         {"command": "movej", "v": 20, "joint": [1, 2]},
         {"command": "movej_canfd", "joint": None},
+        {"command": "movej_canfd", "joint": [float("nan"), 0, 0, 0, 0, 0]},
         {"command": "set_joint_en_state", "joint_en_state": [9, 1]},
     ],
 )

@@ -39,16 +39,16 @@ class Client:
 
 
 @pytest.fixture
-def ports() -> tuple[int, int]:
-    return free_ports()
+def pushes():
+    with socket.socket(type=socket.SOCK_DGRAM) as udp:
+        udp.settimeout(10)
+        udp.bind(("127.0.0.1", 0))
+        yield udp
 
 
 @pytest.fixture
-def pushes(ports):
-    with socket.socket(type=socket.SOCK_DGRAM) as udp:
-        udp.settimeout(10)
-        udp.bind(("127.0.0.1", ports[1]))
-        yield udp
+def ports(pushes) -> tuple[int, int]:
+    return free_ports()[0], pushes.getsockname()[1]
 
 
 @pytest.fixture

@@ -47,12 +47,13 @@ def make_cell() -> Iterator:
     def make(generation: int = 3, **arm_changes) -> Cell:
         port, push_port = free_ports()
         arms = [dataclasses.replace(a, **arm_changes) for a in two_arms(port, push_port, generation)]
-        emulators.append(Emulator(arms).__enter__())
+        emulators.append(Emulator(arms))
+        emulators[-1].start()
         return Cell(emulators[-1], dataclasses.replace(PATIENT, tcp_port=port, push_port=push_port))
 
     yield make
     for emulator in emulators:
-        emulator.__exit__(None, None, None)
+        emulator.close()
 
 
 def drive(robot: Rm65Robot, goal: np.ndarray, ticks: int) -> np.ndarray:

@@ -165,20 +165,9 @@ class Pi0FAST(_model.BaseModel):
             Token ids up to and including the end token, then zeros; float32, as all models' actions.
         """
         observation = self._preprocess(None, observation, train=False)
-        prefix, valid, starts = self.embed_inputs(observation)
-        positions = jnp.cumsum(valid, axis=1) - 1
-        (hidden,), cache = self.PaliGemma.llm([prefix], positions, make_attn_mask(valid, starts))
-        last = valid.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
-        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
-
-        prefix_keys = valid
-        if self.published_decoding:
-            # The same keys unless a camera is masked: then its tokens displace the first ones.
-            age = last[:, None] - jnp.arange(valid.shape[1])
-            prefix_keys = (age >= 0) & (age < jnp.sum(valid, axis=1, keepdims=True))
-
+        logits, prefix_keys, cache = self._read_prompt(observation)
         rng, key = jax.random.split(rng)
-        token = _choose(key, self.PaliGemma.llm.decode(hidden[:, 0]), temperature)
+        token = _choose(key, logits, temperature)
         tokens = jnp.full((token.shape[0], max_decoding_steps), PAD_TOKEN, dtype=jnp.int32).at[:, 0].set(token)
         room = [(0, 0), (0, 0), (0, max_decoding_steps), (0, 0), (0, 0)]
         cache = tuple(jnp.pad(part, room) for part in cache)
@@ -189,6 +178,22 @@ class Pi0FAST(_model.BaseModel):
             state,
         )
         return state.tokens.astype(jnp.float32)
+
+    def _read_prompt(
+        self, observation: _model.Observation
+    ) -> tuple[at.Float[at.Array, "b v"], at.Bool[at.Array, "b s"], gemma.KVCache]:
+        """Return scores of the first token, which prompt keys written tokens may see, and the keys and values."""
+        prefix, valid, starts = self.embed_inputs(observation)
+        positions = jnp.cumsum(valid, axis=1) - 1
+        (hidden,), cache = self.PaliGemma.llm([prefix], positions, make_attn_mask(valid, starts))
+        last = valid.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
+        hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+        keys = valid
+        if self.published_decoding:
+            # The same keys unless a camera is masked: then its tokens displace the first ones.
+            age = last[:, None] - jnp.arange(valid.shape[1])
+            keys = (age >= 0) & (age < jnp.sum(valid, axis=1, keepdims=True))
+        return self.PaliGemma.llm.decode(hidden[:, 0]), keys, cache
 
     def _write_token(
         self, state: _Decoding, prefix_keys: at.Bool[at.Array, "b s"], temperature: float | jax.Array

@@ -15,7 +15,6 @@ from openpi.training.data_config import DataConfig
 from openpi.training.lerobot_dataset import LeRobotDataset
 import openpi.transforms as _transforms
 
-
 _NUM_FAKE_SAMPLES = 1024
 # Largest token id of fake prompts, exclusive.
 _FAKE_TOKENS = 2048

@@ -30,7 +30,8 @@ class RunLog:
     def _read(self) -> list[dict[str, float]]:
         if not self._path.exists():
             return []
-        return [json.loads(line) for line in self._path.read_text().splitlines()]
+        # A process that was killed may have left half a line at the end.
+        return [json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     @property
     def lines(self) -> list[dict[str, float]]:

@@ -73,11 +73,12 @@ def train(config: TrainConfig) -> Summary:
         state = _resume(config, mesh, manager, loader)
     else:
         state = _train_state.init_train_state(config, init_rng, mesh)
-    run = _Run(config, mesh, manager, loader, train_rng, resuming=resuming)
-    with StopSignal() as stop, tqdm.contrib.logging.logging_redirect_tqdm():
-        run.go(state, stop)
-    manager.wait_until_finished()
-    manager.close()
+    run = _Run(config, mesh, manager, loader, train_rng, first_step=int(state.step))
+    try:
+        with StopSignal() as stop, tqdm.contrib.logging.logging_redirect_tqdm():
+            run.go(state, stop)
+    finally:
+        manager.close()  # waits for what is being saved
     return dataclasses.replace(run.summary(stop), seconds=time.perf_counter() - start_s)
 
 
@@ -96,6 +97,10 @@ def _resume(
         manager, _train_state.abstract_train_state(config), _train_state.state_sharding(config, mesh)
     )
     step = int(state.step)
+    if step >= config.num_train_steps:
+        raise errors.ConfigError(
+            f"{manager.directory}: this run has done all its {step} steps; raise --num-train-steps to go on"
+        )
     # The original stores no position; its loader had taken one batch a step.
     loader.restore(loader_state or LoaderState(position=step * config.batch_size, seed=config.seed))
     logger.info("resuming at step %d", step)
@@ -113,7 +118,7 @@ class _Run:
         loader: DataLoader,
         rng: jax.Array,
         *,
-        resuming: bool,
+        first_step: int,
     ) -> None:
         self._config = config
         self._mesh = mesh
@@ -121,16 +126,14 @@ class _Run:
         self._loader = loader
         self._rng = rng
         self._directory = config.checkpoint_dir
-        self._wandb = WandbLog(config, self._directory, resuming=resuming)
+        self._first_step = first_step
+        self._log = run_log.RunLog(self._directory, first_step)
+        self._wandb = WandbLog(config, self._directory, resuming=first_step > 0)
         self._meter = StepMeter(config.batch_size)
-        self._first_step = 0
-        self._log: run_log.RunLog
 
     def go(self, state: TrainState, stop: StopSignal) -> None:
         """Do the steps that are left."""
         config = self._config
-        self._first_step = int(state.step)
-        self._log = run_log.RunLog(self._directory, self._first_step)
         step_fn = self._compile(state)
         batches = iter(self._loader)
         with tqdm.tqdm(

@@ -7,7 +7,7 @@ from openpi.training.train_config import TrainConfig
 
 
 def get_configs() -> list[TrainConfig]:
-    """Build the configs. The "dummy" language variants keep the full-size image tower: about 4 GB with optimizer."""
+    """Build the configs. The "dummy" language variants keep the full-size image tower: 8 GiB with optimizer."""
     return [
         TrainConfig(
             name="debug",
