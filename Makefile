@@ -29,7 +29,7 @@ need = $(if $($(1)),,$(error $@ needs $(1): make $@ $(1)=$(2)))
 # $(call flag,--name,VAR): the flag, only when VAR was given.
 flag = $(if $($(2)),$(1) "$($(2))")
 
-.PHONY: help setup sample convert norm-stats train serve offline client demo test test-all lint fmt types lock clean
+.PHONY: help setup sample convert inspect norm-stats train serve offline client emulator demo test test-all lint fmt types lock clean
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -49,6 +49,10 @@ convert: $(READY) ## Recordings (DATA=folder of HDF5) to a LeRobot v2.1 dataset
 	@: $(call need,DATA,/data/fold_towel)
 	$(PY) examples/realman/convert_realman_data_to_lerobot.py --raw-dir "$(DATA)" --repo-id "$(REPO_ID)" $(ARGS)
 
+inspect: $(READY) ## Examine recordings or a dataset (DATA=folder): report with findings and what mends them
+	@: $(call need,DATA,/data/fold_towel)
+	$(PY) -m realman.doctor --data "$(DATA)" $(ARGS)
+
 norm-stats: $(READY) ## Normalisation statistics of the dataset, for CONFIG
 	$(PY) $(OPENPI)/scripts/compute_norm_stats.py --config-name "$(CONFIG)" --repo-id "$(REPO_ID)" $(ARGS)
 
@@ -65,6 +69,9 @@ offline: $(READY) ## Replay a recorded episode through the running server: error
 
 client: $(READY) ## Run the robot client against the running server (simulated robot by default)
 	$(PY) examples/realman/main.py --host "$(HOST)" --port "$(PORT)" $(call flag,--prompt,PROMPT) $(ARGS)
+
+emulator: $(READY) ## Two emulated RM65 controllers that the vendor's SDK can drive
+	$(PY) -m realman.emulator $(ARGS)
 
 demo: $(READY) ## All of the above on simulated recordings, in minutes, on a CPU
 	$(PY) -m realman.demo $(ARGS)

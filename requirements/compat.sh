@@ -18,5 +18,10 @@ fi
 
 # From the source folders instead of an installed package, whose lower bounds this environment is there to try.
 roots=("$PWD" "$PWD/third_party/openpi/src" "$PWD/third_party/openpi/packages/openpi-client/src")
-PYTHONPATH=$(IFS=:; echo "${roots[*]}") JAX_PLATFORMS=cpu "$venv/bin/python" -m pytest -q -p no:cacheprovider \
-  -m "not slow and not checkpoint and not upstream and not gpu and not hardware" "${@:-tests/framework}"
+options=(
+  -q -p no:cacheprovider
+  # Without the check of realman's annotations: this jaxtyping installs it only after tests/conftest.py has been imported.
+  -o "addopts=--strict-markers --import-mode=importlib -ra"
+  -m "not slow and not checkpoint and not upstream and not gpu and not hardware"
+)
+PYTHONPATH=$(IFS=:; echo "${roots[*]}") JAX_PLATFORMS=cpu "$venv/bin/python" -m pytest "${options[@]}" "${@:-tests/framework}"

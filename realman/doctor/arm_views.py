@@ -9,7 +9,10 @@ from scipy.stats import rankdata
 from realman.doctor.pictures import PictureMeasure
 
 MIN_INTERVALS = 20
-"""Fewer pairs of frames than this prove nothing."""
+"""An arm that moves in fewer pairs of frames than this proves nothing."""
+
+MOVING_RAD = 0.02
+"""An arm that travels this far between two frames, summed over its joints, moves."""
 
 CLEAR_DIFFERENCE = 0.25
 """Difference of two strengths that is no accident; a mounted camera shows 0.5 or more, chance 0.1 at `MIN_INTERVALS`."""
@@ -25,7 +28,10 @@ class ArmView:
     left: float
     right_arm_side: float
     """Positive when the right arm moves the right half of the picture and the left arm the left half; negative when crossed."""
-    num_intervals: int
+    moving_intervals: tuple[int, int]
+    """In how many pairs of frames the right and left arm moves."""
+    change_while_moving: tuple[float, float]
+    """Mean change of the picture, 0..255, while the right and left arm moves."""
 
     def prefers(self, side: str) -> float:
         """How much more the picture changes with the arm of `side` than with the other one."""
@@ -44,7 +50,15 @@ def measure_arm_views(episodes: Sequence[PictureMeasure]) -> dict[str, ArmView]:
         whole = _strengths(halves.mean(axis=1), travel)
         left_half, right_half = _strengths(halves[:, 0], travel), _strengths(halves[:, 1], travel)
         same_side = (right_half - left_half)[_RIGHT] + (left_half - right_half)[_LEFT]
-        views[name] = ArmView(float(whole[_RIGHT]), float(whole[_LEFT]), float(same_side) / 2, len(travel))
+        moving = travel > MOVING_RAD
+        change = [float(halves[rows].mean()) if rows.any() else 0.0 for rows in moving.T]
+        views[name] = ArmView(
+            right=float(whole[_RIGHT]),
+            left=float(whole[_LEFT]),
+            right_arm_side=float(same_side) / 2,
+            moving_intervals=(int(moving[:, _RIGHT].sum()), int(moving[:, _LEFT].sum())),
+            change_while_moving=(change[_RIGHT], change[_LEFT]),
+        )
     return views
 
 

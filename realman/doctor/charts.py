@@ -2,10 +2,12 @@
 
 import io
 import re
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 import numpy as np
 
 from realman import spec
@@ -16,7 +18,7 @@ from realman.doctor.survey import Survey
 _INK, _MUTED, _GRID, _STATE, _ACTION, _BAD = (f"#0{i}0{i}0{i}" for i in range(1, 7))
 _CSS = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _STATE: "state", _ACTION: "action", _BAD: "error"}
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: sharp, small, searchable
     "svg.hashsalt": "realman",  # the same data give the same file
     "font.family": "sans-serif",
@@ -96,7 +98,7 @@ def length_chart(survey: Survey) -> str:
             ax.axhline(float(np.median(seconds)), color=_MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
             ax.set_xlabel("episode, in order (dashed: median)")
             ax.set_ylabel("length [s]")
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set_xlim(-0.7, max(len(seconds) - 0.3, 9.7))
         else:
             ax.hist(seconds, bins=60, color=_STATE)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from realman import spec
+from realman.doctor import arm_views
 from realman.doctor.arm_views import CLEAR_DIFFERENCE
-from realman.doctor.arm_views import MIN_INTERVALS
 from realman.doctor.pictures import CameraMeasure
 from realman.doctor.pictures import PictureMeasure
 from realman.doctor.survey import Finding
@@ -128,27 +128,43 @@ def _freeze(pictures: PictureMeasure, measure: CameraMeasure, camera: str, fps: 
     return longest, float(frozen.sum() / moving.sum())
 
 
+def find_agreeing(survey: Survey) -> list[str]:
+    """Wrist cameras whose picture clearly moves with their own arm."""
+    return [c for c, (side, view) in _wrist_views(survey).items() if view.prefers(side) > CLEAR_DIFFERENCE]
+
+
 def find_crossed(survey: Survey) -> list[str]:
-    """Wrist cameras whose picture clearly moves with the other arm."""
-    views = survey.arm_views
-    return [
+    """Wrist cameras whose picture clearly moves with the other arm.
+
+    A camera on an arm at rest may watch the other arm, so its own arm must move for a verdict. When only one arm moves, the camera
+    on it sees the larger change.
+    """
+    views = _wrist_views(survey)
+    crossed = [
         camera
-        for side, camera in WRIST_CAMERAS.items()
-        if camera in views
-        and views[camera].num_intervals >= MIN_INTERVALS
-        and views[camera].prefers(side) < -CLEAR_DIFFERENCE
+        for camera, (side, view) in views.items()
+        if view.prefers(side) < -CLEAR_DIFFERENCE
+        and view.moving_intervals[spec.SIDES.index(side)] >= arm_views.MIN_INTERVALS
     ]
+    if crossed or len(views) < len(WRIST_CAMERAS):
+        return crossed
+    for i, side in enumerate(spec.SIDES):
+        own, other = views[WRIST_CAMERAS[side]][1], views[WRIST_CAMERAS[spec.SIDES[1 - i]]][1]
+        if own.moving_intervals[i] >= arm_views.MIN_INTERVALS and own.moving_intervals[1 - i] == 0:
+            return list(views) if other.change_while_moving[i] > 2 * own.change_while_moving[i] else []
+    return []
+
+
+def _wrist_views(survey: Survey) -> dict[str, tuple[str, arm_views.ArmView]]:
+    """Side and view of the wrist cameras that are there."""
+    views = survey.arm_views
+    return {camera: (side, views[camera]) for side, camera in WRIST_CAMERAS.items() if camera in views}
 
 
 def check_wrists(survey: Survey) -> Iterator[Finding]:
     """Arms or wrist cameras that have each other's name."""
-    crossed, views = find_crossed(survey), survey.arm_views
-    agreeing = [
-        camera
-        for side, camera in WRIST_CAMERAS.items()
-        if camera in views and views[camera].prefers(side) > CLEAR_DIFFERENCE
-    ]
-    if crossed and agreeing:
+    crossed, agreeing = find_crossed(survey), find_agreeing(survey)
+    if crossed and set(agreeing) - set(crossed):
         text = f"both wrist cameras move with one arm: {crossed[0]} should move with the other"
         yield Finding(
             "error", "wrist-cameras", text, "check that the recorder opens two different cameras, by serial number"

@@ -131,8 +131,9 @@ def _check_gripper_direction(survey: Survey) -> Iterator[Finding]:
 
 def check_constant(survey: Survey) -> Iterator[Finding]:
     """Numbers that never change."""
-    state = np.ptp(survey.state_range, axis=0) < _STILL
-    action = np.ptp(survey.action_range, axis=0) < _STILL
+    # Within episodes: an arm that is not used may well rest at another place in each.
+    state = np.max([np.ptp(m.state_range, axis=0) for m in survey.motions.values()], axis=0) < _STILL
+    action = np.max([np.ptp(m.action_range, axis=0) for m in survey.motions.values()], axis=0) < _STILL
     if not survey.has_plausible_angles:
         return
     if state[JOINTS].all():

@@ -47,8 +47,11 @@ class DatasetMeta:
     @property
     def is_left_first(self) -> bool:
         """Whether the names of the 14 numbers say that the left arm comes first."""
-        names = np.ravel(self.features[spec.STATE_KEY].get("names") or []).tolist()
-        return bool(names) and str(names[0]).startswith("left")
+        names: Any = self.features[spec.STATE_KEY].get("names")
+        # Found in the wild: a list, a list in a list, a list in an object.
+        while names and not isinstance(names, str):
+            names = next(iter(names.values() if isinstance(names, dict) else names))
+        return bool(names) and str(names).startswith("left")
 
 
 def is_dataset(path: Path) -> bool:

@@ -10,8 +10,9 @@ import numpy as np
 from realman import spec
 from realman.doctor import charts
 from realman.doctor.arm_views import CLEAR_DIFFERENCE
-from realman.doctor.arm_views import MIN_INTERVALS
 from realman.doctor.check_cameras import WRIST_CAMERAS
+from realman.doctor.check_cameras import find_agreeing
+from realman.doctor.check_cameras import find_crossed
 from realman.doctor.check_episodes import prompt_counts
 from realman.doctor.check_numbers import clipped_shares
 from realman.doctor.check_numbers import quantiles
@@ -102,18 +103,19 @@ def _contact_sheet(survey: Survey) -> str:
 
 def _arm_views(survey: Survey) -> str:
     rows = []
+    crossed, agreeing = find_crossed(survey), find_agreeing(survey)
     own_side = {camera: side for side, camera in WRIST_CAMERAS.items()}
     for camera, view in survey.arm_views.items():
         side = own_side.get(camera)
         if side is None:
             half = "right" if view.right_arm_side > 0 else "left"
             words = f"sees the right arm in the {half} half" if abs(view.right_arm_side) > CLEAR_DIFFERENCE else ""
-        elif view.num_intervals < MIN_INTERVALS or abs(view.prefers(side)) < CLEAR_DIFFERENCE:
-            words = "cannot be told: the arms move too little, or always together"
-        elif view.prefers(side) > 0:
+        elif camera in crossed:
+            words = '<span class="bad">moves with the other arm</span>'
+        elif camera in agreeing:
             words = f'<span class="good">moves with the {side} arm, as it should</span>'
         else:
-            words = '<span class="bad">moves with the other arm</span>'
+            words = "cannot be told: its arm moves too little, or always with the other one"
         bars = "".join(f"<td>{_share(max(0.0, value), f'{value:.2f}')}</td>" for value in (view.left, view.right))
         rows.append(f"<tr><td>{_text(camera)}</td>{bars}<td>{words}</td></tr>")
     return (
@@ -215,7 +217,7 @@ def _sentence(text: str) -> str:
     """The text with a full stop and a capital, unless it starts with a name such as `cam_low`."""
     first = text.partition(" ")[0]
     start = text[:1] if "_" in first else text[:1].upper()
-    return start + text[1:] + ("" if text.endswith((".", ")")) else ".")
+    return start + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _text(value: str) -> str:

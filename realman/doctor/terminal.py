@@ -1,7 +1,7 @@
 """The inspection in a terminal: verdict, facts and findings."""
 
 from rich.console import Console
-from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from realman.doctor.summary import facts
@@ -17,7 +17,8 @@ def print_summary(survey: Survey, findings: list[Finding], console: Console) -> 
     words, mood = verdict(findings)
     console.print(Text(words, style=_STYLES[mood]))
     console.print(Text("; ".join(f"{label}: {value}" for label, value in facts(survey).items()), style="dim"))
+    table = Table.grid(padding=(0, 2, 0, 0))
     for finding in findings:
-        line = Text.assemble((f"{finding.grade:8}", _STYLES[finding.grade]), finding.found)
-        console.print(Padding(line, (1 if finding.grade != "note" else 0, 0, 0, 0)))
-        console.print(Padding(Text(f"-> {finding.remedy}"), (0, 0, 0, 8)))
+        table.add_row(Text(finding.grade, style=_STYLES[finding.grade]), Text(finding.found))
+        table.add_row("", Text(f"-> {finding.remedy}", style="dim"))
+    console.print(table)

@@ -69,7 +69,7 @@ def test_what_main_returns_is_the_exit_status(run):
 def test_an_error_of_the_user_is_one_line_and_status_1(run):
     outcome = run("--what", "fail")
     assert outcome.status == 1
-    assert outcome.err.splitlines()[-1] == "file.h5: 'action' [bold] is missing, expected 14 numbers"
+    assert outcome.err.splitlines()[-1] == "error: file.h5: 'action' [bold] is missing, expected 14 numbers"
     assert "Traceback" not in outcome.err
 
 
@@ -87,7 +87,7 @@ def test_a_bug_keeps_its_traceback(run):
 
 def test_an_interrupt_is_status_130_without_a_traceback(run):
     outcome = run("--what", "stop")
-    assert (outcome.status, outcome.err.splitlines()[-1]) == (130, "interrupted")
+    assert (outcome.status, outcome.err.splitlines()[-1]) == (130, "error: interrupted")
 
 
 def test_wrong_flags_are_status_2(run):
@@ -98,4 +98,4 @@ def test_wrong_flags_are_status_2(run):
 
 def test_a_function_may_parse_the_flags_itself_and_refuse_them(run):
     outcome = run("parse")
-    assert (outcome.status, outcome.err) == (1, "config 'pi' not found\n")
+    assert (outcome.status, outcome.err) == (1, "error: config 'pi' not found\n")

@@ -7,6 +7,7 @@ import pathlib
 import runpy
 import shutil
 import signal
+import subprocess
 import sys
 
 import jax
@@ -16,11 +17,13 @@ import pytest
 from openpi.models import gemma_config
 from openpi.models import model as _model
 from openpi.models import pi0_config
+from openpi.shared import errors
 from openpi.training import checkpoints
 from openpi.training import config as _config
 from openpi.training import norm_stats
 from openpi.training import train_loop
 from openpi.training import train_step
+from openpi.training import weight_loaders
 from openpi.training.step_meter import DivergedError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -109,9 +112,22 @@ def test_an_existing_run_is_left_alone_without_a_flag(unbroken):
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
-def test_a_signal_saves_and_leaves_and_the_run_can_go_on(unbroken, tmp_path, monkeypatch):
-    step = train_step.train_step
+def test_weights_that_are_missing_do_not_cost_the_older_run(unbroken, tmp_path):
+    run = unbroken.checkpoint.parent
+    config = debug_config(
+        run.parents[2], overwrite=True, weight_loader=weight_loaders.CheckpointWeightLoader(str(tmp_path / "none"))
+    )
+    with pytest.raises(FileNotFoundError, match="none"):
+        train_loop.train(config)
+    assert (unbroken.checkpoint / "params").is_dir()
 
+
+def test_a_finished_run_says_so_when_it_is_resumed(unbroken):
+    with pytest.raises(errors.ConfigError, match="has done all its 4 steps; raise --num-train-steps"):
+        train_loop.train(debug_config(unbroken.checkpoint.parents[3], resume=True))
+
+
+def test_a_signal_saves_and_leaves_and_the_run_can_go_on(unbroken, tmp_path, monkeypatch):
     def send_after_two_steps(self, number, info, wait_s):
         if number == 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -125,7 +141,6 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(unbroken, tmp_path, mon
     assert (stopped.checkpoint / "params").is_dir()
     monkeypatch.setattr(train_loop.StepMeter, "add", add)
     assert losses(train_loop.train(debug_config(tmp_path, resume=True))) == losses(unbroken)
-    assert train_step.train_step is step
 
 
 def test_a_diverging_run_stops_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
@@ -180,7 +195,7 @@ def test_bad_input_is_one_line_with_status_1_and_changes_nothing(monkeypatch, tm
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [(["debug_realmna", "--exp-name", "x"], "debug_realman"), (["debug", "--resume", "--overwrite"], "exclude each")],
+    [(["debug_realmna", "--exp-name", "x"], "debug_realman"), (["debug", "--resume", "--overwrite"], "exclude")],
 )
 def test_wrong_use_is_explained_with_status_2(monkeypatch, tmp_path, capfd, args, words):
     assert run_script(monkeypatch, tmp_path, *args) == 2
@@ -197,3 +212,37 @@ def test_a_missing_dataset_is_named_once_statistics_exist(monkeypatch, tmp_path,
     assert run_script(monkeypatch, tmp_path, "debug_realman", "--exp-name", "x") == 1
     assert "make convert DATA=<recordings> REPO_ID=realman/dual_arm" in capfd.readouterr().err
     assert not (tmp_path / "checkpoints").exists()
+
+
+SPLIT_RUN = """
+import dataclasses, json, pathlib, sys
+import jax
+from openpi.models import gemma_config, pi0_config
+from openpi.training import config as _config, train_loop
+# An embedding table of 8 MiB, large enough to be split.
+size = gemma_config.Config(width=32, depth=1, mlp_dim=64, num_heads=2, num_kv_heads=1, head_dim=16, vocab_size=65536)
+model = pi0_config.Pi0Config(dtype="float32", vision_variant="mu/112", paligemma_variant=size,
+                             action_expert_variant=size, action_horizon=2, max_token_len=4)
+config = dataclasses.replace(_config.get_config("debug"), model=model, num_train_steps=2, log_interval=1,
+                             fsdp_devices=int(sys.argv[1]), checkpoint_base_dir=sys.argv[2])
+summary = train_loop.train(config)
+text = (summary.checkpoint.parent / "train_log.jsonl").read_text()
+print(json.dumps([json.loads(line)["loss"] for line in text.splitlines()]))
+"""
+
+
+@pytest.mark.slow
+def test_devices_that_share_parameters_have_the_losses_of_one_device(tmp_path):
+    def run(num_devices: int) -> list[float]:
+        flags = f"--xla_force_host_platform_device_count={num_devices}"
+        done = subprocess.run(
+            [sys.executable, "-c", SPLIT_RUN, str(num_devices), str(tmp_path / str(num_devices))],
+            check=True,
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=280,
+        )
+        return json.loads(done.stdout)
+
+    np.testing.assert_allclose(run(2), run(1), rtol=1e-5)

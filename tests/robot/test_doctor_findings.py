@@ -326,6 +326,29 @@ def test_the_place_of_the_high_camera_shows_that_arms_and_cameras_are_both_excha
     assert _alarms(_survey(sound, high_view="from_robot")) == []
 
 
+def _left_arm_rests(r: Recorded, *, watching: float) -> None:
+    """Only the right arm works; the camera on the resting left wrist sees a little of it."""
+    for values in (r.state, r.action):
+        values[:, LEFT] = values[0, LEFT]
+    r.velocity[:, LEFT] = 0
+    still, moving = r.images["cam_left_wrist"][:1], r.images["cam_right_wrist"]
+    r.images["cam_left_wrist"] = (still * (1 - watching) + moving * watching).astype(np.uint8)
+
+
+def test_a_camera_on_a_resting_arm_may_watch_the_other_arm(tmp_path: Path) -> None:
+    survey = _survey(_record(tmp_path, functools.partial(_left_arm_rests, watching=0.2)))
+    assert survey.arm_views["cam_left_wrist"].right > 0.5
+    assert _alarms(survey) == []
+
+
+def test_exchanged_wrist_cameras_are_found_when_only_one_arm_works(tmp_path: Path) -> None:
+    def exchanged(r: Recorded) -> None:
+        _left_arm_rests(r, watching=0.2)
+        _wrists(r)
+
+    assert [f.check for f in _alarms(_survey(_record(tmp_path, exchanged)))] == ["swapped-sides"]
+
+
 def test_arms_exchanged_by_the_option_are_exchanged_back_by_the_remedy(sound: Path) -> None:
     (finding,) = _alarms(_survey(sound, RawOptions(raw_arm_order="left_right")))
     assert "--raw-arm-order right_left" in finding.remedy

@@ -34,7 +34,7 @@ def expert_name(name: str, index: int) -> str:
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm with a learned scale, or (adaptive) with scale, shift and gate computed from a condition."""
+    """Root-mean-square norm with a learned scale or, if adaptive, scale, shift and gate made from a condition."""
 
     def __init__(self, width: int, *, adaptive: bool, dtype: at.DTypeLike, rngs: nnx.Rngs):
         self.adaptive = adaptive

@@ -154,8 +154,7 @@ def preprocess_observation(
             image = image_tools.resize_with_pad(image, *image_resolution)
         if train:
             # Every camera uses the same key: one crop, angle and colour change per sample.
-            unit = augmentation.augment(rng, image / 2.0 + 0.5, geometric="wrist" not in key)
-            image = unit * 2.0 - 1.0
+            image = augmentation.augment(rng, image / 2.0 + 0.5, geometric="wrist" not in key) * 2.0 - 1.0
         images[key] = image
         mask = observation.image_masks.get(key)
         masks[key] = jnp.ones(observation.state.shape[:-1], dtype=bool) if mask is None else jnp.asarray(mask)

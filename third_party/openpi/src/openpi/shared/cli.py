@@ -57,6 +57,6 @@ def run(main: Callable[[Args], int | None], args_type: type[Args] | Callable[[],
 
 
 def print_error(message: str) -> None:
-    """Print one line to stderr, red on a terminal."""
+    """Print `error: message` as one line to stderr, red on a terminal."""
     console = rich.console.Console(stderr=True, soft_wrap=True)
-    console.print(" ".join(message.split()), style="bold red", markup=False, highlight=False)
+    console.print("error: " + " ".join(message.split()), style="bold red", markup=False, highlight=False)

@@ -48,9 +48,5 @@ def resize_with_pad(
         resized = resized.clip(-1.0, 1.0)
         black = -1.0
     top, left = (height - new_height) // 2, (width - new_width) // 2
-    padding = [(0, 0)] * len(batch) + [
-        (top, height - new_height - top),
-        (left, width - new_width - left),
-        (0, 0),
-    ]
-    return jnp.pad(resized, padding, constant_values=black)
+    rows, columns = (top, height - new_height - top), (left, width - new_width - left)
+    return jnp.pad(resized, [(0, 0)] * len(batch) + [rows, columns, (0, 0)], constant_values=black)

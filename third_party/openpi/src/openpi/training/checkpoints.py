@@ -59,6 +59,20 @@ class CallbackRestore(ocp.args.CheckpointArgs):
     """Named by orbax's registry only."""
 
 
+def check_usable(checkpoint_dir: pathlib.Path | str, *, overwrite: bool, resume: bool) -> None:
+    """Refuse a run's folder that exists without a word on what to do with it.
+
+    Raises:
+        CheckpointExistsError: The folder exists and neither flag is given.
+    """
+    folder = pathlib.Path(checkpoint_dir).resolve()
+    if folder.exists() and not (overwrite or resume):
+        raise CheckpointExistsError(
+            f"{folder}: this run exists already; go on with --resume, start again with --overwrite (deletes it), "
+            "or choose another --exp-name"
+        )
+
+
 def initialize_checkpoint_dir(
     checkpoint_dir: pathlib.Path | str, *, keep_period: int | None, overwrite: bool, resume: bool
 ) -> tuple[ocp.CheckpointManager, bool]:
@@ -76,15 +90,11 @@ def initialize_checkpoint_dir(
     Raises:
         CheckpointExistsError: The folder exists and neither flag is given.
     """
+    check_usable(checkpoint_dir, overwrite=overwrite, resume=resume)
     folder = pathlib.Path(checkpoint_dir).resolve()
     if folder.exists() and overwrite:
         logger.info("deleting %s (--overwrite)", folder)
         shutil.rmtree(folder)
-    elif folder.exists() and not resume:
-        raise CheckpointExistsError(
-            f"{folder}: this run exists already; go on with --resume, start again with --overwrite (deletes it), "
-            "or choose another --exp-name"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     manager = ocp.CheckpointManager(
         folder,

@@ -1,6 +1,6 @@
 """A training run from config to last checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 import logging
@@ -32,6 +32,8 @@ from openpi.training.wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
 
+StepFn = Callable[[jax.Array, TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
 # Time between redraws of the progress bar, s: rarely where each one is a line of a log file.
 _BAR_INTERVAL_S = 0.5 if sys.stderr.isatty() else 20.0
 
@@ -62,17 +64,12 @@ def train(config: TrainConfig) -> Summary:
     """
     start_s = time.perf_counter()
     _check_batch(config)
+    checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
     mesh = _sharding.make_mesh(config.fsdp_devices)
     memory.check_fits(config, mesh)
     loader = _data_loader.create_data_loader(config, sharding=_sharding.data_sharding(mesh), shuffle=True)
-    manager, resuming = checkpoints.initialize_checkpoint_dir(
-        config.checkpoint_dir, keep_period=config.keep_period, overwrite=config.overwrite, resume=config.resume
-    )
     train_rng, init_rng = jax.random.split(jax.random.key(config.seed))
-    if resuming:
-        state = _resume(config, mesh, manager, loader)
-    else:
-        state = _train_state.init_train_state(config, init_rng, mesh)
+    manager, state = _begin(config, mesh, loader, init_rng)
     run = _Run(config, mesh, manager, loader, train_rng, first_step=int(state.step))
     try:
         with StopSignal() as stop, tqdm.contrib.logging.logging_redirect_tqdm():
@@ -88,6 +85,19 @@ def _check_batch(config: TrainConfig) -> None:
             f"batch_size: {config.batch_size} cannot be split evenly over {jax.device_count()} devices; "
             "set --batch-size to a multiple"
         )
+
+
+def _begin(
+    config: TrainConfig, mesh: jax.sharding.Mesh, loader: DataLoader, rng: jax.Array
+) -> tuple[ocp.CheckpointManager, TrainState]:
+    # Weights that cannot be loaded must be found out before an older run is deleted.
+    fresh = None if config.resume else _train_state.init_train_state(config, rng, mesh)
+    manager, resuming = checkpoints.initialize_checkpoint_dir(
+        config.checkpoint_dir, keep_period=config.keep_period, overwrite=config.overwrite, resume=config.resume
+    )
+    if resuming:
+        return manager, _resume(config, mesh, manager, loader)
+    return manager, _train_state.init_train_state(config, rng, mesh) if fresh is None else fresh
 
 
 def _resume(
@@ -155,7 +165,7 @@ class _Run:
                     break
         self._wandb.finish()
 
-    def _compile(self, state: TrainState):
+    def _compile(self, state: TrainState) -> StepFn:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         replicated = _sharding.replicated_sharding(self._mesh)
         step_fn = jax.jit(
