@@ -198,11 +198,9 @@ def _high_camera_contradicts(survey: Survey) -> bool:
 def _remedy_for_crossing(survey: Survey) -> str:
     """Wrist pictures alone cannot tell which of the two is wrong; the high camera can, when its place is known."""
     if survey.high_view != "unknown" and HIGH_CAMERA in survey.arm_views:
-        return (
-            f"the arms are exchanged: {_swap_arms(survey)}"
-            if _high_camera_contradicts(survey)
-            else (f"the wrist cameras are exchanged: {_SWAP_CAMERAS}")
-        )
+        if _high_camera_contradicts(survey):
+            return f"the arms are exchanged: {_swap_arms(survey)}"
+        return f"the wrist cameras are exchanged: {_SWAP_CAMERAS}"
     hint = ""
     view = survey.arm_views.get(HIGH_CAMERA)
     if view is not None and abs(view.right_arm_side) > CLEAR_DIFFERENCE:

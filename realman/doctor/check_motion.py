@@ -93,7 +93,9 @@ def check_rate(survey: Survey) -> Iterator[Finding]:
     late = {n: m.timestamp_error_s for n, m in survey.motions.items() if m.timestamp_error_s is not None}
     bad = [name for name, error in late.items() if error > _TIMESTAMP_TOLERANCE_S]
     if bad:
-        text = f"timestamps are up to {max(late[n] for n in bad) * 1000:.1f} ms off frame / fps, in {some(bad)}"
+        text = (
+            f"steps between timestamps are up to {max(late[n] for n in bad) * 1000:.1f} ms off 1 / fps, in {some(bad)}"
+        )
         remedy = "convert the recordings again; LeRobot refuses to load such a dataset"
         yield Finding("error", "timestamps", text, remedy, tuple(bad))
     yield from _check_velocity(survey)

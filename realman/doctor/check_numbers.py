@@ -97,7 +97,9 @@ def check_grippers(survey: Survey) -> Iterator[Finding]:
     if fractions.min() < -tolerance or fractions.max() > 1 + tolerance:
         largest = float(np.abs(recorded).max())
         scale = next((s for s in _GRIPPER_FULL_SCALES if largest <= s * (1 + tolerance)), largest)
-        flag = f"--gripper-range 0:{scale:g} (closed:open; {scale:g}:0 if larger is more closed)"
+        # A scale around zero, such as -1..1, has no customary ends; a closed EG2 reads only a little below 0.
+        closed = f"{recorded.min():.3g}" if recorded.min() < -0.1 * largest else "0"
+        flag = f"--gripper-range {closed}:{scale:g} (closed:open; {scale:g}:{closed} if larger is more closed)"
         yield Finding("error", "gripper-range", f"{seen}, outside {low:g}:{high:g}", survey.convert_with(flag))
     elif np.ptp(fractions) > 1e-3 and fractions.max() <= _SMALL_STROKE:
         flag = f"--gripper-range 0:{recorded.max():.3g}" if high > low else f"--gripper-range 0:{high:g}"

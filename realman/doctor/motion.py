@@ -78,7 +78,7 @@ class Motion:
     blocked: np.ndarray
     """(2, 2) frames in which the right and left gripper stands off its target: more open, more closed than told."""
     timestamp_error_s: float | None
-    """Largest deviation from frame / fps; None without timestamps."""
+    """Largest deviation of a step between frames from 1 / fps; None without timestamps."""
 
 
 def measure_motion(
@@ -126,9 +126,7 @@ def measure_motion(
         velocity_slope=_velocity_slope(state, velocity, fps),
         resting_s=_rest(state, action, fps),
         blocked=_blocked(state, action, fps),
-        timestamp_error_s=(
-            None if timestamp is None else float(np.abs(timestamp - np.arange(len(timestamp)) / fps).max())
-        ),
+        timestamp_error_s=(None if timestamp is None else float(np.abs(np.diff(timestamp) - 1 / fps).max(initial=0.0))),
     )
 
 

@@ -248,6 +248,21 @@ def _glitch(r: Recorded) -> None:
     r.state[50, 3] += 0.3
 
 
+def _twitch(r: Recorded) -> None:
+    r.state[50, 3] += 0.06  # slower than the joint can move, but no joint starts and stops within two frames
+
+
+def _hardly_moves(r: Recorded) -> None:
+    for values in (r.state, r.action):
+        values[:, 5] = 0.3 + 0.001 * np.sin(np.arange(NUM_FRAMES))
+        values[60, 5] += 0.02
+
+
+def _around_zero(r: Recorded) -> None:
+    r.state[:, GRIPPERS] = 2 * r.state[:, GRIPPERS] - 1
+    r.action[:, GRIPPERS] = 2 * r.action[:, GRIPPERS] - 1
+
+
 def _command_jump(r: Recorded) -> None:
     r.action[70:, 8] -= 0.5
 
@@ -260,6 +275,9 @@ def _beyond_limit(r: Recorded) -> None:
 FAULTS: tuple[tuple[Fault, str, str, str], ...] = (
     (_degrees, "error", "angle-unit", "--angle-unit deg"),
     (_per_mille, "error", "gripper-range", "--gripper-range 0:1000"),
+    (_around_zero, "error", "gripper-range", "--gripper-range -0.6:1"),
+    (_twitch, "warning", "jerk", "--episodes"),
+    (_hardly_moves, "warning", "tiny-span", "pi0 config"),
     (_metres, "warning", "gripper-range", "--gripper-range 0:0.0665"),
     (_inverted, "warning", "gripper-direction", "--gripper-range 1:0"),
     (_arms, "error", "swapped-sides", "--raw-arm-order left_right"),
