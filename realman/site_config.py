@@ -71,7 +71,11 @@ class Site:
         return self.robot == "sim"
 
 
-SIM_SITE = Site(safety=SafetySettings(max_joint_speed_deg_s=225.0, max_first_jump_deg=360.0, max_limit_ticks=1_000_000))
+SIM_SITE = Site(
+    # What the simulated cell is for; realman.sim.task says the same.
+    prompt="pick up the cube and place it in the tray",
+    safety=SafetySettings(max_joint_speed_deg_s=225.0, max_first_jump_deg=360.0, max_limit_ticks=1_000_000),
+)
 """The site when no file is given: a simulated robot, where the whole speed is free and a lost policy harms nothing."""
 
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from realman import cli
-from realman import convert
 from realman import offline
 from realman import plots
 from realman.client import API_KEY_ENV
@@ -24,6 +23,7 @@ from realman.raw import RawOptions
 from realman.raw.options import AngleUnit
 from realman.raw.options import ArmOrder
 from realman.raw.options import ColorOrder
+from realman.raw.options import parse_gripper_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +63,9 @@ class Args:
 
     @property
     def options(self) -> RawOptions:
-        """How to read HDF5 recordings: the converter's own reading of the same flags."""
-        names = ("angle_unit", "gripper_range", "raw_arm_order", "color", "fps", "task")
-        return convert.Args(self.data, **{name: getattr(self, name) for name in names}).options
+        """How to read HDF5 recordings."""
+        grippers = parse_gripper_range(self.gripper_range)
+        return RawOptions(self.angle_unit, grippers, self.raw_arm_order, self.color, self.fps, self.task)
 
 
 def main(args: Args) -> int:

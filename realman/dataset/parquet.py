@@ -1,6 +1,7 @@
 """One episode's table as a parquet file: vectors, images as encoded bytes, and the format's index columns."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from realman.dataset import files
 from realman.dataset.layout import IMAGE
 from realman.dataset.layout import VIDEO
 from realman.dataset.layout import Features
@@ -57,12 +59,18 @@ class EpisodeTable:
         self._path = path
         self._part = path.with_name(path.name + ".part")
         self._schema = make_schema(features)
+        has_images = bool(keys_of(features, IMAGE))
         # One frame a row group: reading one frame then reads none of its neighbours' pixels.
-        self._group_rows = 1 if keys_of(features, IMAGE) else None
+        self._group_rows = 1 if has_images else None
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A page dictionary would hold every image twice while writing, and min/max of images mean nothing.
+        # Encoded images cannot be compressed further, a page dictionary would hold each of them twice while writing, and their
+        # min and max mean nothing.
         self._writer = pq.ParquetWriter(
-            self._part, self._schema, compression="snappy", use_dictionary=False, write_statistics=False
+            self._part,
+            self._schema,
+            compression="none" if has_images else "snappy",
+            use_dictionary=False,
+            write_statistics=False,
         )
 
     def __enter__(self) -> "EpisodeTable":
@@ -71,9 +79,13 @@ class EpisodeTable:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writer.close()
         if kind is None:
-            self._part.replace(self._path)
+            self._writer.close()
+            files.finish(self._part, self._path)
+        else:
+            # What made the block end is the error to report, not that the file cannot be ended (on a full disk it cannot).
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
     def write(self, columns: Mapping[str, Column]) -> None:
         """Append frames.

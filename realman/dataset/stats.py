@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import cv2
+from jaxtyping import Int64
 from jaxtyping import Shaped
 import numpy as np
 
@@ -10,6 +12,9 @@ from realman.arrays import Image
 
 Stats = dict[str, list[Any]]
 """min, max, mean, std as nested lists of one entry per number (images: shape (3, 1, 1)), count as a list of one."""
+
+LevelCounts = Int64[np.ndarray, "3 256"]
+"""Pixels of a picture by colour channel and level."""
 
 _MIN_SAMPLES = 100
 _MAX_SAMPLES = 10_000
@@ -41,6 +46,13 @@ def vector_stats(values: Shaped[np.ndarray, " t *d"]) -> Stats:
     }
 
 
+def level_counts(pixels: Image) -> LevelCounts:
+    """How often each level is there in each colour channel."""
+    # Several times faster than bincount; its float32 counts are exact up to 2 ** 24 pixels.
+    counts = [cv2.calcHist([pixels], [channel], None, [_LEVELS], [0, _LEVELS]) for channel in range(3)]
+    return np.stack(counts)[..., 0].astype(np.int64)
+
+
 class ImageStats:
     """Statistics per colour channel, scaled to 0..1, over the sampled frames of one camera.
 
@@ -52,10 +64,13 @@ class ImageStats:
         self._num_frames = 0
 
     def add(self, image: Image) -> None:
-        """Count one sampled frame."""
+        """Count one sampled frame of full size."""
         stride = image_stride(*image.shape[:2])
-        pixels = image[::stride, ::stride]
-        self._counts += [np.bincount(pixels[..., c].ravel(), minlength=_LEVELS) for c in range(3)]
+        self.add_counts(level_counts(np.ascontiguousarray(image[::stride, ::stride])))
+
+    def add_counts(self, counts: LevelCounts) -> None:
+        """Count one sampled frame whose pixels, every n-th of them (`image_stride`), were counted already."""
+        self._counts += counts
         self._num_frames += 1
 
     def result(self) -> Stats:

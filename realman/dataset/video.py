@@ -1,6 +1,7 @@
 """Videos of one camera of one episode, encoded for random access."""
 
 from collections.abc import Iterator
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import av
 import numpy as np
 
 from realman.arrays import Image
+from realman.dataset import files
 from realman.errors import DatasetError
 
 CodecName = Literal["av1", "h264"]
@@ -90,9 +92,12 @@ class VideoWriter:
     ) -> None:
         if kind is None:
             self._container.mux(self._stream.encode(None))
-        self._container.close()
-        if kind is None:
-            self._part.replace(self._path)
+            self._container.close()
+            files.finish(self._part, self._path)
+        else:
+            # What made the block end is the error to report, not that the file cannot be ended (on a full disk it cannot).
+            with contextlib.suppress(av.FFmpegError):
+                self._container.close()
 
     def write(self, image: Image) -> None:
         """Append one RGB frame of the size given at the start."""

@@ -25,11 +25,11 @@ from realman.doctor.norm_stats import read_state_stats
 from realman.doctor.source import open_source
 from realman.doctor.survey import HighView
 from realman.doctor.survey import Survey
-from realman.errors import EpisodeError
 from realman.raw import RawOptions
 from realman.raw.options import AngleUnit
 from realman.raw.options import ArmOrder
 from realman.raw.options import ColorOrder
+from realman.raw.options import parse_gripper_range
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +69,8 @@ class Args:
     @property
     def options(self) -> RawOptions:
         """How to read recordings."""
-        try:
-            closed, opened = (float(part) for part in self.gripper_range.split(":"))
-        except ValueError as e:
-            raise EpisodeError(f"gripper range '{self.gripper_range}' is not CLOSED:OPEN, such as 0:1000") from e
-        return RawOptions(self.angle_unit, (closed, opened), self.raw_arm_order, self.color, self.fps, self.task)
+        grippers = parse_gripper_range(self.gripper_range)
+        return RawOptions(self.angle_unit, grippers, self.raw_arm_order, self.color, self.fps, self.task)
 
 
 def main(args: Args) -> int:

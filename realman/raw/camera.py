@@ -66,11 +66,19 @@ class CameraStream:
             return len(self.jpeg_bytes(0)) * len(self)
         return int(np.prod(self._dataset.shape))
 
+    def stored(self, t: int) -> bytes | Image:
+        """Frame `t` as recorded: a whole JPEG without padding, or the raw frame in the recorded channel order (not to be changed).
+
+        Raises:
+            EpisodeError: The buffer is no whole colour JPEG, or has another size than the first frame.
+        """
+        return self.jpeg_bytes(t) if self.is_jpeg else self._read(t)
+
     def jpeg_bytes(self, t: int) -> bytes:
         """Frame `t` as it was encoded, without padding; only for JPEG recordings.
 
         Raises:
-            EpisodeError: The buffer is no whole colour JPEG, or has another size than the first frame.
+            EpisodeError: As for `stored`.
         """
         data = self._trim(self._read(t), t)
         try:
@@ -89,16 +97,29 @@ class CameraStream:
         Raises:
             EpisodeError: The frame cannot be decoded.
         """
-        if not self.is_jpeg:
-            frame = self._read(t)
+        return self.decode(self.stored(t), t)
+
+    def decode(self, stored: bytes | Image, t: int, stride: int = 1) -> Image:
+        """RGB picture of what `stored` gave for frame `t`, a fresh array; may run in any thread.
+
+        Args:
+            stored: The frame as recorded.
+            t: Its number, for messages.
+            stride: Only every n-th pixel in both directions is wanted.
+
+        Raises:
+            EpisodeError: The frame cannot be decoded.
+        """
+        if isinstance(stored, np.ndarray):
+            frame = stored[::stride, ::stride]
             return np.array(frame[..., ::-1] if self._swap else frame, order="C")
-        data = np.frombuffer(self.jpeg_bytes(t), np.uint8)
         # A camera's EXIF rotation would change the shape, and ordinary readers of datasets ignore it.
-        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        bgr = cv2.imdecode(np.frombuffer(stored, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if bgr is None or bgr.shape != (self.height, self.width, 3):
             raise EpisodeError(f"{self._place} cannot be decoded at frame {t}; record the episode again")
+        pixels = np.ascontiguousarray(bgr[::stride, ::stride])
         # Of a JPEG encoded with swapped channels, OpenCV's "BGR" is the true RGB.
-        return bgr if self._swap else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+        return pixels if self._swap else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
     def _measure(self) -> tuple[int, int]:
         if self.is_jpeg:

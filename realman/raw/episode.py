@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 import h5py
+from jaxtyping import Float64
 import numpy as np
 
 from realman import spec
@@ -30,6 +31,9 @@ EFFORT = "observations/effort"
 IMAGES = "observations/images"
 COMPRESS_LEN = "compress_len"
 FPS = "fps"
+
+TIMESTAMPS = ("timestamps", "timestamp", "observations/timestamps", "observations/timestamp")
+"""Datasets that may hold the time of each frame, in order of preference."""
 
 TASK_NAMES = ("language_instruction", "instruction", "task")
 """Attributes or datasets that may hold the task text, in order of preference."""
@@ -65,7 +69,9 @@ class Episode:
                 self.num_frames: int = len(self._file[QPOS])
                 self._has_velocity = _is_dataset(self._file, QVEL)
                 self._has_effort = _is_dataset(self._file, EFFORT)
-                self._streams = {camera: self._open_camera(camera) for camera in _camera_order(self._file[IMAGES])}
+                recorded_as = _camera_names(self._file[IMAGES], options, path.name)
+                self._streams = {camera: self._open_camera(name) for camera, name in recorded_as.items()}
+                self._timestamps = next((name for name in TIMESTAMPS if _is_dataset(self._file, name)), None)
                 self._fps = _stated_fps(self._file, options, path.name)
                 self.task = _stated_task(self._file, options, path.name)
         except BaseException:
@@ -128,6 +134,18 @@ class Episode:
     def effort(self) -> Traj | None:
         """Measured efforts in the recorder's unit; None when not recorded."""
         return self._read(EFFORT, _options.efforts) if self._has_effort else None
+
+    @functools.cached_property
+    def timestamps(self) -> Float64[np.ndarray, " t"] | None:
+        """Time of each frame in the recorder's unit and from its own zero; None when not recorded."""
+        if self._timestamps is None:
+            return None
+        place = f"{self.path.name}: '{self._timestamps}'"
+        with hdf5.reading(place):
+            recorded = np.asarray(self._file[self._timestamps][()], np.float64)
+        if recorded.shape not in ((self.num_frames,), (self.num_frames, 1)):
+            raise EpisodeError(f"{place} has shape {recorded.shape}, expected ({self.num_frames},)")
+        return recorded.reshape(-1)
 
     def camera(self, name: str) -> CameraStream:
         """The frames of one camera.
@@ -206,9 +224,21 @@ def _length_problems(datasets: dict[str, h5py.Dataset]) -> list[str]:
     ]
 
 
-def _camera_order(images: h5py.Group) -> list[str]:
-    known = [camera for camera in spec.CAMERAS if camera in images]
-    return known + sorted(set(images) - set(known))
+def _camera_names(images: h5py.Group, options: RawOptions, place: str) -> dict[str, str]:
+    """Name in the file of every camera by the name it shall have; the contract's cameras first and in its order."""
+    renamed = dict(options.camera_map)
+    if unknown := sorted(set(renamed) - set(images)):
+        names = ", ".join(f"'{camera}'" for camera in unknown)
+        raise EpisodeError(f"{place}: no camera {names} to rename; recorded: {', '.join(images) or 'none'}")
+    pairs = [(renamed.get(camera, camera), camera) for camera in sorted(images)]
+    recorded_as = dict(pairs)
+    if len(recorded_as) < len(pairs):
+        twice = next(name for name, camera in pairs if recorded_as[name] != camera)
+        raise EpisodeError(
+            f"{place}: two cameras would be called '{twice}'; rename the other as well, --camera-map {twice}=..."
+        )
+    known = [camera for camera in spec.CAMERAS if camera in recorded_as]
+    return {camera: recorded_as[camera] for camera in [*known, *(c for c in recorded_as if c not in known)]}
 
 
 def _stated_fps(file: h5py.File, options: RawOptions, name: str) -> int | None:

@@ -3,6 +3,7 @@
 Detection never changes a number: `realman.checks` only stops when data contradict these options.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import Literal
@@ -47,6 +48,8 @@ class RawOptions:
     """Frames per second; None takes the recording's own."""
     task: str | None = None
     """Task text; None takes the recording's own."""
+    camera_map: tuple[tuple[str, str], ...] = ()
+    """Pairs of a camera's name in the file and the name it should have; other cameras keep theirs."""
 
     def __post_init__(self) -> None:
         low, high = self.gripper_range
@@ -58,6 +61,37 @@ class RawOptions:
             raise EpisodeError(f"fps {self.fps} is not positive; give frames per second, such as 50")
         if self.task is not None and not self.task.strip():
             raise EpisodeError("task text is empty; say what the robot does, such as 'fold the towel'")
+        for names in zip(*self.camera_map, strict=True):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise EpisodeError(f"camera map names '{twice[0]}' twice; give each camera once, as RECORDED=NAME")
+
+
+def parse_gripper_range(text: str) -> tuple[float, float]:
+    """Read `CLOSED:OPEN`, such as `0:1000` or, inverted, `1000:0`.
+
+    Raises:
+        EpisodeError: The text is not of that form.
+    """
+    try:
+        closed, opened = (float(part) for part in text.split(":"))
+    except ValueError as e:
+        raise EpisodeError(f"gripper range '{text}' is not CLOSED:OPEN, such as 0:1000") from e
+    return closed, opened
+
+
+def parse_camera_map(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Read `RECORDED=NAME` pairs, such as `cam_top=cam_high`.
+
+    Raises:
+        EpisodeError: A text is not of that form.
+    """
+    parsed = []
+    for pair in pairs:
+        recorded, _, name = pair.partition("=")
+        if not recorded or not name or "=" in name or "/" in name:
+            raise EpisodeError(f"camera map '{pair}' is not RECORDED=NAME, such as cam_top=cam_high")
+        parsed.append((recorded, name))
+    return tuple(parsed)
 
 
 def positions(recorded: RawTraj, options: RawOptions) -> Traj:

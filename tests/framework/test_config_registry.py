@@ -7,6 +7,8 @@ import pickle
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 import tyro
 
@@ -16,9 +18,24 @@ from openpi.shared import errors
 from openpi.training import config as _config
 from openpi.training import train_config
 from openpi.training.misc import realman_config
+import openpi.transforms as _transforms
 
-REALMAN_NAMES = ("pi0_realman", "pi0_realman_lora", "pi05_realman", "pi05_realman_lora", "debug_realman")
-ALL_NAMES = ("debug", "debug_restore", "debug_pi05", *REALMAN_NAMES)
+FAMILIES = ("pi0", "pi05", "pi0_fast")
+REALMAN_NAMES = (*(f"{family}_realman{kind}" for family in FAMILIES for kind in ("", "_lora")), "debug_realman")
+ROBOT_NAMES = (
+    *("pi0_aloha", "pi05_aloha", "pi0_aloha_towel", "pi0_aloha_tupperware", "pi0_aloha_sim"),
+    *(
+        "pi0_aloha_pen_uncap",
+        "pi05_aloha_pen_uncap",
+        "pi0_droid",
+        "pi0_fast_droid",
+        "pi05_droid",
+        "pi05_droid_finetune",
+    ),
+    *("pi0_libero", "pi0_fast_libero", "pi05_libero", "pi0_libero_low_mem_finetune"),
+    "pi0_fast_libero_low_mem_finetune",
+)
+ALL_NAMES = ("debug", "debug_restore", "debug_pi05", *ROBOT_NAMES, *REALMAN_NAMES)
 
 
 def parse(monkeypatch, *args: str) -> train_config.TrainConfig:
@@ -37,9 +54,10 @@ def test_a_typo_names_the_nearest_config():
 
 
 @pytest.mark.parametrize("name", ALL_NAMES)
-def test_every_config_survives_pickling(name):
+def test_every_config_survives_pickling_and_builds_its_data_config(name):
     config = _config.get_config(name)
     assert pickle.loads(pickle.dumps(config)) == config
+    assert isinstance(config.data.create(None, config.model), _config.DataConfig)
 
 
 IMPORT_ORDERS = {
@@ -86,6 +104,45 @@ def test_the_registry_is_complete_after_any_import_order():
     command = [sys.executable, "-c", FRESH_IMPORTS, json.dumps(IMPORT_ORDERS)]
     done = subprocess.run(command, check=True, cwd=folder, timeout=200, stdout=subprocess.PIPE, text=True)
     assert json.loads(done.stdout) == {}
+
+
+def test_no_other_config_is_registered():
+    assert sorted(config.name for config in _config._CONFIGS) == sorted(ALL_NAMES)
+
+
+ROBOT_SAMPLES = {
+    "pi0_aloha_pen_uncap": {
+        **{f"observation.images.cam_{name}": "image" for name in ("high", "left_wrist", "right_wrist")},
+        "observation.state": 14,
+        "action": (50, 14),
+    },
+    "pi0_libero": {"image": "image", "wrist_image": "image", "state": 8, "actions": (50, 7), "prompt": "text"},
+    "pi05_droid_finetune": {
+        "exterior_image_1_left": "image",
+        "wrist_image_left": "image",
+        "prompt": "text",
+        "joint_position": 7,
+        "gripper_position": 1,
+        "actions": (16, 8),
+    },
+}
+
+
+@pytest.mark.parametrize("name", ROBOT_SAMPLES)
+def test_the_other_robots_samples_pass_their_transforms(name):
+    """A stored frame in, the model's slots, state and delta actions out."""
+    config = _config.get_config(name)
+    data = config.data.create(None, config.model)
+    kinds = {"image": np.zeros((3, 4, 4), np.uint8), "text": "go"}
+    sample = {key: kinds[kind] if kind in kinds else np.full(kind, 0.5) for key, kind in ROBOT_SAMPLES[name].items()}
+    (repack,) = data.repack_transforms.inputs
+    repacked = jax.tree.map(lambda stored: sample[stored], dict(repack.structure))
+    done = _transforms.compose(data.data_transforms.inputs)(repacked)
+    assert list(done["image"]) == list(_model.IMAGE_KEYS)
+    assert done["state"].shape == (ROBOT_SAMPLES[name].get("observation.state", 8),)
+    assert done["actions"].shape[0] == config.model.action_horizon
+    if name == "pi0_libero":
+        np.testing.assert_array_equal(done["actions"][0], [0, 0, 0, 0, 0, 0, 0.5])
 
 
 def test_the_documented_flags_override_a_config(monkeypatch):
@@ -143,10 +200,26 @@ def test_realman_configs_repack_exactly_the_cameras_they_use():
     assert created.action_sequence_keys == ("action",)
 
 
-@pytest.mark.parametrize(("name", "quantiles"), [("pi0_realman", False), ("pi05_realman", True)])
-def test_pi0_is_normalised_by_moments_and_pi05_by_quantiles(name, quantiles):
+@pytest.mark.parametrize(
+    ("name", "quantiles"), [("pi0_realman", False), ("pi05_realman", True), ("pi0_fast_realman", True)]
+)
+def test_pi0_is_normalised_by_moments_and_the_others_by_quantiles(name, quantiles):
     config = _config.get_config(name)
     assert config.data.create(None, config.model).use_quantile_norm is quantiles
+
+
+def test_pi0_fast_reads_and_writes_actions_as_tokens():
+    config = _config.get_config("pi0_fast_realman")
+    group = config.data.create(None, config.model).model_transforms
+    assert isinstance(group.inputs[-1], _transforms.TokenizeFASTInputs)
+    assert (group.outputs[0].action_horizon, group.outputs[0].action_dim) == (50, 14)
+
+    class Spelling:
+        def __init__(self, max_len: int, shift: int) -> None:
+            self.options = (max_len, shift)
+
+    model = dataclasses.replace(config.model, fast_model_tokenizer=Spelling, fast_model_tokenizer_kwargs={"shift": 3})
+    assert config.data.create(None, model).model_transforms.inputs[-1].tokenizer.options == (300, 3)
 
 
 @pytest.mark.parametrize("use_delta", [True, False])
@@ -169,7 +242,7 @@ def test_metadata_for_clients_agrees_with_policy_and_model(name):
 
 
 def test_low_rank_configs_freeze_the_language_model_and_do_not_average():
-    for name in ("pi0_realman_lora", "pi05_realman_lora"):
+    for name in (f"{family}_realman_lora" for family in FAMILIES):
         config = _config.get_config(name)
         frozen = config.freeze_filter
         assert frozen(("PaliGemma", "llm", "layers", "mlp", "linear"), None)

@@ -1,6 +1,8 @@
 import pytest
 
 from realman.errors import SiteError
+from realman.sim import task
+from realman.site_config import SIM_SITE
 from realman.site_config import Site
 from realman.site_config import load_site
 from realman.site_config import open_robot
@@ -61,3 +63,7 @@ def test_a_missing_file_names_the_example(tmp_path):
 def test_real_arms_are_not_available_yet_and_say_so():
     with pytest.raises(SiteError, match="'rm65' is not available yet in this version"):
         open_robot(Site(robot="rm65"))
+
+
+def test_the_simulated_site_asks_for_the_task_of_the_simulated_cell():
+    assert SIM_SITE.prompt == task.TASK

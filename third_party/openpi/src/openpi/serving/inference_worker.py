@@ -1,16 +1,33 @@
-"""Runs a policy in a thread of its own, one request at a time, in the order of arrival.
+"""Runs a policy in a thread of its own.
 
 The event loop stays free meanwhile: handshakes, pings and health checks are answered however long an inference takes.
 """
 
+from collections.abc import Hashable, Mapping, Sequence
 import concurrent.futures
 import dataclasses
-import queue
+import logging
 import threading
 import time
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from openpi.serving.fair_queue import FairQueue
+from openpi.serving.request_errors import OverloadedError
 from openpi_client.base_policy import BasePolicy
+
+logger = logging.getLogger(__name__)
+
+# Several for each of the robots that one policy can serve in time; at four raw cameras each, a quarter of a gigabyte.
+_MAX_WAITING = 64
+
+
+@runtime_checkable
+class BatchPolicy(Protocol):
+    """A policy that can answer several observations by one call."""
+
+    def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return what as many calls of `infer`, in the same order, would."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,37 +37,90 @@ class Inference:
     result: dict[str, Any]
     queue_ms: float  # from submission until the policy was free
     infer_ms: float  # inside the policy
+    batch_size: int = 1  # requests answered by the same call
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Job:
+    policy: BasePolicy
     observation: dict[str, Any]
     submitted_s: float
+    deadline_s: float | None
     future: "concurrent.futures.Future[Inference]" = dataclasses.field(default_factory=concurrent.futures.Future)
+
+    def begin(self, now_s: float) -> bool:
+        """Claim the job; False when nobody waits for it any more."""
+        if self.deadline_s is not None and now_s >= self.deadline_s:
+            self.future.cancel()
+        return self.future.set_running_or_notify_cancel()
 
 
 class InferenceWorker:
-    """Owns a policy: nothing else may call it, so that policies need no locks."""
+    """Owns a policy: nothing else may call it, so that policies need no locks. Clients are served in turn."""
 
-    def __init__(self, policy: BasePolicy) -> None:
+    def __init__(self, policy: BasePolicy, *, max_batch: int = 1) -> None:
+        """Prepare a worker.
+
+        Args:
+            policy: Called from the worker's thread only.
+            max_batch: How many waiting requests may be answered by one call; beyond 1 the policy must be a `BatchPolicy`.
+        """
+        if max_batch < 1 or (max_batch > 1 and not isinstance(policy, BatchPolicy)):
+            raise ValueError(f"max_batch is {max_batch}, expected 1, or more with a policy that has infer_batch")
         self._policy = policy
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._max_batch = max_batch
+        self._jobs: FairQueue[_Job] = FairQueue()
+        self._warm: concurrent.futures.Future[None] = concurrent.futures.Future()
         # A daemon, and not an executor's thread: a compilation of minutes must not hold up the end of the process.
         self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._example: Mapping[str, Any] | None = None
 
-    def start(self) -> None:
-        """Begin to work on submitted observations."""
+    def start(self, example: Mapping[str, Any] | None = None) -> "concurrent.futures.Future[None]":
+        """Begin to work.
+
+        Args:
+            example: The policy is tried on it first, in batches of every size that it will see.
+
+        Returns:
+            Done when the policy is warm; holds the policy's exception if it failed on the example.
+        """
+        self._example = example
         self._thread.start()
+        return self._warm
 
     @property
     def is_alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def submit(self, observation: dict[str, Any]) -> "concurrent.futures.Future[Inference]":
-        """Queue an observation; cancelling the future takes it out again, unless its inference has begun."""
-        job = _Job(observation, time.monotonic())
-        self._jobs.put(job)
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not begun."""
+        return len(self._jobs)
+
+    def submit(
+        self,
+        observation: dict[str, Any],
+        *,
+        client: Hashable = None,
+        policy: BasePolicy | None = None,
+        deadline_s: float | None = None,
+    ) -> "concurrent.futures.Future[Inference]":
+        """Queue an observation; cancelling the future takes it out again, unless its inference has begun.
+
+        Args:
+            observation: Passed to the policy as it is.
+            client: Whose turn it uses.
+            policy: Asked instead of the worker's own.
+            deadline_s: Monotonic time after which the inference does not begin any more; the future is then cancelled.
+
+        Raises:
+            OverloadedError: too many wait already.
+        """
+        if len(self._jobs) >= _MAX_WAITING:
+            raise OverloadedError(f"server: {_MAX_WAITING} requests wait already, expected fewer; try again later")
+        job = _Job(policy or self._policy, observation, time.monotonic(), deadline_s)
+        self._jobs.put(client, job)
         return job.future
 
     def stop(self, timeout_s: float) -> bool:
@@ -59,26 +129,65 @@ class InferenceWorker:
         Returns:
             False when the policy was still busy after `timeout_s`; the thread then goes on in the background.
         """
-        self._jobs.put(None)
+        self._jobs.close()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            if job.future.set_running_or_notify_cancel():
-                self._infer(job)
+        try:
+            self._warm_up()
+        except BaseException as e:
+            self._warm.set_exception(e)
+        else:
+            self._warm.set_result(None)
+        while (job := self._jobs.take()) is not None:
+            now_s = time.monotonic()
+            jobs = [j for j in (job, *self._jobs.take_waiting(self._max_batch - 1)) if j.begin(now_s)]
+            if not self._answered_together(jobs):
+                for single in jobs:
+                    self._answer(single)
 
-    def _infer(self, job: _Job) -> None:
+    def _warm_up(self) -> None:
+        if self._example is None:
+            return
+        self._policy.infer(dict(self._example))
+        size = 2
+        while size < 2 * self._max_batch:
+            self._infer_batch([dict(self._example)] * min(size, self._max_batch))
+            size *= 2
+
+    def _answered_together(self, jobs: Sequence[_Job]) -> bool:
+        """Answer several by one call. False when that is not possible: one bad observation must not fail the others."""
+        if len(jobs) < 2 or any(job.policy is not self._policy for job in jobs):
+            return False
         start_s = time.monotonic()
         try:
-            result = self._policy.infer(job.observation)
+            results = self._infer_batch([job.observation for job in jobs])
+        except Exception:
+            logger.debug("a batch failed; asking one by one", exc_info=True)
+            return False
+        for job, result in zip(jobs, results, strict=True):
+            job.future.set_result(_timed(job, result, start_s, batch_size=len(jobs)))
+        return True
+
+    def _infer_batch(self, observations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return self._policy.infer_batch(observations)  # type: ignore[attr-defined]  # checked when the worker was made
+
+    @staticmethod
+    def _answer(job: _Job) -> None:
+        start_s = time.monotonic()
+        try:
+            result = job.policy.infer(job.observation)
         except BaseException as e:
             job.future.set_exception(e)
         else:
-            job.future.set_result(
-                Inference(
-                    result,
-                    queue_ms=1000 * (start_s - job.submitted_s),
-                    infer_ms=1000 * (time.monotonic() - start_s),
-                )
-            )
+            job.future.set_result(_timed(job, result, start_s))
+
+
+def _timed(job: _Job, result: dict[str, Any], start_s: float, batch_size: int = 1) -> Inference:
+    return Inference(
+        result,
+        queue_ms=1000 * (start_s - job.submitted_s),
+        infer_ms=1000 * (time.monotonic() - start_s),
+        batch_size=batch_size,
+    )

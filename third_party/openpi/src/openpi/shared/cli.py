@@ -32,6 +32,8 @@ def setup_logging(level: int = logging.INFO) -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    # JAX reports each kind of accelerator that is not there.
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
 
 
 def run(main: Callable[[Args], int | None], args_type: type[Args] | Callable[[], Args]) -> NoReturn:

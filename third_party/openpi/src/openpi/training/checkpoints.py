@@ -96,7 +96,15 @@ def initialize_checkpoint_dir(
         logger.info("deleting %s (--overwrite)", folder)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    manager = ocp.CheckpointManager(
+    manager = _create_manager(folder, keep_period)
+    resuming = resume and bool(manager.all_steps())
+    if resume and not resuming:
+        logger.warning("%s: no checkpoint to resume from, starting at step 0", folder)
+    return manager, resuming
+
+
+def _create_manager(folder: pathlib.Path, keep_period: int | None) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
         folder,
         item_handlers={
             "assets": CallbackHandler(),
@@ -110,10 +118,6 @@ def initialize_checkpoint_dir(
             async_options=ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S),
         ),
     )
-    resuming = resume and bool(manager.all_steps())
-    if resume and not resuming:
-        logger.warning("%s: no checkpoint to resume from, starting at step 0", folder)
-    return manager, resuming
 
 
 def save_state(

@@ -10,6 +10,7 @@ import tyro
 
 from openpi.shared import errors
 from openpi.training.configs import debug as _debug_configs
+from openpi.training.configs import robots as _robot_configs
 from openpi.training.data_config import AssetsConfig
 from openpi.training.data_config import DataConfig
 from openpi.training.data_config import DataConfigFactory
@@ -17,6 +18,9 @@ from openpi.training.data_config import FakeDataConfig
 from openpi.training.data_config import GroupFactory
 from openpi.training.data_config import ModelTransformFactory
 from openpi.training.data_config import SimpleDataConfig
+from openpi.training.robot_data_config import LeRobotAlohaDataConfig
+from openpi.training.robot_data_config import LeRobotDROIDDataConfig
+from openpi.training.robot_data_config import LeRobotLiberoDataConfig
 from openpi.training.train_config import TrainConfig
 
 __all__ = [
@@ -25,6 +29,9 @@ __all__ = [
     "DataConfigFactory",
     "FakeDataConfig",
     "GroupFactory",
+    "LeRobotAlohaDataConfig",
+    "LeRobotDROIDDataConfig",
+    "LeRobotLiberoDataConfig",
     "ModelTransformFactory",
     "SimpleDataConfig",
     "TrainConfig",
@@ -32,7 +39,7 @@ __all__ = [
     "get_config",
 ]
 
-_CONFIGS: list[TrainConfig] = [*_debug_configs.get_configs()]
+_CONFIGS: list[TrainConfig] = [*_robot_configs.get_configs(), *_debug_configs.get_configs()]
 
 # A robot's configs subclass DataConfigFactory, so their module imports this one: it is imported down here, when
 # every name above exists (openpi/training/misc/__init__.py keeps the order right when that module is asked for first).

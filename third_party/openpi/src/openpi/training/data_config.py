@@ -127,27 +127,31 @@ class ModelTransformFactory:
     default_prompt: str | None = None
 
     def __call__(self, model_config: _model.BaseModelConfig) -> _transforms.Group:
-        """Build the group for `model_config`.
-
-        Raises:
-            ConfigError: The model family has no prompt tokenizer here.
-        """
-        if model_config.model_type not in (_model.ModelType.PI0, _model.ModelType.PI05):
-            raise errors.ConfigError(
-                f"model type '{model_config.model_type.value}': no data transforms for it; choose a pi0 or pi05 config"
-            )
+        """Build the group for `model_config`."""
         vocab_size = _gemma.get_config(model_config.paligemma_variant).vocab_size
-        return _transforms.Group(
-            inputs=[
-                _transforms.InjectDefaultPrompt(self.default_prompt),
-                _transforms.ResizeImages(*_model.IMAGE_RESOLUTION),
-                _transforms.TokenizePrompt(
-                    _tokenizer.for_vocab(vocab_size, model_config.max_token_len),
-                    discrete_state_input=model_config.discrete_state_input,
-                ),
-                _transforms.PadStatesAndActions(model_config.action_dim),
-            ]
+        prepare = [
+            _transforms.InjectDefaultPrompt(self.default_prompt),
+            _transforms.ResizeImages(*_model.IMAGE_RESOLUTION),
+        ]
+        if model_config.model_type == _model.ModelType.PI0_FAST:
+            tokenizer = _fast_tokenizer(model_config, vocab_size)
+            extract = _transforms.ExtractFASTActions(
+                tokenizer, action_horizon=model_config.action_horizon, action_dim=model_config.action_dim
+            )
+            # Actions are tokens here: nothing is padded.
+            return _transforms.Group(inputs=[*prepare, _transforms.TokenizeFASTInputs(tokenizer)], outputs=[extract])
+        tokenize = _transforms.TokenizePrompt(
+            _tokenizer.for_vocab(vocab_size, model_config.max_token_len),
+            discrete_state_input=model_config.discrete_state_input,
         )
+        return _transforms.Group(inputs=[*prepare, tokenize, _transforms.PadStatesAndActions(model_config.action_dim)])
+
+
+def _fast_tokenizer(model_config: _model.BaseModelConfig, vocab_size: int) -> _transforms.ActionTokenizer:
+    kwargs = model_config.fast_model_tokenizer_kwargs or {}
+    if model_config.fast_model_tokenizer is not None:
+        return model_config.fast_model_tokenizer(model_config.max_token_len, **kwargs)
+    return _tokenizer.fast_for_vocab(vocab_size, model_config.max_token_len, **kwargs)
 
 
 def _no_transforms(model_config: _model.BaseModelConfig) -> _transforms.Group:

@@ -72,13 +72,10 @@ class DataLoader:
             raise errors.ConfigError(
                 f"batch_size: {batch_size} cannot be split over {jax.process_count()} processes; choose a multiple"
             )
-        if sharding is None:
-            mesh = jax.sharding.Mesh(jax.devices(), ("B",))
-            sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("B"))
         self._dataset = dataset
         self._data_config = data_config
         self._batch_size = batch_size
-        self._sharding = sharding
+        self._sharding = sharding or _over_all_devices()
         self._num_batches = num_batches
         self._num_workers = num_workers
         self._order = SampleOrder(len(dataset), shuffle, seed)
@@ -145,6 +142,11 @@ class DataLoader:
         return jax.make_array_from_process_local_data(self._sharding, x)
 
 
+def _over_all_devices() -> jax.sharding.Sharding:
+    mesh = jax.sharding.Mesh(jax.devices(), ("B",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("B"))
+
+
 def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     # float64 (statistics are float64) would become float32 on the device anyway; halve the copy.
     def stack(*leaves: Any) -> np.ndarray:
@@ -181,13 +183,8 @@ def create_data_loader(
     if framework != "jax":
         raise errors.ConfigError(f"data loader: framework '{framework}' is not available, only 'jax'")
     data_config = config.data.create(config.assets_dirs, config.model)
-    is_fake = data_config.repo_id == FAKE_REPO_ID
-    if not is_fake and data_config.norm_stats is None and not skip_norm_stats:
-        folder = f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
-        raise errors.MissingFileError(
-            f"{folder}/norm_stats.json: the normalisation statistics of config '{config.name}' are missing; "
-            f"compute them with 'make norm-stats CONFIG={config.name}'"
-        )
+    if not skip_norm_stats:
+        _require_norm_stats(config, data_config)
     dataset = datasets.create_dataset(data_config, config.model.action_horizon, config.model)
     return DataLoader(
         datasets.transform_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats),
@@ -198,4 +195,14 @@ def create_data_loader(
         num_batches=num_batches,
         num_workers=config.num_workers,
         seed=config.seed,
+    )
+
+
+def _require_norm_stats(config: TrainConfig, data_config: DataConfig) -> None:
+    if data_config.repo_id == FAKE_REPO_ID or data_config.norm_stats is not None:
+        return
+    folder = f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
+    raise errors.MissingFileError(
+        f"{folder}/norm_stats.json: the normalisation statistics of config '{config.name}' are missing; "
+        f"compute them with 'make norm-stats CONFIG={config.name}'"
     )

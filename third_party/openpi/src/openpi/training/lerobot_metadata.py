@@ -100,18 +100,7 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
             f"'make convert DATA=<recordings> REPO_ID={repo_id}' or set HF_LEROBOT_HOME to the folder that holds it"
         )
     info = _read_json(info_path)
-    version = info.get("codebase_version")
-    if version not in SUPPORTED_VERSIONS:
-        raise errors.DataError(
-            f"{info_path}: found codebase_version '{version}', expected {' or '.join(SUPPORTED_VERSIONS)}; "
-            "convert the recordings again with 'make convert', or the dataset with the lerobot release that wrote it"
-        )
-    missing = [key for key in ("fps", "features", "chunks_size", "data_path") if key not in info]
-    if missing:
-        raise errors.DataError(
-            f"{info_path}: keys {missing} are missing; convert the recordings again with 'make convert'"
-        )
-
+    _check_info(info, info_path)
     tasks = {int(line["task_index"]): line["task"] for line in _read_jsonl(directory / "meta" / "tasks.jsonl")}
     episodes = []
     first_frame = 0
@@ -123,6 +112,20 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
             f"{directory}: the dataset has no frames; convert at least one recording with 'make convert'"
         )
     return LeRobotMetadata(root=directory, info=info, tasks=tasks, episodes=tuple(episodes))
+
+
+def _check_info(info: Mapping[str, Any], info_path: pathlib.Path) -> None:
+    version = info.get("codebase_version")
+    if version not in SUPPORTED_VERSIONS:
+        raise errors.DataError(
+            f"{info_path}: found codebase_version '{version}', expected {' or '.join(SUPPORTED_VERSIONS)}; "
+            "convert the recordings again with 'make convert', or the dataset with the lerobot release that wrote it"
+        )
+    missing = [key for key in ("fps", "features", "chunks_size", "data_path") if key not in info]
+    if missing:
+        raise errors.DataError(
+            f"{info_path}: keys {missing} are missing; convert the recordings again with 'make convert'"
+        )
 
 
 def _read_json(path: pathlib.Path) -> Any:

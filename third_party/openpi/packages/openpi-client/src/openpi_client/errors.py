@@ -21,11 +21,16 @@ class ServerTimeoutError(PolicyClientError, TimeoutError):
 
 
 class RemoteError(PolicyClientError, RuntimeError):
-    """The server could not answer this request; `remote_text` holds its own words, maybe a traceback."""
+    """The server could not answer this request.
 
-    def __init__(self, message: str, remote_text: str) -> None:
+    `remote_text` holds its own words, maybe a traceback; `code` one of the codes of `protocol`, None from a server that
+    sends none.
+    """
+
+    def __init__(self, message: str, remote_text: str, code: str | None = None) -> None:
         super().__init__(message)
         self.remote_text = remote_text
+        self.code = code
 
 
 class ProtocolError(PolicyClientError, ValueError):

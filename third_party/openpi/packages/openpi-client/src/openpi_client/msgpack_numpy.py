@@ -23,6 +23,11 @@ _DTYPE_PATTERN = re.compile(
 # numpy 1 allows 32 dimensions, numpy 2 allows 64; messages stay readable by both.
 _MAX_DIMS = 32
 
+# A list or dict of one byte on the wire costs up to 64 bytes of memory, and msgpack allocates a list's announced length before
+# it reads the entries. Bounds on both keep a hostile message near its own size; arrays are not affected.
+_MAX_LIST_LENGTH = 2**16
+_MAX_CONTAINERS = 10_000
+
 
 def pack_array(value: Any) -> Any:
     """Turn an array or numpy scalar into its map; the `default` hook of msgpack.
@@ -79,10 +84,26 @@ def unpackb(data: bytes, *, writable: bool = False) -> Any:
         writable: Give every array its own memory; without it arrays are read-only views into `data`.
 
     Raises:
-        ValueError: `data` is not exactly one well-formed message.
+        ValueError: `data` is not exactly one well-formed message, or it holds more than 10,000 lists and dicts or one of
+            more than 65,536 entries.
     """
+    num_containers = 0
+
+    def count(container: Any) -> Any:
+        nonlocal num_containers
+        num_containers += 1
+        if num_containers > _MAX_CONTAINERS:
+            raise ValueError(f"more than {_MAX_CONTAINERS} lists and dicts; send numbers as arrays")
+        return container
+
     try:
-        return msgpack.unpackb(data, object_hook=functools.partial(unpack_array, writable=writable))
+        return msgpack.unpackb(
+            data,
+            object_hook=lambda obj: unpack_array(count(obj), writable=writable),
+            list_hook=count,
+            max_array_len=_MAX_LIST_LENGTH,
+            max_map_len=_MAX_LIST_LENGTH,
+        )
     except (ValueError, msgpack.UnpackException) as e:
         raise ValueError(f"malformed message: {str(e) or type(e).__name__}") from e
 

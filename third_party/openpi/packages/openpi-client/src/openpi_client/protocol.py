@@ -24,3 +24,32 @@ SERVER_TIMING_KEY = "server_timing"
 
 POLICY_TIMING_KEY = "policy_timing"
 """Key of a reply: a dict of durations in ms, measured by the policy."""
+
+PROTOCOL_KEY = "protocol"
+"""Key of the metadata: `{"features": [...]}`, what a server understands beyond the original's messages."""
+
+FEATURE_DEADLINE = "deadline"
+FEATURE_REPLACE_OLDER = "replace_older"
+FEATURE_ERROR_CODES = "error_codes"
+FEATURE_TIMING = "timing"
+FEATURE_KEEP_CONNECTION = "keep_connection"
+
+REQUEST_OPTIONS_KEY = "openpi_request"
+"""Key of a request: a dict of options about the request itself, taken out before the policy sees the observation. A server
+that does not announce a feature would pass its option on to the policy, so clients send only what is announced."""
+
+DEADLINE_OPTION = "deadline_ms"
+"""Option: answer within so many ms of the arrival, or not at all (`TOO_LATE`)."""
+
+REPLACE_OLDER_OPTION = "replace_older"
+"""Option: True drops the requests of this connection that still wait (`SUPERSEDED`)."""
+
+# Codes of errors. A client that keeps its connection receives errors as the JSON text `{"error": {"code": ..., "message": ...}}`,
+# with "traceback" beside it from a debugging server; any other client receives the message alone, as plain text.
+ERROR_KEY = "error"
+BAD_REQUEST = "bad_request"
+INTERNAL = "internal"
+TOO_LATE = "too_late"
+SUPERSEDED = "superseded"
+OVERLOADED = "overloaded"
+STOPPING = "stopping"

@@ -1,5 +1,6 @@
 """A policy that runs behind a websocket, on this machine or another."""
 
+import json
 import logging
 import socket
 import threading
@@ -86,10 +87,10 @@ class WebsocketClientPolicy(BasePolicy):
             ServerUnreachableError: the server is gone, or the connection broke.
             ProtocolError: the answer is malformed.
         """
-        request = msgpack_numpy.packb(obs)
         with self._lock:
             deadline_s = _deadline(self._request_timeout_s)
             connection = self._connected(deadline_s)
+            request = msgpack_numpy.packb(_with_deadline(obs, self._metadata, _remaining(deadline_s)))
             reply = connection.exchange(request, _remaining(deadline_s))
             if isinstance(reply, str):
                 if not connection.survives_errors:
@@ -172,8 +173,27 @@ def _unreachable(uri: str, cause: Exception, waited_s: float | None = None) -> S
     return ServerUnreachableError(f"no policy server at {uri}{after} ({reason}); start it with scripts/serve_policy.py")
 
 
+def _with_deadline(obs: dict[str, Any], metadata: dict[str, Any], remaining_s: float | None) -> dict[str, Any]:
+    """Tell a server that understands it how long its answer is of use, so that it computes none that nobody waits for."""
+    features = (metadata.get(protocol.PROTOCOL_KEY) or {}).get("features", ())
+    if remaining_s is None or protocol.FEATURE_DEADLINE not in features:
+        return obs
+    options = {protocol.DEADLINE_OPTION: 1000 * remaining_s, **obs.get(protocol.REQUEST_OPTIONS_KEY, {})}
+    return {**obs, protocol.REQUEST_OPTIONS_KEY: options}
+
+
 def _remote_error(uri: str, text: str) -> RemoteError:
-    lines = text.strip().splitlines() or ["(no text)"]
-    # The last line of a traceback is its exception.
-    summary = f"error in the policy server at {uri}: {lines[-1]}"
-    return RemoteError(summary if len(lines) == 1 else f"{summary}\n{text}", text)
+    code, summary, remote_text = _read_error(text)
+    message = f"error in the policy server at {uri}: {summary}"
+    return RemoteError(message if len(remote_text.splitlines()) <= 1 else f"{message}\n{remote_text}", remote_text, code)
+
+
+def _read_error(text: str) -> tuple[str | None, str, str]:
+    """Return code, one-line summary and whole text of an error reply, be it structured or a traceback."""
+    try:
+        error = json.loads(text)[protocol.ERROR_KEY]
+        code, summary = str(error["code"]), str(error["message"])
+        return code, summary, str(error.get("traceback", summary))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        # The last line of a traceback is its exception.
+        return None, (text.strip().splitlines() or ["(no text)"])[-1], text

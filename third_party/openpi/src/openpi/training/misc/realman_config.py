@@ -11,6 +11,7 @@ from typing import Any
 
 from openpi.models import model as _model
 from openpi.models import pi0_config
+from openpi.models import pi0_fast
 from openpi.policies import realman_policy
 from openpi.training import weight_loaders
 import openpi.training.config as _config
@@ -99,21 +100,27 @@ def _realman_config(name: str, model: Any, base_checkpoint: str, **overrides: An
 
 
 def get_realman_configs() -> list[_config.TrainConfig]:
-    """Build the configs; hardware and results are not measured unless a line says so."""
-    pi0_lora = pi0_config.Pi0Config(paligemma_variant="gemma_2b_lora", action_expert_variant="gemma_300m_lora")
-    pi05_lora = dataclasses.replace(pi0_lora, pi05=True, max_token_len=None, discrete_state_input=None)
-    return [
-        # Full fine-tuning: 70 GB of accelerator memory or more (two or more devices with --fsdp-devices).
-        _realman_config("pi0_realman", pi0_config.Pi0Config(), "pi0_base"),
-        _realman_config("pi05_realman", pi0_config.Pi0Config(pi05=True), "pi05_base"),
-        # Low-rank adapters: one accelerator of 24 GB. The average would blur the few adapter weights: no EMA.
-        _realman_config(
-            "pi0_realman_lora", pi0_lora, "pi0_base", freeze_filter=pi0_lora.get_freeze_filter(), ema_decay=None
-        ),
-        _realman_config(
-            "pi05_realman_lora", pi05_lora, "pi05_base", freeze_filter=pi05_lora.get_freeze_filter(), ema_decay=None
-        ),
+    """Build the configs: three model families, each whole and with low-rank adapters.
+
+    Hardware and results are not measured. By the size of parameters, gradients, optimizer and average, full fine-tuning
+    wants 70 GB of accelerator memory or several devices (--fsdp-devices), adapters 24 GB.
+    """
+    adapters = {"paligemma_variant": "gemma_2b_lora", "action_expert_variant": "gemma_300m_lora"}
+    fast = {"action_dim": 14, "action_horizon": 50, "max_token_len": 300}
+    whole = [
+        ("pi0_realman", pi0_config.Pi0Config(), "pi0_base"),
+        ("pi05_realman", pi0_config.Pi0Config(pi05=True), "pi05_base"),
+        ("pi0_fast_realman", pi0_fast.Pi0FASTConfig(**fast), "pi0_fast_base"),
     ]
+    low_rank = [
+        ("pi0_realman_lora", pi0_config.Pi0Config(**adapters), "pi0_base"),
+        ("pi05_realman_lora", pi0_config.Pi0Config(pi05=True, **adapters), "pi05_base"),
+        ("pi0_fast_realman_lora", pi0_fast.Pi0FASTConfig(paligemma_variant="gemma_2b_lora", **fast), "pi0_fast_base"),
+    ]
+    configs = [_realman_config(*row) for row in whole]
+    # Adapters are few and learn fast: an average would only lag behind.
+    configs += [_realman_config(*row, freeze_filter=row[1].get_freeze_filter(), ema_decay=None) for row in low_rank]
+    return configs
 
 
 REALMAN_CONFIGS = get_realman_configs()
