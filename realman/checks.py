@@ -4,7 +4,7 @@ A check never mends: it says in one line per episode what was found, where, and 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 import dataclasses
 import logging
 import math
@@ -15,12 +15,15 @@ import numpy as np
 
 from realman import spec
 from realman.errors import EpisodeError
+from realman.raw import plausible
 from realman.raw.episode import ACTION
 from realman.raw.episode import QPOS
 from realman.raw.episode import Episode
 from realman.raw.episode import open_episode
 from realman.raw.options import RawOptions
 from realman.raw.options import Traj
+from realman.raw.plausible import ALL_DOUBTS
+from realman.raw.plausible import Doubt
 
 logger = logging.getLogger(__name__)
 
@@ -73,17 +76,20 @@ class EpisodeReport:
     problem: str | None = None
 
 
-def check_episode(path: Path, options: RawOptions, cameras: Sequence[str]) -> EpisodeReport:
+def check_episode(
+    path: Path, options: RawOptions, cameras: Sequence[str], *, accept: Collection[Doubt] = ALL_DOUBTS
+) -> EpisodeReport:
     """Check one recording on its own; reads all joints and three frames of each camera.
 
     Args:
         path: The recording.
         options: How to read it.
         cameras: Cameras that must be there.
+        accept: Doubts that do not make it bad.
     """
     try:
         with open_episode(path, options) as episode:
-            problems = list(_problems(episode, cameras))
+            problems = list(_problems(episode, cameras)) or list(_doubts(episode, accept))
             if problems:
                 return EpisodeReport(path, problem=f"{path.name}: {'; '.join(problems)}")
             return EpisodeReport(path, facts=_facts(episode, cameras))
@@ -182,6 +188,15 @@ def _problems(episode: Episode, cameras: Sequence[str]) -> Iterator[str]:
     for camera in cameras:
         if camera not in missing:
             yield from _frame_problems(episode, camera)
+
+
+def _doubts(episode: Episode, accept: Collection[Doubt]) -> Iterator[str]:
+    """Doubts about motion and clock; those about pictures show while they are copied."""
+    if "jump" not in accept:
+        for name, values in ((QPOS, episode.state), (ACTION, episode.action)):
+            yield from plausible.jump_problems(name, values, episode.fps)
+    if "timestamps" not in accept and episode.timestamps is not None:
+        yield from plausible.timestamp_problems(episode.timestamps, episode.fps, has_fps=episode.has_fps)
 
 
 def _not_finite(name: str, values: Traj) -> str:

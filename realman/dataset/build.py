@@ -1,19 +1,20 @@
 """Builds a dataset from jobs of one episode each, wherever the episodes come from, and writes its metadata."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 import dataclasses
-import errno
 import functools
 from pathlib import Path
 import shutil
 from typing import Protocol, runtime_checkable
 
+from realman.dataset import files
 from realman.dataset import layout
 from realman.dataset.layout import Features
+from realman.dataset.pool import Crew
 from realman.dataset.pool import as_completed
 from realman.dataset.staging import EpisodeRecord
 from realman.dataset.staging import Staging
+from realman.dataset.staging import Workbench
 from realman.dataset.staging import load_record
 from realman.dataset.staging import save_record
 from realman.errors import DatasetError
@@ -46,8 +47,8 @@ class EpisodeJob(Protocol):
         """Hash of everything the episode's files depend on."""
         ...
 
-    def build(self, root: Path) -> EpisodeRecord:
-        """Write the episode's files below `root`.
+    def build(self, bench: Workbench) -> EpisodeRecord:
+        """Write the episode's files below the bench's root.
 
         Raises:
             EpisodeError: The source turned out to be damaged.
@@ -87,9 +88,8 @@ class Failure:
 def build_episodes(
     jobs: Sequence[EpisodeJob],
     staging: Staging,
-    executor: Executor,
+    crew: Crew,
     *,
-    ahead: int,
     on_done: Callable[[EpisodeJob], None],
 ) -> tuple[list[EpisodeRecord], list[Failure]]:
     """Write the episodes that an earlier run has not finished already.
@@ -97,8 +97,7 @@ def build_episodes(
     Args:
         jobs: One per episode.
         staging: The locked folder to build in.
-        executor: Where jobs run.
-        ahead: Largest number of jobs submitted at a time.
+        crew: Who builds.
         on_done: Called for every episode that is finished, failed or reused.
 
     Returns:
@@ -112,7 +111,8 @@ def build_episodes(
             on_done(job)
     failures = []
     to_do = [job for job in jobs if job.episode_index not in finished]
-    for job, result in as_completed(executor, functools.partial(_build, root=staging.path), to_do, ahead=ahead):
+    build = functools.partial(_build, bench=Workbench(staging.path, crew.threads))
+    for job, result in as_completed(crew.executor, build, to_do, ahead=crew.ahead):
         if isinstance(result, EpisodeRecord):
             finished[job.episode_index] = result
         else:
@@ -121,35 +121,30 @@ def build_episodes(
     return [finished[index] for index in sorted(finished)], failures
 
 
-def _build(job: EpisodeJob, root: Path) -> EpisodeRecord | str:
+def _build(job: EpisodeJob, bench: Workbench) -> EpisodeRecord | str:
     """Build one episode; a damaged source is a result, so that all of them are found in one run."""
     try:
-        record = job.build(root)
-        save_record(root, job.fingerprint(), record)
+        with files.writing(bench.root):
+            record = job.build(bench)
+            save_record(bench.root, job.fingerprint(), record)
     except EpisodeError as e:
         return str(e)
-    except OSError as e:
-        if e.errno == errno.ENOSPC:
-            raise DatasetError(
-                f"{root}: disk is full; free some space and run again, finished episodes are kept"
-            ) from e
-        raise DatasetError(f"{job.source}: cannot be written to {root} ({e}); mend that and run again") from e
     return record
 
 
-def check_disk(target: Path, needed_bytes: int, staging_path: Path) -> None:
+def check_disk(target: Path, needed_bytes: int, reused: Sequence[Path]) -> None:
     """Refuse to start what cannot fit.
 
     Args:
         target: Where the dataset will stand.
         needed_bytes: Its estimated size.
-        staging_path: What an earlier run left counts as free, since it is reused or removed.
+        reused: Folders of earlier runs; what they hold counts as free, since it is taken over or removed.
 
     Raises:
         DatasetError: The disk has too little space.
     """
     place = next(parent for parent in (target, *target.absolute().parents) if parent.exists())
-    present = sum(p.stat().st_size for p in staging_path.rglob("*") if p.is_file()) if staging_path.exists() else 0
+    present = sum(p.stat().st_size for folder in reused for p in folder.rglob("*") if p.is_file())
     free = shutil.disk_usage(place).free + present
     if needed_bytes + _FREE_MARGIN_BYTES > free:
         raise DatasetError(

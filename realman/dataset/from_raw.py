@@ -6,46 +6,67 @@ import hashlib
 import itertools
 import json
 from pathlib import Path
+import threading
 from typing import Literal
 
-import cv2
 import numpy as np
 
 from realman import spec
-from realman.arrays import Image
 from realman.checks import EpisodeFacts
 from realman.dataset import layout
 from realman.dataset.build import DatasetPlan
+from realman.dataset.frames import CameraFrames
+from realman.dataset.frames import Encoding
+from realman.dataset.frames import codec_threads
+from realman.dataset.frames import in_blocks
 from realman.dataset.layout import Features
 from realman.dataset.parquet import Column
 from realman.dataset.parquet import EpisodeTable
 from realman.dataset.staging import EpisodeRecord
-from realman.dataset.stats import ImageStats
+from realman.dataset.staging import Workbench
 from realman.dataset.stats import Stats
-from realman.dataset.stats import sample_frames
 from realman.dataset.stats import vector_stats
 from realman.dataset.video import CodecName
 from realman.dataset.video import VideoWriter
 from realman.dataset.video import check_size
 from realman.dataset.video import video_info
+from realman.errors import DatasetError
 from realman.errors import EpisodeError
 from realman.raw.episode import Episode
 from realman.raw.episode import open_episode
 from realman.raw.options import RawOptions
+from realman.raw.plausible import Doubt
 
 Mode = Literal["image", "video"]
 
-_WRITER_REVISION = 1
+_WRITER_REVISION = 2
 """Raise it when the bytes written for the same recording change, so that half-built datasets are not mixed."""
-
-_BLOCK_FRAMES = 8
-"""Frames handed to the table at once: 8 frames of 4 PNG cameras are about 16 MB."""
-
 
 _PNG_PART = 0.6
 """Size of a PNG of a camera's noisy frame, as part of the raw frame; only to estimate disk space."""
+_JPG_PART = 0.2
+"""The same for a JPEG of high quality."""
 _VIDEO_PART = 0.05
 """The same for video, on the safe side."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How pictures are stored.
+
+    Raises:
+        DatasetError: The JPEG quality is none.
+    """
+
+    mode: Mode = "image"
+    codec: CodecName = "av1"
+    """Only for videos."""
+    encoding: Encoding = dataclasses.field(default_factory=Encoding)
+    """Only for single images that are not stored as recorded."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.encoding.jpeg_quality <= 100:
+            raise DatasetError(f"--jpeg-quality {self.encoding.jpeg_quality} is outside 1..100")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +78,7 @@ class DatasetForm:
     has_velocity: bool
     has_effort: bool
     fps: int
-    mode: Mode
-    codec: CodecName
+    storage: Storage
 
     @property
     def features(self) -> Features:
@@ -67,7 +87,7 @@ class DatasetForm:
             self.image_sizes,
             has_velocity=self.has_velocity,
             has_effort=self.has_effort,
-            video_info=video_info(self.codec, self.fps) if self.mode == "video" else None,
+            video_info=video_info(self.storage.codec, self.fps) if self.storage.mode == "video" else None,
         )
 
 
@@ -82,6 +102,8 @@ class RawJob:
     first_index: int
     """Global index of its first frame."""
     task_index: int
+    accept: tuple[Doubt, ...] = ()
+    """Doubts about recordings that a person has accepted."""
 
     @property
     def num_frames(self) -> int:
@@ -94,23 +116,27 @@ class RawJob:
         return self.facts.path.name
 
     def fingerprint(self) -> str:
-        """Hash of the recording's identity (path, size, time of change), all options and the place in the dataset."""
-        content = {**dataclasses.asdict(self), "path": self.facts.path.resolve(), "revision": _WRITER_REVISION}
+        """Hash of the recording's identity (name, size, time of change), all options and the place in the dataset.
+
+        Not of the folder: another machine that builds a part of the dataset may see the recordings elsewhere.
+        """
+        content = {**dataclasses.asdict(self), "revision": _WRITER_REVISION}
+        content["facts"]["path"] = self.facts.path.name
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
-    def build(self, root: Path) -> EpisodeRecord:
-        """Write the episode's table and videos below `root`; see `EpisodeJob.build`."""
+    def build(self, bench: Workbench) -> EpisodeRecord:
+        """Write the episode's table and videos below the bench's root; see `EpisodeJob.build`."""
         with open_episode(self.facts.path, self.options) as episode:
             if episode.num_frames != self.facts.num_frames:
                 raise EpisodeError(f"{self.source}: changed while it was converted; run again when recording has ended")
-            stats = _write_episode(episode, self, root)
+            stats = _write_episode(episode, self, bench)
         return EpisodeRecord(
             episode_index=self.episode_index,
             num_frames=self.num_frames,
             tasks=[self.facts.task],
             source=self.source,
             stats=stats,
-            files={path.as_posix(): (root / path).stat().st_size for path in self._paths()},
+            files={path.as_posix(): (bench.root / path).stat().st_size for path in self._paths()},
         )
 
     def _paths(self) -> list[Path]:
@@ -121,33 +147,39 @@ class RawJob:
 
 
 def plan_raw(
-    facts: Sequence[EpisodeFacts], options: RawOptions, *, mode: Mode, codec: CodecName, robot_type: str
+    facts: Sequence[EpisodeFacts],
+    options: RawOptions,
+    storage: Storage,
+    *,
+    robot_type: str,
+    accept: Sequence[Doubt] = (),
 ) -> DatasetPlan:
     """Lay out a dataset of checked recordings of one form.
 
     Args:
         facts: The recordings in order; at least one, all of the same form.
         options: How to read them; their own task texts have been found already.
-        mode: Single images, or videos.
-        codec: Codec of the videos.
+        storage: How pictures are stored.
         robot_type: Name of the robot.
+        accept: Doubts about recordings that a person has accepted.
 
     Raises:
         DatasetError: The frames cannot be stored in this mode.
     """
     first = facts[0]
-    if mode == "video":
+    if storage.mode == "video":
         for _, height, width in first.image_sizes:
             check_size(height, width)
-    form = DatasetForm(first.image_sizes, first.has_velocity, first.has_effort, first.fps, mode, codec)
+    form = DatasetForm(first.image_sizes, first.has_velocity, first.has_effort, first.fps, storage)
     tasks = list(dict.fromkeys(f.task for f in facts))
     starts = itertools.accumulate((f.num_frames for f in facts), initial=0)
     jobs = [
-        RawJob(f, options, form, episode_index=i, first_index=start, task_index=tasks.index(f.task))
+        RawJob(
+            f, options, form, i, first_index=start, task_index=tasks.index(f.task), accept=tuple(sorted(set(accept)))
+        )
         for i, (f, start) in enumerate(zip(facts, starts, strict=False))
     ]
-    part = _VIDEO_PART if mode == "video" else _PNG_PART
-    needed = sum(f.image_bytes if mode == "image" and f.is_jpeg else part * _raw_bytes(f) for f in facts)
+    needed = sum(f.image_bytes if storage.mode == "image" and f.is_jpeg else _encoded_bytes(f, storage) for f in facts)
     return DatasetPlan(
         jobs=jobs,
         features=form.features,
@@ -158,77 +190,69 @@ def plan_raw(
     )
 
 
-def _raw_bytes(facts: EpisodeFacts) -> int:
-    return facts.num_frames * sum(3 * height * width for _, height, width in facts.image_sizes)
+def _encoded_bytes(facts: EpisodeFacts, storage: Storage) -> float:
+    raw_bytes = facts.num_frames * sum(3 * height * width for _, height, width in facts.image_sizes)
+    if storage.mode == "video":
+        return _VIDEO_PART * raw_bytes
+    return (_PNG_PART if storage.encoding.image_format == "png" else _JPG_PART) * raw_bytes
 
 
-class _Camera:
-    """Frames of one camera on their way into the dataset; the sampled ones are counted in passing."""
-
-    def __init__(self, episode: Episode, name: str) -> None:
-        self.key = spec.image_key(name)
-        self.stats = ImageStats()
-        self._episode = episode
-        self._name = name
-        self._sampled = frozenset(sample_frames(episode.num_frames))
-
-    def image(self, t: int) -> Image:
-        """Frame `t`, decoded."""
-        image = self._episode.image(self._name, t)
-        if t in self._sampled:
-            self.stats.add(image)
-        return image
-
-    def encoded(self, t: int) -> tuple[bytes, str]:
-        """Frame `t` as the recorded JPEG where there is one, else as PNG; with its file name."""
-        jpeg = self._episode.encoded_image(self._name, t)
-        if jpeg is None:
-            return _encode_png(self.image(t)), f"frame_{t:06d}.png"
-        if t in self._sampled:
-            self.image(t)
-        return jpeg, f"frame_{t:06d}.jpg"
-
-
-def _encode_png(image: Image) -> bytes:
-    # OpenCV's default level: ten times faster than Pillow's at the same size.
-    done, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise EpisodeError(f"a frame of shape {image.shape} cannot be encoded as PNG; record the episode again")
-    return data.tobytes()
-
-
-def _write_episode(episode: Episode, job: RawJob, root: Path) -> dict[str, Stats]:
-    features = job.form.features
+def _write_episode(episode: Episode, job: RawJob, bench: Workbench) -> dict[str, Stats]:
     numbers = _number_columns(episode, job)
-    cameras = [_Camera(episode, name) for name, _, _ in job.form.image_sizes]
-    with EpisodeTable(root / layout.data_path(job.episode_index), features) as table:
-        if job.form.mode == "image":
-            _write_images(table, cameras, numbers)
-        else:
-            table.write(numbers)
-            _write_videos(cameras, job, root)
-    stats = {camera.key: camera.stats.result() for camera in cameras}
+    names = [name for name, _, _ in job.form.image_sizes]
+    with codec_threads(bench.threads) as threads:
+        cameras = [CameraFrames(episode, name, threads, frozenset(job.accept)) for name in names]
+        with EpisodeTable(bench.root / layout.data_path(job.episode_index), job.form.features) as table:
+            if job.form.storage.mode == "image":
+                _write_images(table, cameras, numbers, job, bench)
+            else:
+                table.write(numbers)
+        if job.form.storage.mode == "video":
+            _write_videos(cameras, job, bench)
+        found = {camera.key: camera.finish() for camera in cameras}
+    if problems := [problem for _, of_camera in found.values() for problem in of_camera]:
+        raise EpisodeError(f"{job.source}: {'; '.join(problems)}")
     # LeRobot takes the statistics of time from the exact values, not from the float32 column.
-    stats["timestamp"] = vector_stats(numbers["frame_index"] / job.form.fps)
-    return {key: stats[key] if key in stats else vector_stats(numbers[key]) for key in features}
+    time_stats = vector_stats(numbers["frame_index"] / job.form.fps)
+    stats = {"timestamp": time_stats, **{key: camera_stats for key, (camera_stats, _) in found.items()}}
+    return {key: stats[key] if key in stats else vector_stats(numbers[key]) for key in job.form.features}
 
 
-def _write_images(table: EpisodeTable, cameras: Sequence[_Camera], numbers: dict[str, np.ndarray]) -> None:
-    num_frames = len(numbers["frame_index"])
-    for start in range(0, num_frames, _BLOCK_FRAMES):
-        frames = range(start, min(start + _BLOCK_FRAMES, num_frames))
-        columns: dict[str, Column] = {key: values[start : frames.stop] for key, values in numbers.items()}
-        columns |= {camera.key: [camera.encoded(t) for t in frames] for camera in cameras}
-        table.write(columns)
+def _write_images(
+    table: EpisodeTable, cameras: list[CameraFrames], numbers: dict[str, np.ndarray], job: RawJob, bench: Workbench
+) -> None:
+    start = 0
+    for block in in_blocks(cameras, job.num_frames, job.form.storage.encoding):
+        end = start + len(block[cameras[0].key])
+        columns: dict[str, Column] = {key: values[start:end] for key, values in numbers.items()}
+        table.write({**columns, **block})
+        start = end
+        bench.report(job.episode_index, start)
 
 
-def _write_videos(cameras: Sequence[_Camera], job: RawJob, root: Path) -> None:
-    form = job.form
-    for camera, (_, height, width) in zip(cameras, form.image_sizes, strict=True):
-        path = root / layout.video_path(job.episode_index, camera.key)
-        with VideoWriter(path, fps=form.fps, height=height, width=width, codec=form.codec) as video:
-            for t in range(job.num_frames):
-                video.write(camera.image(t))
+def _write_videos(cameras: Sequence[CameraFrames], job: RawJob, bench: Workbench) -> None:
+    """Encode the cameras one after the other, or as many at a time as there are threads: encoders need much memory."""
+    num_done = itertools.count(1)
+    stop = threading.Event()
+
+    def write(camera: CameraFrames, height: int, width: int) -> None:
+        path = bench.root / layout.video_path(job.episode_index, camera.key)
+        with VideoWriter(path, fps=job.form.fps, height=height, width=width, codec=job.form.storage.codec) as video:
+            for image in camera.images():
+                if stop.is_set():
+                    break
+                video.write(image)
+                bench.report(job.episode_index, next(num_done) // len(cameras))
+
+    with codec_threads(min(bench.threads, len(cameras))) as threads:
+        try:
+            sizes = [(height, width) for _, height, width in job.form.image_sizes]
+            futures = [threads.submit(write, camera, *size) for camera, size in zip(cameras, sizes, strict=True)]
+            for future in futures:
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
 
 
 def _number_columns(episode: Episode, job: RawJob) -> dict[str, np.ndarray]:

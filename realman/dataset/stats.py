@@ -50,7 +50,7 @@ def level_counts(pixels: Image) -> LevelCounts:
     """How often each level is there in each colour channel."""
     # Several times faster than bincount; its float32 counts are exact up to 2 ** 24 pixels.
     counts = [cv2.calcHist([pixels], [channel], None, [_LEVELS], [0, _LEVELS]) for channel in range(3)]
-    return np.stack(counts)[..., 0].astype(np.int64)
+    return np.stack(counts).reshape(3, _LEVELS).astype(np.int64)
 
 
 class ImageStats:

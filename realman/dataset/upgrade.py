@@ -20,6 +20,7 @@ from realman.dataset import layout
 from realman.dataset.build import DatasetPlan
 from realman.dataset.layout import Features
 from realman.dataset.staging import EpisodeRecord
+from realman.dataset.staging import Workbench
 from realman.dataset.stats import ImageStats
 from realman.dataset.stats import Stats
 from realman.dataset.stats import sample_frames
@@ -59,8 +60,9 @@ class UpgradeJob:
         content = {**dataclasses.asdict(self), "status": status}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
-    def build(self, root: Path) -> EpisodeRecord:
-        """Link or copy the episode's files below `root` and compute its statistics; see `EpisodeJob.build`."""
+    def build(self, bench: Workbench) -> EpisodeRecord:
+        """Link or copy the episode's files below the bench's root and compute its statistics; see `EpisodeJob.build`."""
+        root = bench.root
         stats = self.stats if self.stats is not None else self._measure()
         for old, new in self.files:
             _link_or_copy(self.root / old, root / new)

@@ -69,8 +69,8 @@ class Episode:
                 self.num_frames: int = len(self._file[QPOS])
                 self._has_velocity = _is_dataset(self._file, QVEL)
                 self._has_effort = _is_dataset(self._file, EFFORT)
-                recorded_as = _camera_names(self._file[IMAGES], options, path.name)
-                self._streams = {camera: self._open_camera(name) for camera, name in recorded_as.items()}
+                self._recorded_as = _camera_names(self._file[IMAGES], options, path.name)
+                self._streams = {camera: self._open_camera(name) for camera, name in self._recorded_as.items()}
                 self._timestamps = next((name for name in TIMESTAMPS if _is_dataset(self._file, name)), None)
                 self._fps = _stated_fps(self._file, options, path.name)
                 self.task = _stated_task(self._file, options, path.name)
@@ -158,6 +158,10 @@ class Episode:
                 f"{self.path.name}: no camera '{name}'; the recording has {', '.join(self.cameras) or 'none'}"
             )
         return self._streams[name]
+
+    def camera_place(self, name: str) -> str:
+        """Dataset of a camera in the file, for messages."""
+        return f"'{IMAGES}/{self._recorded_as[name]}'"
 
     def image(self, camera: str, t: int) -> Image:
         """Frame `t` of a camera as RGB, a fresh array."""

@@ -4,7 +4,7 @@ Everything here may be accepted by name (`Doubt`), because a person may know bet
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxtyping import Float64
 import numpy as np
@@ -14,6 +14,8 @@ from realman.arrays import Image
 from realman.raw.options import Traj
 
 Doubt = Literal["jump", "timestamps", "frozen", "black"]
+
+ALL_DOUBTS: tuple[Doubt, ...] = get_args(Doubt)
 
 JUMP_SPEED = 2.0
 """A step between two frames faster than this many times the joint's top speed is a fault: one frame may have been lost at full speed."""
@@ -118,7 +120,10 @@ class CameraWatch:
 
     def pass_by(self, t: int, frame: bytes | Image) -> None:
         """See frame `t` as it is stored; frames come in order."""
-        same = np.array_equal(self._last, frame) if isinstance(frame, np.ndarray) else self._last == frame
+        if isinstance(frame, bytes):
+            same = frame == self._last
+        else:
+            same = isinstance(self._last, np.ndarray) and np.array_equal(frame, self._last)
         if not same:
             self._end_run(t)
             self._since = t

@@ -43,9 +43,9 @@ class QuickModel(_model.BaseModel):
         batch = observation.state.shape[0]
         shape = (batch, self.action_horizon, self.action_dim)
         noise = jax.random.normal(rng, shape) if noise is None else noise
-        images = sum((i + 1) * image.mean() for i, image in enumerate(observation.images.values()))
-        prompt = jnp.where(observation.tokenized_prompt_mask, observation.tokenized_prompt, 0).sum() / 1000
-        return noise / num_steps + observation.state[:, None, :] + images + prompt
+        images = sum((i + 1) * image.mean((1, 2, 3)) for i, image in enumerate(observation.images.values()))
+        prompt = jnp.where(observation.tokenized_prompt_mask, observation.tokenized_prompt, 0).sum(1) / 1000
+        return noise / num_steps + observation.state[:, None, :] + (images + prompt)[:, None, None]
 
 
 class QuickConfig(pi0_config.Pi0Config):
@@ -153,6 +153,32 @@ def test_noise_decides_the_result_and_without_it_calls_differ():
     np.testing.assert_array_equal(with_noise[0], with_noise[1])
     assert not np.array_equal(with_noise[0], with_noise[2])
     assert not np.array_equal(policy.infer(obs)["actions"], policy.infer(obs)["actions"])
+
+
+def _some_requests(count):
+    rng = np.random.default_rng(3)
+    for _ in range(count):
+        request = realman_policy.make_realman_example()
+        yield {**request, "state": rng.uniform(-1, 1, 14), "prompt": "do " + "x" * int(rng.integers(1, 9))}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_batch_gives_what_single_calls_give(count):
+    requests = list(_some_requests(count))
+    policies = [policy_config.create_trained_policy(_train_config(), CHECKPOINT) for _ in range(2)]
+    alone = [policies[0].infer(request)["actions"] for request in requests]
+    together = [result["actions"] for result in policies[1].infer_batch(requests)]
+    np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-6)
+    # And both go on with the same random numbers.
+    np.testing.assert_array_equal(*[policy.infer(requests[0])["actions"] for policy in policies])
+
+
+def test_a_batch_with_a_bad_observation_draws_no_random_numbers():
+    good, bad = (policy_config.create_trained_policy(_train_config(), CHECKPOINT) for _ in range(2))
+    (request,) = _some_requests(1)
+    with pytest.raises(DataError, match="'state' is missing"):
+        bad.infer_batch([request, {"images": request["images"], "prompt": "x"}])
+    np.testing.assert_array_equal(good.infer(request)["actions"], bad.infer(request)["actions"])
 
 
 def test_equal_random_keys_of_either_kind_give_equal_actions():

@@ -135,12 +135,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_recordings, tmp_path, 
     built = []
     build_one = RawJob.build
 
-    def build_two(job, root):
+    def build_two(job, bench):
         if len(built) == 2:
-            (root / layout.data_path(job.episode_index)).write_bytes(b"half")
+            (bench.root / layout.data_path(job.episode_index)).write_bytes(b"half")
             raise error
         built.append(job.episode_index)
-        return build_one(job, root)
+        return build_one(job, bench)
 
     monkeypatch.setattr(RawJob, "build", build_two)
     if error is KeyboardInterrupt:
@@ -150,7 +150,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_recordings, tmp_path, 
             convert.main(args)
     assert not args.target.exists()
 
-    monkeypatch.setattr(RawJob, "build", lambda job, root: (built.append(job.episode_index), build_one(job, root))[1])
+    monkeypatch.setattr(RawJob, "build", lambda job, bench: (built.append(job.episode_index), build_one(job, bench))[1])
     convert.main(args)
     assert built == [0, 1, 2]
     unbroken = arguments(tiny_recordings, tmp_path / "unbroken")
@@ -170,7 +170,7 @@ def test_what_was_finished_is_not_reused_after_a_change(recordings, tmp_path, mo
         args = arguments(recordings, tmp_path / "out", mode="video", video_codec="h264")
     elif change == "recording":
         with h5py.File(recordings / "episode_0.hdf5", "r+") as file:
-            file["observations/qpos"][0, 0] = 0.125
+            file["observations/qpos"][0, 6] = 0.125
     else:
         (Staging(args.target).path / layout.data_path(0)).write_bytes(b"half")
     fresh = arguments(recordings, tmp_path / "fresh", mode=args.mode, video_codec=args.video_codec)

@@ -41,8 +41,8 @@ def resolve(checkpoint_dir: pathlib.Path | str) -> pathlib.Path:
     raise MissingFileError(f"{folder}: not a checkpoint, '{PARAMS_DIR}/' is missing ({_describe(folder)})")
 
 
-def load_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> dict[str, normalize.NormStats]:
-    """Read the statistics that were saved beside the parameters.
+def find_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> pathlib.Path:
+    """Return the folder of the statistics that were saved beside the parameters.
 
     Args:
         step_dir: A step's folder.
@@ -55,16 +55,26 @@ def load_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> dict[str, n
     assets = step_dir / ASSETS_DIR
     found = {str(path.parent.relative_to(assets)): path.parent for path in assets.rglob(normalize.FILE_NAME)}
     if asset_id in found:
-        return normalize.load(found[asset_id])
+        return found[asset_id]
     if len(found) == 1:
         ((only_id, directory),) = found.items()
         logger.warning("%s: no norm stats of '%s'; using its only ones, of '%s'", step_dir, asset_id, only_id)
-        return normalize.load(directory)
+        return directory
     listed = ", ".join(f"'{name}'" for name in sorted(found)) or "none"
     raise MissingFileError(
         f"{assets}: no norm stats of '{asset_id}' (found: {listed}); set the config's assets.asset_id to one of them, or "
         "train with statistics, which are then saved with each checkpoint"
     )
+
+
+def load_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> dict[str, normalize.NormStats]:
+    """Read the statistics that were saved beside the parameters; see `find_norm_stats`."""
+    return normalize.load(find_norm_stats(step_dir, asset_id))
+
+
+def step_of(step_dir: pathlib.Path) -> int | None:
+    """Return the training step of a step's folder; None when it bears another name."""
+    return int(step_dir.name) if step_dir.name.isdecimal() else None
 
 
 def _complete_steps(folder: pathlib.Path) -> list[int]:

@@ -1,6 +1,7 @@
 """A trained model together with the transforms between a robot's numbers and its own."""
 
 from collections.abc import Mapping, Sequence
+import inspect
 import time
 from typing import Any
 
@@ -41,7 +42,10 @@ class Policy(_base_policy.BasePolicy):
             sample_kwargs: Fixed keyword arguments of the model's `sample_actions`, for example `num_steps`.
             metadata: What a server tells its clients.
         """
-        self._sample_actions = nnx_utils.module_jit(model.sample_actions)
+        # The one argument that decides a shape (pi0-FAST's); other models have none of this name.
+        self._sample_actions = nnx_utils.module_jit(model.sample_actions, static_argnames=("max_decoding_steps",))
+        self._noise_shape = (1, model.action_horizon, model.action_dim)
+        self._takes_noise = "noise" in inspect.signature(model.sample_actions).parameters
         self._sample_kwargs = dict(sample_kwargs or {})
         self._rng = jax.random.key(0) if rng is None else rng
         self._transform = _transforms.compose(transforms)
@@ -68,42 +72,79 @@ class Policy(_base_policy.BasePolicy):
             DataError: the transforms refuse the observation, or leave something else than numbers.
         """
         start_s = time.monotonic()
-        observation = self._prepare(obs)
+        observation = _stack([self._prepare(obs)])
         kwargs = dict(self._sample_kwargs)
         if noise is not None:
             noise = jnp.asarray(noise)
             kwargs["noise"] = noise[None] if noise.ndim == 2 else noise
-        self._rng, sample_rng = jax.random.split(self._rng)
+        return self._sample(observation, self._next_rng(), kwargs, 1, start_s)[0]
+
+    def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Answer several observations by one call of the model.
+
+        The random numbers are those that as many calls of `infer` in this order would draw, so results differ by rounding
+        only. Batches are filled up to a power of two, so that few sizes have to be compiled. A model that cannot be given
+        its noise is asked one by one. Timing is that of the whole batch.
+
+        Raises:
+            DataError: an observation is refused; no random numbers were used then.
+        """
+        if not self._takes_noise or "noise" in self._sample_kwargs:
+            return [self.infer(obs) for obs in observations]
+        start_s = time.monotonic()
+        inputs = [self._prepare(obs) for obs in observations]
+        count = len(inputs)
+        padding = (1 << (count - 1).bit_length()) - count
+        observation = _stack(inputs + inputs[:1] * padding)
+        # formula: a flow model starts from normal noise of its rng.
+        noise = [jax.random.normal(self._next_rng(), self._noise_shape) for _ in range(count)]
+        kwargs = {**self._sample_kwargs, "noise": jnp.concatenate(noise + noise[:1] * padding)}
+        return self._sample(observation, self._rng, kwargs, count, start_s)
+
+    def _next_rng(self) -> at.KeyArrayLike:
+        self._rng, rng = jax.random.split(self._rng)
+        return rng
+
+    def _sample(
+        self, observation: _model.Observation, rng: Any, kwargs: dict[str, Any], count: int, start_s: float
+    ) -> list[dict[str, Any]]:
+        """Run the model and give the first `count` of the batch their robot's form."""
         prepared_s = time.monotonic()
         # Computation is asynchronous: without the wait the time would be that of the dispatch.
-        actions = jax.block_until_ready(self._sample_actions(sample_rng, observation, **kwargs))
+        actions = jax.block_until_ready(self._sample_actions(rng, observation, **kwargs))
         sampled_s = time.monotonic()
         # Copies, because a view of the device's memory could not be written to.
-        outputs = {"state": np.array(observation.state)[0], "actions": np.array(actions)[0]}
-        outputs = self._output_transform(outputs)
-        return {
-            **outputs,
-            protocol.POLICY_TIMING_KEY: {
-                "infer_ms": 1000 * (sampled_s - prepared_s),
-                "preprocess_ms": 1000 * (prepared_s - start_s),
-                "postprocess_ms": 1000 * (time.monotonic() - sampled_s),
-            },
+        states, actions = np.array(observation.state), np.array(actions)
+        outputs = [self._output_transform({"state": states[i], "actions": actions[i]}) for i in range(count)]
+        timing = {
+            "infer_ms": 1000 * (sampled_s - prepared_s),
+            "preprocess_ms": 1000 * (prepared_s - start_s),
+            "postprocess_ms": 1000 * (time.monotonic() - sampled_s),
         }
+        return [{**output, protocol.POLICY_TIMING_KEY: dict(timing)} for output in outputs]
 
-    def _prepare(self, obs: Mapping[str, Any]) -> _model.Observation:
+    def _prepare(self, obs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the model's inputs, nested numpy arrays without a batch axis."""
         # Transforms may add and remove keys; the caller's containers must not notice.
         containers = jax.tree.map(lambda leaf: leaf, dict(obs))
         try:
             inputs = self._transform(containers)
         except ValueError as e:  # the robot's transforms refuse observations that they cannot use
             raise DataError(str(e)) from e
-        return _model.Observation.from_dict(jax.tree_util.tree_map_with_path(_batch_of_one, inputs))
+        return jax.tree_util.tree_map_with_path(_numbers, inputs)
 
 
-def _batch_of_one(path: Any, leaf: Any) -> jax.Array:
+def _numbers(path: Any, leaf: Any) -> np.ndarray:
     array = np.asarray(leaf)
     if array.dtype.kind not in "biuf":
         raise DataError(
             f"observation: {jax.tree_util.keystr(path)} is {array.dtype} after the transforms, expected numbers"
         )
-    return jnp.asarray(array)[None]
+    return array
+
+
+def _stack(inputs: Sequence[dict[str, Any]]) -> _model.Observation:
+    """Batch inputs of equal shapes."""
+    return _model.Observation.from_dict(
+        jax.tree.map(lambda *leaves: jnp.asarray(leaves[0][None] if len(leaves) == 1 else np.stack(leaves)), *inputs)
+    )

@@ -1,41 +1,81 @@
-"""Keeps what went into a policy and what came out, for a look at it afterwards."""
+"""Keeps what went into a policy and what came out, for a look at it afterwards or to ask another policy the same.
 
-from collections.abc import Iterator, Mapping
+A record is one file `step_<n>.npz`, readable by `numpy.load` without pickle: an array for each leaf, under keys like
+`inputs/state` and `outputs/actions`. Colour images are stored as PNG (lossless, about half the size) under their key and
+`.png`, with their axis order: `inputs/images/cam_high.hwc.png`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
 import logging
 import pathlib
+import queue
 import re
+import threading
+import time
 from typing import Any
 
+import cv2
 import numpy as np
 
+from openpi.shared.errors import DataError
 from openpi_client import base_policy as _base_policy
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_MAX_BYTES = 10 * 2**30
+"""About ten hours of two requests a second with three images of 224 x 224."""
+
 _STEP_FILE = re.compile(r"step_(\d+)\.npz")
+_IMAGE_KEY = re.compile(r"(.+)\.(hwc|chw)\.png")
+_TIME_KEY = "time_s"
+
+# Fast rather than small: the best level takes ten times as long and saves a tenth.
+_PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
+
+# Records that wait for the disk. Beyond it they are left out: a robot waits for nobody's disk.
+_MAX_WAITING = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """One call of a policy."""
+
+    step: int
+    time_s: float
+    """Unix time of the answer."""
+    inputs: dict[str, Any]
+    """The observation as the policy received it, texts as str."""
+    outputs: dict[str, Any]
 
 
 class PolicyRecorder(_base_policy.BasePolicy):
-    """Writes each call of a policy to `<record_dir>/step_<n>.npz` and deletes the oldest beyond `max_steps`.
+    """Writes each call of a policy to a folder and deletes the oldest records beyond its size limit.
 
-    A file holds one array per leaf, under keys like `inputs/images/cam_high` and `outputs/actions`; `numpy.load` reads it
-    without pickle. Numbers go on from what the folder already holds. A full disk ends the recording, not the inference.
+    Writing happens in a thread of its own. Numbers go on from what the folder already holds. A full disk ends the recording,
+    not the inference; records that the disk is too slow for are left out and counted.
     """
 
     def __init__(
-        self, policy: _base_policy.BasePolicy, record_dir: str | pathlib.Path, *, max_steps: int = 5000
+        self,
+        policy: _base_policy.BasePolicy,
+        record_dir: str | pathlib.Path,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
-        """Record `policy`; four raw cameras make 3.7 MB per step, so mind the disk when raising `max_steps`."""
-        if max_steps < 1:
-            raise ValueError(f"max_steps is {max_steps}, expected at least 1")
+        """Record `policy` to `record_dir`, of which records may fill `max_bytes`; the newest one is always kept."""
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes is {max_bytes}, expected at least 1")
         self._policy = policy
-        self._record_dir = pathlib.Path(record_dir)
-        self._record_dir.mkdir(parents=True, exist_ok=True)
-        self._steps = sorted(_recorded_steps(self._record_dir))
-        self._max_steps = max_steps
+        self._folder = _Folder(pathlib.Path(record_dir), max_bytes)
+        self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(_MAX_WAITING)
+        self._writer = threading.Thread(target=self._write, name="recorder", daemon=True)
+        self._writer.start()
+        self.num_left_out = 0
+        """Calls that were not recorded because the disk was too slow."""
         self.is_recording = True
         """Calls are passed on without a record while this is False."""
-        logger.info("recording requests and answers to %s, the last %d of them", self._record_dir, max_steps)
+        logger.info("recording requests and answers to %s, at most %.1f GB", record_dir, max_bytes / 1e9)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -43,40 +83,107 @@ class PolicyRecorder(_base_policy.BasePolicy):
         return getattr(self._policy, "metadata", {})
 
     def infer(self, obs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Return the policy's answer, having written it down."""
+        """Return the policy's answer, having noted it."""
         results = self._policy.infer(obs, **kwargs)
-        if self.is_recording:
-            try:
-                self._write(dict(_leaves({"inputs": obs, "outputs": results})))
-            except OSError:
-                self.is_recording = False
-                logger.exception("recording to %s stopped", self._record_dir)
+        self._note(obs, results)
+        return results
+
+    def infer_batch(self, observations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the policy's answers, having noted them."""
+        results = self._policy.infer_batch(observations)  # type: ignore[attr-defined]
+        for obs, result in zip(observations, results, strict=True):
+            self._note(obs, result)
         return results
 
     def reset(self) -> None:
         """Reset the recorded policy."""
         self._policy.reset()
 
-    def _write(self, leaves: Mapping[str, np.ndarray]) -> None:
-        step = self._steps[-1] + 1 if self._steps else 0
-        path = self._step_path(step)
+    def close(self) -> None:
+        """Write what waits and stop recording; later calls are passed on without a record."""
+        self.is_recording = False
+        if self._writer.is_alive():
+            self._waiting.put(None)
+            self._writer.join()
+        if self.num_left_out:
+            logger.warning("%d answers are not among the records: the disk was too slow", self.num_left_out)
+
+    def _note(self, obs: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+        if not self.is_recording:
+            return
+        # The caller may change its arrays afterwards; those of a server's request are read-only and need no copy.
+        record = {_TIME_KEY: time.time(), "inputs": _frozen(obs), "outputs": _frozen(results)}
+        try:
+            self._waiting.put_nowait(record)
+        except queue.Full:
+            self.num_left_out += 1
+
+    def _write(self) -> None:
+        while (record := self._waiting.get()) is not None:
+            if not self.is_recording and self._folder.is_full:
+                continue
+            try:
+                self._folder.add(dict(_leaves(record)))
+            except OSError:
+                self.is_recording = False
+                self._folder.is_full = True
+                logger.exception("recording to %s stopped", self._folder.path)
+
+
+def find_records(directory: str | pathlib.Path) -> list[pathlib.Path]:
+    """Return the records of a folder in the order in which they were made."""
+    found = {int(m[1]): path for path in pathlib.Path(directory).iterdir() if (m := _STEP_FILE.fullmatch(path.name))}
+    return [found[step] for step in sorted(found)]
+
+
+def read_record(path: pathlib.Path) -> Record:
+    """Read one record back; images are uint8 arrays in their original axis order.
+
+    Raises:
+        DataError: the file is damaged or no record.
+    """
+    match = _STEP_FILE.fullmatch(path.name)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            tree = _unflatten(dict(_decoded(file)))
+        return Record(int(match[1]) if match else -1, float(tree[_TIME_KEY]), tree["inputs"], tree["outputs"])
+    except (OSError, ValueError, KeyError, EOFError, TypeError) as e:
+        raise DataError(f"{path}: not a whole record of a policy ({type(e).__name__}: {e})") from e
+
+
+class _Folder:
+    """Numbered files that together stay below a size."""
+
+    def __init__(self, path: pathlib.Path, max_bytes: int) -> None:
+        self.path = path
+        self.is_full = False
+        path.mkdir(parents=True, exist_ok=True)
+        self._max_bytes = max_bytes
+        self._files = [(file, file.stat().st_size) for file in find_records(path)]
+        self._bytes = sum(size for _, size in self._files)
+        self._next_step = int(_STEP_FILE.fullmatch(self._files[-1][0].name)[1]) + 1 if self._files else 0  # type: ignore[index]
+
+    def add(self, leaves: Mapping[str, np.ndarray]) -> None:
+        file = self.path / f"step_{self._next_step}.npz"
         # Under another name until it is whole, so that a reader never meets half a file.
-        partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **leaves)
-        partial.replace(path)
-        self._steps.append(step)
-        while len(self._steps) > self._max_steps:
-            self._step_path(self._steps.pop(0)).unlink(missing_ok=True)
+        partial = file.with_suffix(".partial")
+        with partial.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **leaves)
+        size = partial.stat().st_size
+        partial.replace(file)
+        self._next_step += 1
+        self._files.append((file, size))
+        self._bytes += size
+        while self._bytes > self._max_bytes and len(self._files) > 1:
+            oldest, oldest_size = self._files.pop(0)
+            oldest.unlink(missing_ok=True)
+            self._bytes -= oldest_size
 
-    def _step_path(self, step: int) -> pathlib.Path:
-        return self._record_dir / f"step_{step}.npz"
 
-
-def _recorded_steps(directory: pathlib.Path) -> Iterator[int]:
-    for path in directory.iterdir():
-        if match := _STEP_FILE.fullmatch(path.name):
-            yield int(match[1])
+def _frozen(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _frozen(value) for key, value in tree.items()}
+    return tree.copy() if isinstance(tree, np.ndarray) and tree.flags.writeable else tree
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
@@ -86,4 +193,38 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
             yield from _leaves(value, f"{path}/{key}" if path else str(key))
     elif tree is not None:
         array = np.asarray(tree)
-        yield path, np.asarray(str(tree)) if array.dtype.hasobject else array
+        if array.dtype == np.uint8 and array.ndim == 3 and array.size and 3 in (array.shape[0], array.shape[-1]):
+            yield _encoded(path, array)
+        else:
+            yield path, np.asarray(str(tree)) if array.dtype.hasobject else array
+
+
+def _encoded(path: str, image: np.ndarray) -> tuple[str, np.ndarray]:
+    layout = "hwc" if image.shape[-1] == 3 else "chw"
+    rows = image if layout == "hwc" else np.moveaxis(image, 0, -1)
+    # The channels are stored in the order that the library expects, so that viewers show the right colours.
+    _, png = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(rows), cv2.COLOR_RGB2BGR), _PNG_OPTIONS)
+    return f"{path}.{layout}.png", png.reshape(-1)
+
+
+def _decoded(file: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any]]:
+    for key, value in file.items():
+        if match := _IMAGE_KEY.fullmatch(key):
+            image = cv2.imdecode(value, cv2.IMREAD_COLOR)
+            if image is None:
+                raise ValueError(f"'{key}' is no PNG")
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            yield match[1], image if match[2] == "hwc" else np.moveaxis(image, -1, 0)
+        else:
+            yield key, value.item() if value.ndim == 0 else value
+
+
+def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree

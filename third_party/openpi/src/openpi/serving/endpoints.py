@@ -1,6 +1,7 @@
-"""The plain HTTP side of the policy server's port: is it alive, is it ready?"""
+"""The plain HTTP side of the policy server's port: health, metrics, a page for people; and who may come in at all."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 import http
 import urllib.parse
 
@@ -8,20 +9,46 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request
 from websockets.http11 import Response
 
+from openpi.serving import status_page
+from openpi.serving.service import Service
 from openpi_client import protocol
 
+# Far more than robots at one policy; a bound on the memory that visitors can take.
+MAX_CLIENTS = 128
 
-def make_request_hook(is_ready: Callable[[], bool]) -> Callable[[ServerConnection, Request], Response | None]:
-    """Return the `process_request` hook of a websocket server; it answers GETs of known paths and passes on the rest."""
+_SECRET_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'",
+}
 
-    def answer(connection: ServerConnection, request: Request) -> Response | None:
+RequestHook = Callable[[ServerConnection, Request], Awaitable[Response | None]]
+
+
+def make_request_hook(service: Service) -> RequestHook:
+    """Return the `process_request` hook of a websocket server: answers GETs of known paths, lets clients in or not."""
+
+    async def answer(connection: ServerConnection, request: Request) -> Response | None:
         path = urllib.parse.urlsplit(request.path).path
         if path == protocol.ALIVE_PATH:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if path == protocol.READY_PATH:
-            if is_ready():
-                return connection.respond(http.HTTPStatus.OK, "ready\n")
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "warming up\n")
+            return _readiness(connection, service)
+        if not service.keys.allows(_one_header(request, protocol.AUTHORIZATION_HEADER)):
+            response = connection.respond(http.HTTPStatus.UNAUTHORIZED, "this server asks for an API key\n")
+            response.headers["WWW-Authenticate"] = 'Basic realm="policy server: any user, the API key as password"'
+            return response
+        if "Upgrade" in request.headers:
+            return _refusal(connection, service)
+        if path == protocol.METRICS_PATH:
+            return _private(connection.respond(http.HTTPStatus.OK, service.metrics.prometheus(service.gauges())))
+        if path == protocol.STATUS_PATH:
+            # Pictures are compressed for it, which the event loop has no time for.
+            html = await asyncio.to_thread(status_page.render, status_page.Snapshot.of(service))
+            response = _private(connection.respond(http.HTTPStatus.OK, html))
+            del response.headers["Content-Type"]
+            response.headers["Content-Type"] = "text/html; charset=utf-8"
+            return response
         return None
 
     return answer
@@ -35,4 +62,32 @@ def promise_to_survive_errors(_: ServerConnection, request: Request, response: R
 
 def survives_errors(request: Request) -> bool:
     """Whether the client of this handshake wants to go on after an error reply."""
-    return request.headers.get(protocol.KEEP_CONNECTION_HEADER) == protocol.KEEP_CONNECTION_VALUE
+    return _one_header(request, protocol.KEEP_CONNECTION_HEADER) == protocol.KEEP_CONNECTION_VALUE
+
+
+def _readiness(connection: ServerConnection, service: Service) -> Response:
+    if service.is_draining:
+        return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "stopping\n")
+    if not service.is_ready:
+        return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "warming up\n")
+    return connection.respond(http.HTTPStatus.OK, "ready\n")
+
+
+def _refusal(connection: ServerConnection, service: Service) -> Response | None:
+    if service.is_draining:
+        return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "stopping\n")
+    if service.num_clients >= MAX_CLIENTS:
+        return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_CLIENTS} clients are connected already\n")
+    return None
+
+
+def _private(response: Response) -> Response:
+    for name, value in _SECRET_HEADERS.items():
+        response.headers[name] = value
+    return response
+
+
+def _one_header(request: Request, name: str) -> str | None:
+    """Value of a header; None when it is absent, or there are several, of which none can be believed."""
+    values = request.headers.get_all(name)
+    return values[0] if len(values) == 1 else None

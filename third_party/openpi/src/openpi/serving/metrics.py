@@ -93,4 +93,4 @@ def _header(name: str, kind: str, text: str) -> list[str]:
 
 
 def _metric(name: str, kind: str, text: str, samples: list[tuple[str, float]]) -> list[str]:
-    return _header(name, kind, text) + [f"{name}{labels} {value:g}" for labels, value in samples]
+    return _header(name, kind, text) + [f"{name}{labels} {value}" for labels, value in samples]

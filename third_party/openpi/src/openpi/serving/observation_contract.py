@@ -8,8 +8,16 @@ import numpy as np
 
 from openpi.shared.errors import DataError
 
+PROMPT_KEY = "prompt"
+
 # A request may leave these out: the server can have a default.
-_OPTIONAL_KEYS = frozenset({"prompt"})
+_OPTIONAL_KEYS = frozenset({PROMPT_KEY})
+
+# Tokenizers keep 48 to 250 tokens of it; a longer text is not a prompt.
+_MAX_PROMPT_CHARS = 2000
+
+# Observations are a dict of dicts of arrays; the rest is room for other robots.
+_MAX_DEPTH = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,20 +41,21 @@ class ObservationContract:
         """Return `observation` as it is.
 
         Raises:
-            DataError: it is no dict, keys are missing, a vector has the wrong size, or a number is not finite. All missing
-                keys are named at once.
+            DataError: it is no dict, keys are missing, a vector has the wrong size, the prompt is no text or too long, or a
+                number is not finite. All missing keys are named at once.
         """
         if not isinstance(observation, dict):
             raise DataError(f"observation: found a {type(observation).__name__}, expected a dict")
         missing = [key for key in self.required_keys if key not in observation]
         if missing:
-            raise DataError(
-                f"observation: missing {_quoted(missing)}; found {_quoted(map(str, observation)) or 'nothing'}"
-            )
+            found = _quoted(str(key)[:40] for key in list(observation)[:20]) or "nothing"
+            raise DataError(f"observation: missing {_quoted(missing)}; found {found}")
+        check_finite(observation, "observation")
         for key, size in self.vector_sizes.items():
             if key in observation:
                 _check_vector(key, observation[key], size)
-        check_finite(observation, "observation")
+        if PROMPT_KEY in observation:
+            _check_prompt(observation[PROMPT_KEY])
         return observation
 
 
@@ -54,9 +63,13 @@ def check_finite(tree: Any, place: str) -> None:
     """Refuse NaN and infinity in any float of nested dicts and lists.
 
     Raises:
-        DataError: names the first such entry and how many there are beside it.
+        DataError: names the first such entry and how many there are beside it; or the tree is nested without end, or has
+            keys that are no text.
     """
-    for path, values in _float_leaves(tree, ""):
+    for path, leaf in _leaves(tree, "", place, _MAX_DEPTH):
+        values = np.asarray(leaf) if isinstance(leaf, float | np.ndarray | np.floating) else None
+        if values is None or values.dtype.kind != "f":
+            continue
         finite = np.isfinite(values)
         if not finite.all():
             bad = np.argwhere(~finite)
@@ -71,24 +84,39 @@ def _is_vector(value: Any) -> bool:
 
 
 def _check_vector(key: str, value: Any, size: int) -> None:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as e:
+        raise DataError(f"observation: '{key}' is a ragged list, expected {size} numbers") from e
     if array.dtype.kind not in "iuf":
         raise DataError(f"observation: '{key}' holds {array.dtype}, expected {size} numbers")
     if array.size != size or array.ndim > 1:
         raise DataError(f"observation: '{key}' has shape {array.shape}, expected ({size},)")
 
 
-def _float_leaves(tree: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
+def _check_prompt(value: Any) -> None:
+    text = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+    if not isinstance(text, str | bytes):
+        raise DataError(f"observation: '{PROMPT_KEY}' is a {type(value).__name__}, expected one text")
+    if len(text) > _MAX_PROMPT_CHARS:
+        raise DataError(
+            f"observation: '{PROMPT_KEY}' has {len(text)} characters, expected at most {_MAX_PROMPT_CHARS}"
+        )
+
+
+def _leaves(tree: Any, path: str, place: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, dict | list | tuple) and not depth:
+        raise DataError(f"{place}: nested more than {_MAX_DEPTH} deep")
     if isinstance(tree, dict):
         for key, value in tree.items():
-            yield from _float_leaves(value, f"{path}.{key}" if path else str(key))
+            if not isinstance(key, str):
+                raise DataError(f"{place}: key {key!r:.40} is a {type(key).__name__}, expected a text")
+            yield from _leaves(value, f"{path}.{key}" if path else key, place, depth - 1)
     elif isinstance(tree, list | tuple):
         for i, value in enumerate(tree):
-            yield from _float_leaves(value, f"{path}[{i}]")
-    elif isinstance(tree, float | np.ndarray | np.floating):
-        array = np.asarray(tree)
-        if array.dtype.kind == "f":
-            yield path, array
+            yield from _leaves(value, f"{path}[{i}]", place, depth - 1)
+    else:
+        yield path, tree
 
 
 def _quoted(names: Any) -> str:

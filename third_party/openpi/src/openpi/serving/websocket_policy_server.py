@@ -6,39 +6,56 @@ its own; the event loop only moves messages.
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+import concurrent.futures
 import contextlib
+import dataclasses
 import logging
 import signal
 import socket
+import ssl
 import threading
 import time
-import traceback
 from typing import Any
 
 import websockets.asyncio.server
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import CloseCode
 
 from openpi.serving import endpoints
 from openpi.serving import listening_socket
+from openpi.serving import session
+from openpi.serving.access import KeyCheck
 from openpi.serving.inference_worker import InferenceWorker
+from openpi.serving.metrics import Metrics
 from openpi.serving.observation_contract import ObservationContract
-from openpi.serving.observation_contract import check_finite
-from openpi.shared.errors import DataError
-from openpi.shared.errors import UserError
-from openpi_client import msgpack_numpy
-from openpi_client import protocol
+from openpi.serving.service import Service
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
 
-# Four raw 480x640 camera frames are 3.7 MB; anything near this limit is a mistake.
-DEFAULT_MAX_MESSAGE_BYTES = 64 * 2**20
-
-# How long a stop waits for an inference that has begun, and for a warm-up, which may be a compilation of minutes.
+# How long a stop waits for requests under way, and for a warm-up, which may be a compilation of minutes.
 _DRAIN_S = 5.0
 _DRAIN_WARM_UP_S = 0.5
+_DRAIN_POLL_S = 0.01
+
+# A handshake of our clients is one packet; who takes longer holds a connection for nothing.
+_HANDSHAKE_LIMIT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerOptions:
+    """How a server behaves; the defaults suit one robot on this machine."""
+
+    # Send tracebacks to clients.
+    debug: bool = False
+    # Larger requests close their connection. Four raw 480x640 camera frames are 3.7 MB; anything near this is a mistake.
+    max_message_bytes: int = 64 * 2**20
+    # Who may connect; without any keys everybody may.
+    api_keys: tuple[str, ...] = ()
+    # Certificate and key of an encrypted server (wss://).
+    tls: ssl.SSLContext | None = None
+    # How many waiting requests may be answered by one call of the policy.
+    max_batch: int = 1
 
 
 class WebsocketPolicyServer:
@@ -52,32 +69,36 @@ class WebsocketPolicyServer:
         metadata: Mapping[str, Any] | None = None,
         *,
         example: Mapping[str, Any] | None = None,
-        debug: bool = False,
-        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        options: ServerOptions = ServerOptions(),  # noqa: B008 - immutable
         sock: socket.socket | None = None,
     ) -> None:
         """Prepare a server.
 
         Args:
-            policy: Called from one thread only.
+            policy: Called from one thread only. One that has `for_client` gives each client a policy of its own.
             host: Address to listen at.
             port: TCP port; 0 or None takes any free one.
             metadata: Sent to each client when it connects.
             example: An observation as clients send it. The policy is tried on it before the server is ready, so that no
                 client pays for compilation, and requests must have its keys and vector sizes.
-            debug: Send tracebacks to clients.
-            max_message_bytes: Larger requests close the connection.
+            options: Limits and access.
             sock: A bound socket to listen at instead of `host` and `port`.
         """
-        self._worker = InferenceWorker(policy)
+        self._worker = InferenceWorker(policy, max_batch=options.max_batch)
         self._host = host
         self._port = port
         self._sock = sock
-        self._metadata = dict(metadata or {})
-        self._example = None if example is None else dict(example)
-        self._contract = ObservationContract.from_example(example)
-        self._debug = debug
-        self._max_message_bytes = max_message_bytes
+        self._example = example
+        self._options = options
+        self._service = Service(
+            policy=policy,
+            worker=self._worker,
+            contract=ObservationContract.from_example(example),
+            metadata=dict(metadata or {}),
+            metrics=Metrics(),
+            keys=KeyCheck(options.api_keys),
+            debug=options.debug,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = asyncio.Event()
         self._stop = asyncio.Event()
@@ -124,15 +145,15 @@ class WebsocketPolicyServer:
             Exception: whatever the policy raises on the example.
         """
         self._loop = asyncio.get_running_loop()
-        self._worker.start()
+        warm = self._worker.start(self._example)
         try:
             async with await self._listen() as server:
                 self._port = server.sockets[0].getsockname()[1]
                 self.listening.set()
                 with _signals_set(self._stop, self._loop):
-                    if await _unless(self._stop.wait(), self._warm_up(on_ready)):
+                    if await _unless(self._stop.wait(), self._warm_up(warm, on_ready)):
                         await self._stop.wait()
-                logger.info("stopping")
+                        await self._drain()
         finally:
             if not self._worker.stop(_DRAIN_S if self.is_ready else _DRAIN_WARM_UP_S):
                 logger.warning("the policy is still busy; leaving without it")
@@ -144,18 +165,26 @@ class WebsocketPolicyServer:
                 self._handle,
                 sock=sock,
                 compression=None,
-                max_size=self._max_message_bytes,
-                process_request=endpoints.make_request_hook(self._ready.is_set),
+                max_size=self._options.max_message_bytes,
+                # One message in hand besides those under way; the default of 16 could be a gigabyte for each client.
+                max_queue=1,
+                open_timeout=_HANDSHAKE_LIMIT_S,
+                # Robots send no Origin; a browser does, and a page from elsewhere must not steer a robot on this network.
+                origins=[None],
+                ssl=self._options.tls,
+                process_request=endpoints.make_request_hook(self._service),
                 process_response=endpoints.promise_to_survive_errors,
             )
         except OSError as e:
             sock.close()
             raise listening_socket.explain(e, self._host, self._port) from e
 
-    async def _warm_up(self, on_ready: Callable[[float], None] | None) -> bool:
+    async def _warm_up(
+        self, warm: "concurrent.futures.Future[None]", on_ready: Callable[[float], None] | None
+    ) -> bool:
         start_s = time.monotonic()
-        if self._example is not None:
-            await asyncio.wrap_future(self._worker.submit(self._example))
+        await asyncio.wrap_future(warm)
+        self._service.is_ready = True
         self._ready.set()
         if on_ready is not None:
             on_ready(time.monotonic() - start_s)
@@ -163,75 +192,26 @@ class WebsocketPolicyServer:
 
     async def _handle(self, websocket: ServerConnection) -> None:
         """Serve one client until it leaves."""
-        peer = _peer(websocket)
+        peer = session.peer_name(websocket)
         logger.info("%s connected", peer)
+        self._service.num_clients += 1
+        self._service.metrics.num_connections += 1
         try:
             if await _unless(websocket.wait_closed(), self._ready.wait()):
-                await websocket.send(msgpack_numpy.packb(self._metadata))
-                await self._answer_requests(websocket)
+                await session.Session(websocket, self._service).run()
         except ConnectionClosed:
             pass
+        finally:
+            self._service.num_clients -= 1
         logger.info("%s left", peer)
 
-    async def _answer_requests(self, websocket: ServerConnection) -> None:
-        prev_total_ms: float | None = None
-        while True:
-            start_s = time.monotonic()
-            message = await websocket.recv()
-            try:
-                reply = await self._reply(websocket, message, prev_total_ms)
-            except Exception as e:
-                await self._send_error(websocket, e)
-                if not endpoints.survives_errors(websocket.request):
-                    await websocket.close(CloseCode.INTERNAL_ERROR, "the error is in the previous message")
-                    return
-            else:
-                if reply is None:
-                    return
-                await websocket.send(reply)
-                # As openpi counts it, waiting for the request included.
-                prev_total_ms = 1000 * (time.monotonic() - start_s)
-
-    async def _reply(
-        self, websocket: ServerConnection, message: bytes | str, prev_total_ms: float | None
-    ) -> bytes | None:
-        if isinstance(message, str):
-            raise DataError("request: found a text message, expected a binary one (a packed observation)")
-        try:
-            observation = msgpack_numpy.unpackb(message)
-        except ValueError as e:
-            raise DataError(f"request: {e}") from e
-        job = self._worker.submit(self._contract.check(observation))
-        inference = await _unless(websocket.wait_closed(), asyncio.wrap_future(job))
-        if inference is None:
-            job.cancel()  # nobody is left to answer
-            return None
-        check_finite({"actions": inference.result.get("actions")}, "policy")
-        timing = {"infer_ms": inference.infer_ms, "queue_ms": inference.queue_ms}
-        if prev_total_ms is not None:
-            timing["prev_total_ms"] = prev_total_ms
-        return msgpack_numpy.packb({**inference.result, protocol.SERVER_TIMING_KEY: timing})
-
-    async def _send_error(self, websocket: ServerConnection, error: Exception) -> None:
-        summary = _summary(error)
-        if isinstance(error, UserError):
-            logger.warning("%s: request refused: %s", _peer(websocket), summary)
-        else:
-            logger.error("%s: request failed", _peer(websocket), exc_info=error)
-        await websocket.send("".join(traceback.format_exception(error)) if self._debug else summary)
-
-
-def _summary(error: Exception) -> str:
-    """One line about a failed request that tells a client what to mend and nothing about this machine."""
-    if isinstance(error, OSError) and not isinstance(error, UserError):
-        return f"internal error ({type(error).__name__}); the server's log tells more"
-    first_line = (str(error).strip().splitlines() or [""])[0][:500]
-    return first_line if isinstance(error, UserError) else f"{type(error).__name__}: {first_line}"
-
-
-def _peer(websocket: ServerConnection) -> str:
-    host, port = (websocket.remote_address or ("unknown client", "?"))[:2]
-    return f"{host}:{port}"
+    async def _drain(self) -> None:
+        """Let what was asked be answered, while new requests and clients are turned away."""
+        self._service.is_draining = True
+        logger.info("stopping: %d requests to finish", self._service.num_under_way)
+        deadline_s = time.monotonic() + _DRAIN_S
+        while self._service.num_under_way and time.monotonic() < deadline_s:
+            await asyncio.sleep(_DRAIN_POLL_S)
 
 
 async def _unless(stopped: Any, work: Any) -> Any:

@@ -3,6 +3,7 @@
 import collections
 from collections.abc import Iterator, Sequence
 import concurrent.futures
+import itertools
 import logging
 from typing import Any, Literal, TypedDict
 
@@ -136,7 +137,9 @@ class DataLoader:
                     return
                 yield [future.result() for future in pending.popleft()]
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in itertools.chain.from_iterable(pending):
+                future.cancel()
+            pool.shutdown(wait=False)
 
     def _to_device(self, x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(self._sharding, x)

@@ -1,6 +1,7 @@
 """Which samples make up which batch: a pure function of (seed, position), so that it can be resumed anywhere."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -31,4 +32,9 @@ class SampleOrder:
     def _epoch(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.num_samples)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.num_samples)
+        return _permutation(self.num_samples, self.seed, epoch)
+
+
+@functools.lru_cache(maxsize=2)  # a batch asks for the epoch that the one before it did
+def _permutation(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_samples)

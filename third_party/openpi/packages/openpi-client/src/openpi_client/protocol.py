@@ -19,6 +19,12 @@ ALIVE_PATH = "/healthz"
 READY_PATH = "/readyz"
 """GET answers 200 when requests are answered without delay, else 503."""
 
+METRICS_PATH = "/metrics"
+"""GET answers counters and latency histograms in Prometheus' text format."""
+
+STATUS_PATH = "/"
+"""GET answers a page for people: what is served, how fast, and the last pictures seen."""
+
 SERVER_TIMING_KEY = "server_timing"
 """Key of a reply: a dict of durations in ms, measured by the server."""
 

@@ -1,0 +1,78 @@
+"""What a policy server tells its clients about the policy behind it, so that they can refuse one that does not fit."""
+
+from collections.abc import Mapping
+import hashlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from openpi import transforms as _transforms
+from openpi.models import model as _model
+from openpi.policies import checkpoint_folder
+from openpi.shared import normalize
+from openpi.training.data_config import DataConfig
+from openpi.training.train_config import TrainConfig
+from openpi_client import protocol
+
+FEATURES = (
+    protocol.FEATURE_KEEP_CONNECTION,
+    protocol.FEATURE_ERROR_CODES,
+    protocol.FEATURE_DEADLINE,
+    protocol.FEATURE_REPLACE_OLDER,
+    protocol.FEATURE_TIMING,
+)
+"""What this server understands beyond the original's messages."""
+
+
+def describe_server() -> dict[str, Any]:
+    """Return the part of the metadata that holds for every policy."""
+    return {protocol.PROTOCOL_KEY: {"features": list(FEATURES)}}
+
+
+def describe_checkpoint(
+    train_config: TrainConfig,
+    data_config: DataConfig,
+    step_dir: pathlib.Path,
+    *,
+    example: Mapping[str, Any] | None,
+    default_prompt: str | None,
+) -> dict[str, Any]:
+    """Return the metadata of a checkpoint's policy: the config's own, what was trained and how, and the protocol.
+
+    Plain values only, they travel on the wire; names of folders, but no paths of this machine.
+
+    Args:
+        train_config: The config of the checkpoint.
+        data_config: Its data config, created.
+        step_dir: Folder of the step.
+        example: An observation as clients send it, if one is known for the robot.
+        default_prompt: What the server says for clients that say nothing.
+    """
+    stats_file = checkpoint_folder.find_norm_stats(step_dir, data_config.asset_id) / normalize.FILE_NAME
+    details = {
+        "config": train_config.name,
+        "checkpoint": f"{step_dir.parent.name}/{step_dir.name}",
+        "step": checkpoint_folder.step_of(step_dir),
+        "model": train_config.model.model_type.value,
+        "action_horizon": train_config.model.action_horizon,
+        "state_dim": None if example is None else _state_dim(example),
+        "image_size": list(_model.IMAGE_RESOLUTION),
+        "delta_mask": _delta_mask(data_config.data_transforms),
+        "norm_stats_sha256": hashlib.sha256(stats_file.read_bytes()).hexdigest(),
+        "prompt": default_prompt,
+    }
+    known = {key: value for key, value in details.items() if value is not None}
+    return {**known, **(train_config.policy_metadata or {}), **describe_server()}
+
+
+def _state_dim(example: Mapping[str, Any]) -> int | None:
+    return int(np.size(example["state"])) if "state" in example else None
+
+
+def _delta_mask(data_transforms: _transforms.Group) -> list[bool] | None:
+    """Which numbers of an action the model sees relative to the state; None when it sees all as they are."""
+    for transform in data_transforms.inputs:
+        if isinstance(transform, _transforms.DeltaActions) and transform.mask is not None:
+            return [bool(is_delta) for is_delta in transform.mask]
+    return None

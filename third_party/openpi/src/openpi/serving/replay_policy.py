@@ -1,0 +1,65 @@
+"""A policy without a model: it serves the recorded actions of an episode, to prove a robot's loop before trusting a model."""
+
+from typing import Any
+
+import numpy as np
+
+from openpi.shared.errors import DataError
+from openpi.training.lerobot_dataset import LeRobotDataset
+from openpi_client import base_policy as _base_policy
+
+ACTION_KEY = "action"
+
+
+class ReplayPolicy(_base_policy.BasePolicy):
+    """Answers the k-th request of each client with the recorded actions from step k * action_chunk on.
+
+    So a client that executes `action_chunk` steps of each answer repeats the recording. After its end the last action is
+    held. What the observations say does not matter.
+    """
+
+    def __init__(self, actions: np.ndarray, *, action_horizon: int, action_chunk: int) -> None:
+        """Replay `actions` [t, d] in answers of `action_horizon` steps.
+
+        Raises:
+            ValueError: there are no actions, or the chunk is longer than the horizon.
+        """
+        if actions.ndim != 2 or not len(actions):
+            raise ValueError(f"actions: found shape {actions.shape}, expected (steps, numbers) with at least one step")
+        if not 1 <= action_chunk <= action_horizon:
+            raise ValueError(f"action_chunk is {action_chunk}, expected 1 to action_horizon = {action_horizon}")
+        self._actions = actions
+        self._horizon = action_horizon
+        self._chunk = action_chunk
+        self._step = 0
+
+    def for_client(self) -> "ReplayPolicy":
+        """Return a policy that starts at the beginning."""
+        return ReplayPolicy(self._actions, action_horizon=self._horizon, action_chunk=self._chunk)
+
+    def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
+        """Return the next `action_horizon` recorded actions [action_horizon, d]."""
+        steps = np.minimum(np.arange(self._step, self._step + self._horizon), len(self._actions) - 1)
+        self._step += self._chunk
+        return {"actions": self._actions[steps]}
+
+    def reset(self) -> None:
+        """Start at the beginning again."""
+        self._step = 0
+
+
+def read_actions(repo_id: str, episode: int, root: str | None = None, key: str = ACTION_KEY) -> np.ndarray:
+    """Read the actions [t, d] of one episode of a LeRobot dataset, without its images.
+
+    Raises:
+        DataError: there is no such episode, or no such column.
+        UserError: the dataset is missing or damaged.
+    """
+    dataset = LeRobotDataset(repo_id, root=root, action_sequence_keys=(), image_keys=())
+    episodes = dataset.meta.episodes
+    if not 0 <= episode < len(episodes):
+        raise DataError(f"dataset '{repo_id}': no episode {episode}; found {len(episodes)}, counted from 0")
+    if key not in dataset.meta.features:
+        raise DataError(f"dataset '{repo_id}': no column '{key}'; found {', '.join(sorted(dataset.meta.features))}")
+    start, length = episodes[episode].first_frame, episodes[episode].length
+    return np.stack([dataset[start + t][key] for t in range(length)])

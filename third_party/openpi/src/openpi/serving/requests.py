@@ -1,0 +1,59 @@
+"""Reads a client's message: bytes in, a checked observation and the client's wishes about it out."""
+
+import dataclasses
+import math
+from typing import Any
+
+from openpi.serving.observation_contract import ObservationContract
+from openpi.shared.errors import DataError
+from openpi_client import msgpack_numpy
+from openpi_client import protocol
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """One observation to be answered."""
+
+    observation: dict[str, Any]
+    deadline_s: float | None = None
+    """Seconds from the arrival after which the answer is of no use."""
+    replaces_older: bool = False
+    """Whether waiting requests of the same connection are to be dropped."""
+
+
+def read(message: bytes | str, contract: ObservationContract) -> Request:
+    """Decode and check a message.
+
+    Raises:
+        DataError: it is none of a policy client, or the observation does not keep the contract.
+    """
+    if isinstance(message, str):
+        raise DataError("request: found a text message, expected a binary one (a packed observation)")
+    try:
+        content = msgpack_numpy.unpackb(message)
+    except ValueError as e:
+        raise DataError(f"request: {e}") from e
+    options = content.pop(protocol.REQUEST_OPTIONS_KEY, {}) if isinstance(content, dict) else {}
+    return _with_options(contract.check(content), options)
+
+
+def _with_options(observation: dict[str, Any], options: Any) -> Request:
+    key = protocol.REQUEST_OPTIONS_KEY
+    if not isinstance(options, dict):
+        raise DataError(f"request: '{key}' is a {type(options).__name__}, expected a dict")
+    known = {protocol.DEADLINE_OPTION, protocol.REPLACE_OLDER_OPTION}
+    if unknown := sorted(str(name)[:40] for name in options.keys() - known):
+        raise DataError(f"request: '{key}' has unknown options {unknown}, expected some of {sorted(known)}")
+    replaces = options.get(protocol.REPLACE_OLDER_OPTION, False)
+    if not isinstance(replaces, bool):
+        raise DataError(f"request: '{protocol.REPLACE_OLDER_OPTION}' is {replaces!r:.40}, expected true or false")
+    return Request(observation, _deadline(options.get(protocol.DEADLINE_OPTION)), replaces)
+
+
+def _deadline(deadline_ms: Any) -> float | None:
+    if deadline_ms is None:
+        return None
+    is_number = isinstance(deadline_ms, int | float) and not isinstance(deadline_ms, bool)
+    if not is_number or not (deadline_ms > 0 and math.isfinite(deadline_ms)):
+        raise DataError(f"request: '{protocol.DEADLINE_OPTION}' is {deadline_ms!r:.40}, expected a positive number of ms")
+    return deadline_ms / 1000

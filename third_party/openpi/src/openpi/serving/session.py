@@ -1,0 +1,187 @@
+"""One client's connection: takes its requests as they come and answers them in order."""
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import json
+import logging
+import time
+import traceback
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import CloseCode
+
+from openpi.serving import endpoints
+from openpi.serving import request_errors
+from openpi.serving import requests
+from openpi.serving.inference_worker import Inference
+from openpi.serving.metrics import PHASES
+from openpi.serving.observation_contract import check_finite
+from openpi.serving.request_errors import StoppingError
+from openpi.serving.request_errors import SupersededError
+from openpi.serving.request_errors import TooLateError
+from openpi.serving.service import Service
+from openpi.shared.errors import UserError
+from openpi_client import msgpack_numpy
+from openpi_client import protocol
+
+logger = logging.getLogger(__name__)
+
+# Requests that one client may have under way. Beyond it the connection is not read: TCP makes the client wait.
+_MAX_UNDER_WAY = 4
+
+
+@dataclasses.dataclass(eq=False)
+class _Exchange:
+    """A request that has arrived, until its reply has been sent."""
+
+    waited_from_s: float  # when the server was ready to receive it
+    arrived_s: float
+    deadline_s: float | None = None
+    job: "concurrent.futures.Future[Inference] | None" = None
+    inference: "asyncio.Future[Inference] | None" = None  # of the same job
+    error: Exception | None = None  # known before any inference
+    decode_ms: float = 0.0
+
+
+class Session:
+    """Serves one connected client until it leaves."""
+
+    def __init__(self, websocket: ServerConnection, service: Service) -> None:
+        self._websocket = websocket
+        self._service = service
+        self._peer = peer_name(websocket)
+        self._policy = service.policy_of_a_client()
+        self._under_way: collections.deque[_Exchange] = collections.deque()
+        self._arrived: asyncio.Queue[_Exchange] = asyncio.Queue(_MAX_UNDER_WAY)
+        self._prev_total_ms: float | None = None
+
+    async def run(self) -> None:
+        """Greet, then answer requests."""
+        await self._websocket.send(msgpack_numpy.packb(self._service.metadata))
+        tasks = {
+            asyncio.ensure_future(work)
+            for work in (self._receive(), self._answer(), self._websocket.wait_closed())
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            # Nobody is left to answer.
+            for exchange in self._under_way:
+                self._service.num_under_way -= 1
+                if exchange.inference is not None:
+                    exchange.inference.cancel()
+        for task in done:
+            task.result()
+
+    async def _receive(self) -> None:
+        while True:
+            waited_from_s = time.monotonic()
+            message = await self._websocket.recv()
+            exchange = _Exchange(waited_from_s, time.monotonic())
+            self._service.metrics.num_requests += 1
+            self._service.num_under_way += 1
+            self._under_way.append(exchange)
+            try:
+                self._submit(exchange, message)
+            except Exception as e:
+                exchange.error = e
+            await self._arrived.put(exchange)
+
+    def _submit(self, exchange: _Exchange, message: bytes | str) -> None:
+        if self._service.is_draining:
+            raise StoppingError("server: stopping; connect again when it is back")
+        request = requests.read(message, self._service.contract)
+        if request.replaces_older:
+            self._drop_waiting(exchange)
+        if request.deadline_s is not None:
+            exchange.deadline_s = exchange.arrived_s + request.deadline_s
+        exchange.job = self._service.worker.submit(
+            request.observation, client=self, policy=self._policy, deadline_s=exchange.deadline_s
+        )
+        exchange.inference = asyncio.wrap_future(exchange.job)
+        exchange.decode_ms = 1000 * (time.monotonic() - exchange.arrived_s)
+        self._service.last_observation = request.observation
+
+    def _drop_waiting(self, newest: _Exchange) -> None:
+        for exchange in self._under_way:
+            if exchange is not newest and exchange.job is not None and exchange.job.cancel():
+                exchange.error = SupersededError("request: dropped, a newer observation of this client took its place")
+
+    async def _answer(self) -> None:
+        while True:
+            exchange = await self._arrived.get()
+            try:
+                reply = await self._reply(exchange)
+            except Exception as e:
+                await self._send_error(e)
+                if not endpoints.survives_errors(self._websocket.request):
+                    await self._websocket.close(CloseCode.INTERNAL_ERROR, "the error is in the previous message")
+                    return
+            else:
+                await self._websocket.send(reply)
+                # As openpi counts it, waiting for the request included.
+                self._prev_total_ms = 1000 * (time.monotonic() - exchange.waited_from_s)
+            self._under_way.remove(exchange)
+            self._service.num_under_way -= 1
+
+    async def _reply(self, exchange: _Exchange) -> bytes:
+        inference = await self._inference_of(exchange)
+        computed_s = time.monotonic()
+        check_finite({"actions": inference.result.get("actions")}, "policy")
+        timing = self._timing(exchange, inference, computed_s)
+        reply = msgpack_numpy.packb({**inference.result, protocol.SERVER_TIMING_KEY: timing})
+        phases_ms = {phase: timing[f"{phase}_ms"] for phase in PHASES}
+        self._service.metrics.answered(phases_ms, batch_size=inference.batch_size)
+        return reply
+
+    async def _inference_of(self, exchange: _Exchange) -> Inference:
+        if exchange.inference is not None:
+            limit_s = None if exchange.deadline_s is None else max(0.0, exchange.deadline_s - time.monotonic())
+            await asyncio.wait({exchange.inference}, timeout=limit_s)
+        if exchange.error is not None:
+            raise exchange.error
+        if not exchange.inference.done() or exchange.inference.cancelled():
+            exchange.inference.cancel()
+            raise TooLateError("request: not answered, its deadline has passed; allow more time or ask less often")
+        return exchange.inference.result()
+
+    def _timing(self, exchange: _Exchange, inference: Inference, computed_s: float) -> dict[str, float]:
+        """Durations in ms: those of the original (`infer_ms`, `prev_total_ms`), and all phases of this request."""
+        policy = inference.result.get(protocol.POLICY_TIMING_KEY) or {}
+        now_s = time.monotonic()
+        timing = {
+            "infer_ms": inference.infer_ms,
+            "queue_ms": inference.queue_ms,
+            "preprocess_ms": exchange.decode_ms + policy.get("preprocess_ms", 0.0),
+            "model_ms": policy.get("infer_ms", inference.infer_ms),
+            "postprocess_ms": 1000 * (now_s - computed_s) + policy.get("postprocess_ms", 0.0),
+            "total_ms": 1000 * (now_s - exchange.arrived_s),
+        }
+        if self._prev_total_ms is not None:
+            timing["prev_total_ms"] = self._prev_total_ms
+        return timing
+
+    async def _send_error(self, error: Exception) -> None:
+        code, message = request_errors.describe(error)
+        self._service.metrics.num_errors[code] += 1
+        if isinstance(error, UserError):
+            logger.warning("%s: request refused: %s", self._peer, message)
+        else:
+            logger.error("%s: request failed", self._peer, exc_info=error)
+        details = "".join(traceback.format_exception(error)) if self._service.debug else ""
+        if endpoints.survives_errors(self._websocket.request):
+            body = {"code": code, "message": message} | ({"traceback": details} if details else {})
+            await self._websocket.send(json.dumps({protocol.ERROR_KEY: body}))
+        else:
+            await self._websocket.send(details or message)
+
+
+def peer_name(websocket: ServerConnection) -> str:
+    """Address of the other side, for log lines."""
+    host, port = (websocket.remote_address or ("unknown client", "?"))[:2]
+    return f"{host}:{port}"
