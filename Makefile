@@ -22,18 +22,19 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 LOCK   := requirements/$(or $(GPU),dev).lock
 READY  := $(VENV)/.ready
-OPENPI := third_party/openpi
+FRAMEWORK := third_party/openpi
 
 # $(call need,VAR,example): stop unless VAR was given.
 need = $(if $($(1)),,$(error $@ needs $(1): make $@ $(1)=$(2)))
 # $(call flag,--name,VAR): the flag, only when VAR was given.
 flag = $(if $($(2)),$(1) "$($(2))")
 
-.PHONY: help setup sample convert inspect norm-stats train serve offline client emulator demo test test-all lint fmt types lock clean
+.PHONY: help setup sample convert inspect norm-stats train serve offline client emulator \
+  patches check-patches apply-patches demo test test-all test-compat lint fmt types lock clean
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=value ...]"
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: DATA REPO_ID CONFIG EXP CKPT HOST PORT PROMPT GPU ARGS (further flags of the command)"
 
 setup: $(READY) ## Install everything into .venv (GPU=cuda12 or GPU=cuda13 for an accelerator)
@@ -54,13 +55,13 @@ inspect: $(READY) ## Examine recordings or a dataset (DATA=folder): report with 
 	$(PY) -m realman.doctor --data "$(DATA)" $(ARGS)
 
 norm-stats: $(READY) ## Normalisation statistics of the dataset, for CONFIG
-	$(PY) $(OPENPI)/scripts/compute_norm_stats.py --config-name "$(CONFIG)" --repo-id "$(REPO_ID)" $(ARGS)
+	$(PY) $(FRAMEWORK)/scripts/compute_norm_stats.py --config-name "$(CONFIG)" --repo-id "$(REPO_ID)" $(ARGS)
 
 train: $(READY) ## Fine-tune CONFIG on the dataset (EXP names the run)
-	$(PY) $(OPENPI)/scripts/train.py "$(CONFIG)" --exp-name "$(EXP)" --data.repo-id "$(REPO_ID)" $(ARGS)
+	$(PY) $(FRAMEWORK)/scripts/train.py "$(CONFIG)" --exp-name "$(EXP)" --data.repo-id "$(REPO_ID)" $(ARGS)
 
 serve: $(READY) ## Serve the newest checkpoint of the run, or CKPT=folder
-	$(PY) $(OPENPI)/scripts/serve_policy.py --host "$(HOST)" --port "$(PORT)" $(call flag,--default-prompt,PROMPT) $(ARGS) \
+	$(PY) $(FRAMEWORK)/scripts/serve_policy.py --host "$(HOST)" --port "$(PORT)" $(call flag,--default-prompt,PROMPT) $(ARGS) \
 	  policy:checkpoint --policy.config "$(CONFIG)" --policy.dir "$(CKPT)"
 
 offline: $(READY) ## Replay a recorded episode through the running server: errors, plot, JSON
@@ -73,14 +74,27 @@ client: $(READY) ## Run the robot client against the running server (simulated r
 emulator: $(READY) ## Two emulated RM65 controllers that the vendor's SDK can drive
 	$(PY) -m realman.emulator $(ARGS)
 
+patches: $(READY) ## Write the patches for a checkout of the original openpi from this tree
+	$(PY) patches/tool.py make
+
+check-patches: $(READY) ## Prove that the patches are up to date and fit the original
+	$(PY) patches/tool.py check
+
+apply-patches: $(READY) ## Put the robot into a checkout of the original (OPENPI=folder; REVERSE=1 takes it out)
+	@: $(call need,OPENPI,/path/to/openpi)
+	$(PY) patches/tool.py $(if $(REVERSE),reverse,apply) "$(OPENPI)"
+
 demo: $(READY) ## All of the above on simulated recordings, in minutes, on a CPU
 	$(PY) -m realman.demo $(ARGS)
 
 test: $(READY) ## Run the tests (no network, no GPU)
-	JAX_PLATFORMS=cpu $(PY) -m pytest -q -m "not slow and not checkpoint and not upstream and not gpu and not hardware" $(ARGS)
+	JAX_PLATFORMS=cpu $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow and not checkpoint and not upstream and not gpu and not hardware" $(ARGS)
 
 test-all: $(READY) ## Run every test this machine can run
 	$(PY) -m pytest -q $(ARGS)
+
+test-compat: $(READY) ## Run the framework's tests with the versions that the original openpi pins
+	bash requirements/compat.sh $(ARGS)
 
 lint: $(READY) ## Check style and types
 	$(PY) -m ruff check .

@@ -50,6 +50,11 @@ DEFAULT_ROOT = Path("data/lerobot")
 DEFAULT_ROBOT_TYPE = "realman"
 
 
+def dataset_dir(root: Path | None, repo_id: str) -> Path:
+    """Folder of a dataset; without a root below $HF_LEROBOT_HOME, or data/lerobot."""
+    return (root or Path(os.environ.get("HF_LEROBOT_HOME") or DEFAULT_ROOT)) / repo_id
+
+
 @dataclasses.dataclass(frozen=True)
 class Args:
     """Flags of the converter."""
@@ -111,8 +116,7 @@ class Args:
     @property
     def target(self) -> Path:
         """Folder of the dataset."""
-        root = self.root or Path(os.environ.get("HF_LEROBOT_HOME") or DEFAULT_ROOT)
-        return root / self.repo_id
+        return dataset_dir(self.root, self.repo_id)
 
     @property
     def options(self) -> RawOptions:

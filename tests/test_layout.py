@@ -69,8 +69,8 @@ def test_realman_meets_openpi_only_at_its_two_doors():
 
 
 @pytest.mark.parametrize("heavy", ["jax", "torch", "lerobot"])
-def test_realman_never_imports_a_learning_framework(heavy):
-    assert offenders(REALMAN, heavy) == []
+def test_realman_loads_no_learning_framework_when_imported(heavy):
+    assert offenders(REALMAN, heavy, inside_functions_ok=True) == []
 
 
 def test_mujoco_stays_inside_the_simulator():

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -109,7 +110,7 @@ def convert(request: Request, crew: Crew) -> Outcome:
             plan = _plan(facts, request)
             records, failures = _build(plan, staging, crew)
         if request.shard is None:
-            _publish(staging, plan, records, rejected)
+            _publish(staging, plan, records, rejected, conversion=_describe(request))
     for shard in shards:
         shard.discard()
     return Outcome(plan, records, rejected, request.target if request.shard is None else staging.path)
@@ -188,11 +189,28 @@ def _build(plan: DatasetPlan, staging: Staging, crew: Crew) -> tuple[list[Episod
         return build_episodes(plan.jobs, staging, crew, on_done=bar.finish)
 
 
+def _describe(request: Request) -> dict[str, Any]:
+    """What a reader needs to find the dataset's numbers in the recordings again."""
+    storage = request.storage
+    return {
+        "options": dataclasses.asdict(request.options),
+        "cameras": list(request.cameras),
+        "storage": {"mode": storage.mode, "codec": storage.codec, **dataclasses.asdict(storage.encoding)},
+        "accept": sorted(request.accept),
+    }
+
+
 def _publish(
-    staging: Staging, plan: DatasetPlan, records: Sequence[EpisodeRecord], rejected: Sequence[EpisodeReport]
+    staging: Staging,
+    plan: DatasetPlan,
+    records: Sequence[EpisodeRecord],
+    rejected: Sequence[EpisodeReport],
+    conversion: dict[str, Any] | None = None,
 ) -> None:
     with files.writing(staging.path):
         write_metadata(staging.path, plan, records)
+        if conversion:
+            layout.write_json(staging.path / layout.CONVERSION, conversion)
         if rejected:
             content = [{"source": r.path.name, "reason": r.problem} for r in rejected]
             layout.write_json(staging.path / layout.REJECTED, content)

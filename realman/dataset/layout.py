@@ -23,6 +23,8 @@ EPISODES = Path("meta/episodes.jsonl")
 EPISODES_STATS = Path("meta/episodes_stats.jsonl")
 SOURCES = Path("meta/sources.jsonl")
 """Our own addition: which recording became which episode."""
+CONVERSION = Path("meta/conversion.json")
+"""Our own addition: how the recordings were read and their pictures stored."""
 REJECTED = Path("meta/rejected.json")
 """Our own addition: recordings that were left out, with reasons."""
 
@@ -75,6 +77,12 @@ def robot_features(
 def keys_of(features: Features, dtype: str) -> list[str]:
     """Keys of the features of one dtype, such as `image`."""
     return [key for key, feature in features.items() if feature["dtype"] == dtype]
+
+
+def camera_keys(root: Path) -> list[str]:
+    """Keys of the pictures and videos of the dataset at `root`."""
+    features = json.loads((root / INFO).read_text(encoding="utf-8"))["features"]
+    return keys_of(features, IMAGE) + keys_of(features, VIDEO)
 
 
 def data_path(episode_index: int, template: str = DATA_PATH, chunk_size: int = CHUNK_SIZE) -> Path:

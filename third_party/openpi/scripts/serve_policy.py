@@ -1,6 +1,7 @@
 """Serve a trained policy to robots over websockets.
 
     python scripts/serve_policy.py --port 8000 policy:checkpoint --policy.config pi0_realman --policy.dir checkpoints/...
+    python scripts/serve_policy.py policy:replay --policy.config pi0_realman --policy.episode 3    # no model at all
     python scripts/serve_policy.py --env DROID                   # a released checkpoint
 
 General flags come before the `policy:` word. Stop it with Ctrl-C.
@@ -8,21 +9,29 @@ General flags come before the `policy:` word. Stop it with Ctrl-C.
 
 import dataclasses
 import enum
-import ipaddress
 import logging
 import os
 import pathlib
 import socket
 from typing import Any
 
+import jax
+
+from openpi.models import model as _model
 from openpi.policies import checkpoint_folder
 from openpi.policies import example_observation
 from openpi.policies import policy as _policy
 from openpi.policies import policy_config as _policy_config
+from openpi.serving import access
+from openpi.serving import contract_metadata
 from openpi.serving import listening_socket
+from openpi.serving import replay_policy
+from openpi.serving.websocket_policy_server import ServerOptions
 from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi.shared import cli
+from openpi.shared.errors import ConfigError
 from openpi.training import config as _config
+from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +58,18 @@ class Checkpoint:
 
 
 @dataclasses.dataclass
+class Replay:
+    """Serve the recorded actions of a dataset's episode, without a model: to prove a robot's loop."""
+
+    # Name of the training config, which names the robot and the dataset.
+    config: str
+    # Episode, counted from 0.
+    episode: int = 0
+    # Folder of the dataset itself; by default where the config's dataset is.
+    root: pathlib.Path | None = None
+
+
+@dataclasses.dataclass
 class Default:
     """Serve the released checkpoint of --env."""
 
@@ -65,12 +86,50 @@ class Args:
     port: int = 8000
     # Write each request and answer to ./policy_records.
     record: bool = False
+    # Write them to this folder instead.
+    record_dir: pathlib.Path | None = None
+    # Size that the records may reach, GB; the oldest make place.
+    record_gb: float = 10.0
     # Address to listen at: 127.0.0.1 for clients on this machine, 0.0.0.0 for all of the network.
     host: str = "127.0.0.1"
+    # File with the API keys that clients must know, one a line.
+    api_key_file: pathlib.Path | None = None
+    # Certificate chain (PEM) for encrypted connections, wss://.
+    tls_cert: pathlib.Path | None = None
+    # Private key (PEM) of that certificate.
+    tls_key: pathlib.Path | None = None
+    # Integration steps of a flow model (pi0, pi0.5); fewer are faster. The model's own default otherwise.
+    num_steps: int | None = None
+    # Waiting requests of several clients that one call of the model may answer; 1 answers one by one.
+    max_batch: int = 1
+    # Largest request, MB.
+    max_message_mb: int = 64
+    # Share of the accelerator's memory to take at the start, 0 to 1; by default it is taken as needed.
+    device_memory: float | None = None
+    # Folder in which compiled programs are kept, so that the next start is faster.
+    compile_cache: pathlib.Path = pathlib.Path("~/.cache/jax")
     # Answer failed requests with the traceback.
     debug: bool = False
     # Which policy to serve.
-    policy: Checkpoint | Default = dataclasses.field(default_factory=Default)
+    policy: Checkpoint | Replay | Default = dataclasses.field(default_factory=Default)
+
+    def check(self) -> None:
+        """Raise ConfigError that names every number out of its range."""
+        ranges = {
+            "--port": (self.port, 0, 65535),
+            "--record-gb": (self.record_gb, 0.001, float("inf")),
+            "--num-steps": (self.num_steps, 1, 1000),
+            "--max-batch": (self.max_batch, 1, 64),
+            "--max-message-mb": (self.max_message_mb, 1, 1024),
+            "--device-memory": (self.device_memory, 0.01, 1.0),
+        }
+        problems = [
+            f"{flag} is {value:g}, expected {low:g} to {high:g}"
+            for flag, (value, low, high) in ranges.items()
+            if value is not None and not low <= value <= high
+        ]
+        if problems:
+            raise ConfigError("; ".join(problems))
 
 
 DEFAULT_CHECKPOINT: dict[EnvMode, Checkpoint] = {
@@ -81,54 +140,120 @@ DEFAULT_CHECKPOINT: dict[EnvMode, Checkpoint] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A policy, and what there is to say about it."""
+
+    policy: BasePolicy
+    metadata: dict[str, Any]
+    example: dict[str, Any] | None
+    description: str
+
+
 def main(args: Args) -> None:
     """Serve a trained policy to robots over websockets; general flags come before the `policy:` word."""
     for chatty in ("absl", "websockets.server"):  # orbax reports each file through absl; connections are logged by us
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    checkpoint = args.policy if isinstance(args.policy, Checkpoint) else DEFAULT_CHECKPOINT[args.env]
-    train_config = _config.get_config(checkpoint.config)
+    args.check()
+    options = ServerOptions(
+        debug=args.debug,
+        max_message_bytes=args.max_message_mb * 2**20,
+        api_keys=() if args.api_key_file is None else access.read_key_file(args.api_key_file),
+        tls=access.tls_context(args.tls_cert, args.tls_key),
+        max_batch=args.max_batch,
+    )
+    _set_up_jax(args)
     # The port is taken first, so that a wrong one is known before the minutes of loading.
     with listening_socket.bind(args.host, args.port) as sock:
-        step_dir = checkpoint_folder.resolve(checkpoint.dir)
-        policy = _policy_config.create_trained_policy(train_config, step_dir, default_prompt=args.default_prompt)
-        data_config = train_config.data.create(None, train_config.model)
-        example = example_observation.for_transforms(data_config.data_transforms)
-        _warn_if_open(args.host)
-        logger.info("warming up" if example else "no example for this robot: the first request will be slow")
-        _serve(args, policy, example, sock, f"config '{checkpoint.config}', checkpoint {step_dir}")
+        served = load_replay(args, args.policy) if isinstance(args.policy, Replay) else load_checkpoint(args)
+        if not options.api_keys and not access.is_loopback(args.host):
+            logger.warning(
+                "listening at %s without a key: whoever reaches this port can use the policy and see its images; "
+                "see --api-key-file",
+                args.host,
+            )
+        logger.info("warming up" if served.example else "no example for this robot: the first request will be slow")
+        _serve(args, served, options, sock)
 
 
-def _serve(
-    args: Args, policy: _policy.Policy, example: dict[str, Any] | None, sock: socket.socket, description: str
-) -> None:
-    recorder = _policy.PolicyRecorder(policy, RECORD_DIR) if args.record else None
-    server = WebsocketPolicyServer(
-        recorder or policy, args.host, args.port, policy.metadata, example=example, debug=args.debug, sock=sock
+def load_checkpoint(args: Args) -> Served:
+    """Load the policy of a checkpoint and describe it."""
+    checkpoint = args.policy if isinstance(args.policy, Checkpoint) else DEFAULT_CHECKPOINT[args.env]
+    train_config = _config.get_config(checkpoint.config)
+    if args.num_steps is not None and train_config.model.model_type == _model.ModelType.PI0_FAST:
+        raise ConfigError(f"--num-steps has no meaning for '{train_config.name}', a pi0-FAST model; leave it out")
+    step_dir = checkpoint_folder.resolve(checkpoint.dir)
+    sample_kwargs = None if args.num_steps is None else {"num_steps": args.num_steps}
+    policy = _policy_config.create_trained_policy(
+        train_config, step_dir, default_prompt=args.default_prompt, sample_kwargs=sample_kwargs
     )
-    if recorder is not None:
+    data_config = train_config.data.create(None, train_config.model)
+    example = example_observation.for_transforms(data_config.data_transforms)
+    metadata = contract_metadata.describe_checkpoint(
+        train_config, data_config, step_dir, example=example, default_prompt=args.default_prompt
+    )
+    return Served(policy, metadata, example, f"config '{checkpoint.config}', checkpoint {step_dir}")
+
+
+def load_replay(args: Args, replay: Replay) -> Served:
+    """Read the episode to be replayed."""
+    if args.max_batch > 1 or args.record or args.record_dir is not None:
+        raise ConfigError("--max-batch and --record have no meaning for policy:replay; leave them out")
+    train_config = _config.get_config(replay.config)
+    data_config = train_config.data.create(None, train_config.model)
+    if data_config.repo_id is None and replay.root is None:
+        raise ConfigError(f"config '{replay.config}' has no dataset; give its folder with --policy.root")
+    name = data_config.repo_id or str(replay.root)
+    actions = replay_policy.read_actions(name, replay.episode, replay.root, key=data_config.action_sequence_keys[0])
+    horizon = train_config.model.action_horizon
+    metadata = {"action_horizon": horizon, **(train_config.policy_metadata or {})}
+    policy = replay_policy.ReplayPolicy(
+        actions, action_horizon=horizon, action_chunk=metadata.get("action_chunk", horizon)
+    )
+    description = f"the recorded actions of episode {replay.episode} of '{name}', {len(actions)} steps"
+    metadata |= {"replay": description, "config": replay.config, **contract_metadata.describe_server()}
+    example = example_observation.for_transforms(data_config.data_transforms)
+    return Served(policy, metadata, example, description)
+
+
+def _serve(args: Args, served: Served, options: ServerOptions, sock: socket.socket) -> None:
+    policy, recorder = served.policy, None
+    if args.record or args.record_dir is not None:
+        recorder = _policy.PolicyRecorder(policy, args.record_dir or RECORD_DIR, max_bytes=int(args.record_gb * 1e9))
         recorder.is_recording = False  # the warm-up is no request
+        policy = recorder
+    server = WebsocketPolicyServer(
+        policy, args.host, args.port, served.metadata, example=served.example, options=options, sock=sock
+    )
 
     def announce(warmup_s: float) -> None:
         if recorder is not None:
             recorder.is_recording = True
-        address = f"ws://{_public_name(args.host)}:{server.port}"
+        scheme = "ws" if options.tls is None else "wss"
+        address = f"{scheme}://{_public_name(args.host)}:{server.port}"
         prompt = "as the client says" if args.default_prompt is None else f"'{args.default_prompt}' by default"
-        logger.info("ready at %s: %s, prompt %s, warm-up %.1f s", address, description, prompt, warmup_s)
+        logger.info("ready at %s: %s, prompt %s, warm-up %.1f s", address, served.description, prompt, warmup_s)
 
-    server.serve_forever(announce)
+    try:
+        server.serve_forever(announce)
+    finally:
+        if recorder is not None:
+            recorder.close()
     if server.is_busy:
         # An inference that cannot be interrupted; the interpreter's orderly end would pull memory from under it.
         logging.shutdown()
         os._exit(0)
 
 
-def _warn_if_open(host: str) -> None:
-    try:
-        is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = False
-    if not is_local:
-        logger.warning("listening at %s: whoever reaches this port can use the policy; there is no key check", host)
+def _set_up_jax(args: Args) -> None:
+    """Settings that count only before the accelerator is first used."""
+    if args.device_memory is None:
+        # Taking three quarters of the memory at once, as JAX does, leaves nothing for a robot's other programs.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    else:
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{args.device_memory:g}"
+    jax.config.update("jax_compilation_cache_dir", str(args.compile_cache.expanduser()))
 
 
 def _public_name(host: str) -> str:

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from typing import Any
+import zipfile
 
 import cv2
 import numpy as np
@@ -119,21 +120,20 @@ class PolicyRecorder(_base_policy.BasePolicy):
             self.num_left_out += 1
 
     def _write(self) -> None:
+        has_failed = False
         while (record := self._waiting.get()) is not None:
-            if not self.is_recording and self._folder.is_full:
+            if has_failed:
                 continue
             try:
                 self._folder.add(dict(_leaves(record)))
             except OSError:
-                self.is_recording = False
-                self._folder.is_full = True
+                has_failed, self.is_recording = True, False
                 logger.exception("recording to %s stopped", self._folder.path)
 
 
 def find_records(directory: str | pathlib.Path) -> list[pathlib.Path]:
     """Return the records of a folder in the order in which they were made."""
-    found = {int(m[1]): path for path in pathlib.Path(directory).iterdir() if (m := _STEP_FILE.fullmatch(path.name))}
-    return [found[step] for step in sorted(found)]
+    return sorted(filter(lambda path: _STEP_FILE.fullmatch(path.name), pathlib.Path(directory).iterdir()), key=_step_of)
 
 
 def read_record(path: pathlib.Path) -> Record:
@@ -142,13 +142,16 @@ def read_record(path: pathlib.Path) -> Record:
     Raises:
         DataError: the file is damaged or no record.
     """
-    match = _STEP_FILE.fullmatch(path.name)
     try:
         with np.load(path, allow_pickle=False) as file:
             tree = _unflatten(dict(_decoded(file)))
-        return Record(int(match[1]) if match else -1, float(tree[_TIME_KEY]), tree["inputs"], tree["outputs"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as e:
+        return Record(_step_of(path), float(tree[_TIME_KEY]), tree["inputs"], tree["outputs"])
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as e:
         raise DataError(f"{path}: not a whole record of a policy ({type(e).__name__}: {e})") from e
+
+
+def _step_of(path: pathlib.Path) -> int:
+    return int(path.stem.removeprefix("step_"))
 
 
 class _Folder:
@@ -156,12 +159,11 @@ class _Folder:
 
     def __init__(self, path: pathlib.Path, max_bytes: int) -> None:
         self.path = path
-        self.is_full = False
         path.mkdir(parents=True, exist_ok=True)
         self._max_bytes = max_bytes
         self._files = [(file, file.stat().st_size) for file in find_records(path)]
         self._bytes = sum(size for _, size in self._files)
-        self._next_step = int(_STEP_FILE.fullmatch(self._files[-1][0].name)[1]) + 1 if self._files else 0  # type: ignore[index]
+        self._next_step = 1 + max((_step_of(file) for file, _ in self._files), default=-1)
 
     def add(self, leaves: Mapping[str, np.ndarray]) -> None:
         file = self.path / f"step_{self._next_step}.npz"

@@ -72,7 +72,9 @@ class Metrics:
         lines = [
             *_metric("openpi_requests_total", "counter", "Requests received.", [("", self.num_requests)]),
             *_metric("openpi_connections_total", "counter", "Connections made.", [("", self.num_connections)]),
-            *_metric("openpi_batched_requests_total", "counter", "Requests that shared a call.", [("", self.num_batched)]),
+            *_metric(
+                "openpi_batched_requests_total", "counter", "Requests that shared a call.", [("", self.num_batched)]
+            ),
             *_metric(
                 "openpi_errors_total",
                 "counter",

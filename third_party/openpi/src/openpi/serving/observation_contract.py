@@ -99,9 +99,7 @@ def _check_prompt(value: Any) -> None:
     if not isinstance(text, str | bytes):
         raise DataError(f"observation: '{PROMPT_KEY}' is a {type(value).__name__}, expected one text")
     if len(text) > _MAX_PROMPT_CHARS:
-        raise DataError(
-            f"observation: '{PROMPT_KEY}' has {len(text)} characters, expected at most {_MAX_PROMPT_CHARS}"
-        )
+        raise DataError(f"observation: '{PROMPT_KEY}' has {len(text)} characters, expected at most {_MAX_PROMPT_CHARS}")
 
 
 def _leaves(tree: Any, path: str, place: str, depth: int) -> Iterator[tuple[str, Any]]:

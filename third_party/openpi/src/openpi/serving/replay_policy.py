@@ -1,5 +1,6 @@
 """A policy without a model: it serves the recorded actions of an episode, to prove a robot's loop before trusting a model."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -48,18 +49,19 @@ class ReplayPolicy(_base_policy.BasePolicy):
         self._step = 0
 
 
-def read_actions(repo_id: str, episode: int, root: str | None = None, key: str = ACTION_KEY) -> np.ndarray:
+def read_actions(
+    repo_id: str, episode: int, root: pathlib.Path | str | None = None, key: str = ACTION_KEY
+) -> np.ndarray:
     """Read the actions [t, d] of one episode of a LeRobot dataset, without its images.
 
     Raises:
-        DataError: there is no such episode, or no such column.
-        UserError: the dataset is missing or damaged.
+        DataError: there is no such episode or column, or the dataset is damaged.
+        MissingFileError: there is no such dataset.
     """
-    dataset = LeRobotDataset(repo_id, root=root, action_sequence_keys=(), image_keys=())
+    dataset = LeRobotDataset(repo_id, root=root, action_sequence_keys=(key,), image_keys=())
     episodes = dataset.meta.episodes
     if not 0 <= episode < len(episodes):
         raise DataError(f"dataset '{repo_id}': no episode {episode}; found {len(episodes)}, counted from 0")
-    if key not in dataset.meta.features:
-        raise DataError(f"dataset '{repo_id}': no column '{key}'; found {', '.join(sorted(dataset.meta.features))}")
     start, length = episodes[episode].first_frame, episodes[episode].length
-    return np.stack([dataset[start + t][key] for t in range(length)])
+    # Windows of one step, which are [1, d].
+    return np.concatenate([dataset[start + t][key] for t in range(length)])

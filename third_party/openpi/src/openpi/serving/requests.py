@@ -55,5 +55,7 @@ def _deadline(deadline_ms: Any) -> float | None:
         return None
     is_number = isinstance(deadline_ms, int | float) and not isinstance(deadline_ms, bool)
     if not is_number or not (deadline_ms > 0 and math.isfinite(deadline_ms)):
-        raise DataError(f"request: '{protocol.DEADLINE_OPTION}' is {deadline_ms!r:.40}, expected a positive number of ms")
+        raise DataError(
+            f"request: '{protocol.DEADLINE_OPTION}' is {deadline_ms!r:.40}, expected a positive number of ms"
+        )
     return deadline_ms / 1000

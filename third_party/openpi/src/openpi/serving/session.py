@@ -8,7 +8,6 @@ import json
 import logging
 import time
 import traceback
-from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import CloseCode
@@ -62,8 +61,7 @@ class Session:
         """Greet, then answer requests."""
         await self._websocket.send(msgpack_numpy.packb(self._service.metadata))
         tasks = {
-            asyncio.ensure_future(work)
-            for work in (self._receive(), self._answer(), self._websocket.wait_closed())
+            asyncio.ensure_future(work) for work in (self._receive(), self._answer(), self._websocket.wait_closed())
         }
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

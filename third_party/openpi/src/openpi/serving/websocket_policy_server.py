@@ -69,7 +69,7 @@ class WebsocketPolicyServer:
         metadata: Mapping[str, Any] | None = None,
         *,
         example: Mapping[str, Any] | None = None,
-        options: ServerOptions = ServerOptions(),  # noqa: B008 - immutable
+        options: ServerOptions = ServerOptions(),
         sock: socket.socket | None = None,
     ) -> None:
         """Prepare a server.
@@ -179,9 +179,7 @@ class WebsocketPolicyServer:
             sock.close()
             raise listening_socket.explain(e, self._host, self._port) from e
 
-    async def _warm_up(
-        self, warm: "concurrent.futures.Future[None]", on_ready: Callable[[float], None] | None
-    ) -> bool:
+    async def _warm_up(self, warm: "concurrent.futures.Future[None]", on_ready: Callable[[float], None] | None) -> bool:
         start_s = time.monotonic()
         await asyncio.wrap_future(warm)
         self._service.is_ready = True

@@ -185,7 +185,9 @@ def _with_deadline(obs: dict[str, Any], metadata: dict[str, Any], remaining_s: f
 def _remote_error(uri: str, text: str) -> RemoteError:
     code, summary, remote_text = _read_error(text)
     message = f"error in the policy server at {uri}: {summary}"
-    return RemoteError(message if len(remote_text.splitlines()) <= 1 else f"{message}\n{remote_text}", remote_text, code)
+    return RemoteError(
+        message if len(remote_text.splitlines()) <= 1 else f"{message}\n{remote_text}", remote_text, code
+    )
 
 
 def _read_error(text: str) -> tuple[str | None, str, str]:

@@ -1,0 +1,66 @@
+"""Runs in lerobot's own environment: loads a dataset with the official library and streams every item to standard output.
+
+    python referee.py DATASET_FOLDER
+
+Knows nothing of this project, so that what it sends is what any user of lerobot sees. The stream is a line of JSON (the library's
+version, and name, dtype and shape of each array of an item), then for each item a line of JSON and the arrays' bytes in that order.
+Pictures come as 8-bit levels; the line names those whose numbers are not n / 255 exactly.
+"""
+
+import importlib
+from importlib.metadata import version
+import json
+import os
+from pathlib import Path
+import sys
+from typing import Any, BinaryIO
+
+import numpy as np
+
+
+def main(root: Path) -> None:
+    """Stream the dataset at `root`."""
+    # Whatever a library prints goes to the log, not into the stream.
+    with os.fdopen(os.dup(1), "wb") as stream:
+        os.dup2(2, 1)
+        send(load(root), stream)
+
+
+def load(root: Path) -> Any:
+    """Open a dataset from its folder alone; the caller has switched the Hub off."""
+    lerobot_dataset = importlib.import_module("lerobot.datasets.lerobot_dataset")
+    return lerobot_dataset.LeRobotDataset(f"{root.parent.name}/{root.name}", root=root, video_backend="pyav")
+
+
+def send(dataset: Any, stream: BinaryIO) -> None:
+    """Write all items; see the module's text for the form."""
+    header = None
+    for i in range(len(dataset)):
+        item = dataset[i]
+        texts = {key: value for key, value in item.items() if isinstance(value, str)}
+        arrays, inexact = {}, []
+        for key, value in item.items():
+            if key in texts:
+                continue
+            array = np.asarray(value)
+            if key in dataset.meta.camera_keys:
+                levels = np.rint(array * 255).astype(np.uint8)
+                if not np.array_equal(levels.astype(np.float32) / 255, array):
+                    inexact.append(key)
+                array = levels
+            arrays[key] = np.asarray(array, order="C")
+        if header is None:
+            header = {key: [a.dtype.str, list(a.shape)] for key, a in arrays.items()}
+            write_line(stream, {"lerobot": version("lerobot"), "num_items": len(dataset), "arrays": header})
+        write_line(stream, {**texts, "inexact": inexact})
+        for key in header:
+            stream.write(arrays[key].tobytes())
+
+
+def write_line(stream: BinaryIO, content: dict[str, Any]) -> None:
+    """Write one object as a line of JSON."""
+    stream.write(json.dumps(content).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
