@@ -33,6 +33,9 @@ IMAGE_SIZE_PX = 224
 
 _FPS_TOLERANCE = 0.01
 
+_UNITS = {"joints": "rad", "grippers": "0..1, 1 = open"}
+"""What the 14 numbers mean on this side."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ServerInfo:
@@ -85,6 +88,13 @@ def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequenc
     if metadata.get("robot") != ROBOT_NAME:
         problems.append(f"'robot' is {metadata.get('robot')!r}, expected '{ROBOT_NAME}'")
     problems += _dim_name_problems(metadata.get("dim_names"))
+    # An older server says nothing about these.
+    ours = {"units": _UNITS, "state_dim": spec.NUM_DIMS, "image_size": [IMAGE_SIZE_PX, IMAGE_SIZE_PX]}
+    problems += [
+        f"'{key}' is {metadata[key]!r}, this side has {value!r}"
+        for key, value in ours.items()
+        if key in metadata and metadata[key] != value
+    ]
     asked = tuple(metadata.get("cameras") or cameras)
     if missing := [name for name in asked if name not in cameras]:
         problems.append(f"'cameras' asks for {', '.join(missing)}, this side has {', '.join(cameras) or 'none'}")

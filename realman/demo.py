@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import IO
+from typing import IO, Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -240,12 +240,36 @@ def report(args: Args, results: list[StageResult], console: Console) -> None:
     total = sum(r.seconds for r in results if r.name != "serve")
     console.print(table)
     console.print(f"total {total:.0f} s without set-up; the server's time includes offline and client", highlight=False)
-    summary = {"total_s": total, "stages": [dataclasses.asdict(r) for r in results]}
+    outcome = read_outcome(products["train"], products["offline"])
+    console.print(
+        f"training loss {outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}; error over the executed steps of unseen "
+        f"recordings, as a part of holding still: {', '.join(f'{r:.2f}' for r in outcome['error_ratios'])}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    summary = {"total_s": total, "stages": [dataclasses.asdict(r) for r in results], **outcome}
     summary_path = args.out_dir / "summary.json"
     summary_path.write_text(json.dumps(summary, indent=2) + "\n")
     for plot in sorted((args.out_dir / "offline").glob("*.png")):
         console.print(f"plot: {plot}", highlight=False)
     sys.stdout.write(f"{summary_path}\n")
+
+
+def read_outcome(run_dir: Path, offline_dir: Path) -> dict[str, Any]:
+    """What training and evaluation came to, from the files they left.
+
+    Args:
+        run_dir: Folder of the training run, with its log.
+        offline_dir: Folder of the evaluation, one JSON per episode.
+    """
+    log = [json.loads(line) for line in (run_dir / "train_log.jsonl").read_text().splitlines()]
+    reports = [json.loads(path.read_text()) for path in sorted(offline_dir.glob("*.json"))]
+    return {
+        "first_loss": log[0]["loss"],
+        "last_loss": log[-1]["loss"],
+        "error_ratios": [report["overall_ratio"] for report in reports],
+        "joint_errors_deg": [report["joints"]["mae"] for report in reports],
+    }
 
 
 if __name__ == "__main__":

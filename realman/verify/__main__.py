@@ -25,6 +25,8 @@ from realman.verify import environment
 
 logger = logging.getLogger(__name__)
 
+_PIPE_WIDTH = 120
+
 
 @dataclasses.dataclass(frozen=True)
 class Args:
@@ -53,7 +55,8 @@ def main(args: Args) -> int:
             bar.update()
 
         verdict = compare.compare(compare.Source(root, args.data), python, on_item=on_item)
-    Console(highlight=False).print(_table(verdict, root))
+    # Names of features are long, and a pipe has no width.
+    Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(_table(verdict, root))
     for key, agreement in verdict.features.items():
         if not agreement.is_good:
             logger.error("%s differs, first worst at %s", key, agreement.worst)

@@ -1,6 +1,6 @@
 """Compares what the official library shows of a dataset with what the recordings hold, item by item."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import json
@@ -168,18 +168,22 @@ def official_items(python: Path, root: Path) -> Iterator[tuple[dict[str, Any], I
             try:
                 line = process.stdout.readline()
                 if not line:
-                    raise DatasetError(f"{root}: lerobot does not load it: {_last_line(log)}")
+                    raise DatasetError(f"{root}: lerobot does not load it: {_end(process, log)}")
                 header = json.loads(line)
-                yield header, _read_items(process.stdout, header, root, log)
+                yield header, _read_items(process, header, root, log)
             finally:
                 process.terminate()
 
 
-def _read_items(stream: IO[bytes], header: dict[str, Any], root: Path, log: IO[bytes]) -> Iterator[dict[str, Any]]:
+def _read_items(
+    process: subprocess.Popen[bytes], header: dict[str, Any], root: Path, log: IO[bytes]
+) -> Iterator[dict[str, Any]]:
+    stream = process.stdout
+    assert stream is not None
     for i in range(header["num_items"]):
         line = stream.readline()
         if not line:
-            raise DatasetError(f"{root}: lerobot fails at item {i}: {_last_line(log)}")
+            raise DatasetError(f"{root}: lerobot fails at item {i}: {_end(process, log)}")
         item = json.loads(line)
         for key, (dtype, shape) in header["arrays"].items():
             data = stream.read(np.dtype(dtype).itemsize * math.prod(shape))
@@ -187,13 +191,15 @@ def _read_items(stream: IO[bytes], header: dict[str, Any], root: Path, log: IO[b
         yield item
 
 
-def _last_line(log: IO[bytes]) -> str:
+def _end(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
+    """The last line that a process has logged; its stream has ended, so it is about to end itself."""
+    process.wait()
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else "it ended without a word"
 
 
-def compare(source: Source, python: Path, *, on_item: Any = None) -> Verdict:
+def compare(source: Source, python: Path, *, on_item: Callable[[int], None] | None = None) -> Verdict:
     """Walk every item of a dataset.
 
     Args:

@@ -135,9 +135,7 @@ def test_the_other_robots_samples_pass_their_transforms(name):
     data = config.data.create(None, config.model)
     kinds = {"image": np.zeros((3, 4, 4), np.uint8), "text": "go"}
     sample = {key: kinds[kind] if kind in kinds else np.full(kind, 0.5) for key, kind in ROBOT_SAMPLES[name].items()}
-    (repack,) = data.repack_transforms.inputs
-    repacked = jax.tree.map(lambda stored: sample[stored], dict(repack.structure))
-    done = _transforms.compose(data.data_transforms.inputs)(repacked)
+    done = _transforms.compose([*data.repack_transforms.inputs, *data.data_transforms.inputs])(sample)
     assert list(done["image"]) == list(_model.IMAGE_KEYS)
     assert done["state"].shape == (ROBOT_SAMPLES[name].get("observation.state", 8),)
     assert done["actions"].shape[0] == config.model.action_horizon

@@ -72,7 +72,7 @@ def sampler(name):
 
 
 def jit_sampler(model):
-    return nnx_utils.module_jit(model.sample_actions, static_argnames="max_decoding_steps")
+    return nnx_utils.module_jit(model.sample_actions, static_argnames=("max_decoding_steps", "num_steps"))
 
 
 @functools.cache

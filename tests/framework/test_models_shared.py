@@ -54,7 +54,7 @@ def test_path_regex_matches_the_whole_path_and_state_map_touches_only_what_it_se
     assert nnx_utils.PathRegex("linear/.*")(("linear", "bias"), None)
     assert not nnx_utils.PathRegex("linear")(("linear", "bias"), None)
     mapped = nnx_utils.state_map(
-        state, nnx_utils.PathRegex(".*/kernel"), lambda leaf: leaf.replace(leaf[...].astype(jnp.bfloat16))
+        state, nnx_utils.PathRegex(".*/kernel"), lambda leaf: jax.tree.map(lambda x: x.astype(jnp.bfloat16), leaf)
     )
     dtypes = jax.tree.map(lambda leaf: str(leaf.dtype), nnx_utils.to_pure_dict(mapped))
     assert dtypes == {"linear": {"bias": "float32", "kernel": "bfloat16"}, "scale": "float32"}

@@ -9,11 +9,15 @@ import pytest
 from openpi.serving import access
 from openpi.serving import contract_metadata
 from openpi.serving import metrics
+from openpi.serving import request_errors
 from openpi.serving import requests
 from openpi.serving.fair_queue import FairQueue
 from openpi.serving.inference_worker import InferenceWorker
 from openpi.serving.observation_contract import ObservationContract
 from openpi.serving.request_errors import OverloadedError
+from openpi.serving.request_errors import TooLateError
+from openpi.shared.errors import DataError
+from openpi.shared.errors import MissingFileError
 from openpi.shared.errors import UserError
 from openpi_client import base_policy
 from openpi_client import msgpack_numpy
@@ -200,7 +204,9 @@ def test_tls_files_of_no_use_are_told_in_one_line(tmp_path):
         access.tls_context(tmp_path / "cert", tmp_path / "key")
 
 
-@pytest.mark.parametrize(("host", "is_local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)])
+@pytest.mark.parametrize(
+    ("host", "is_local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False)]
+)
 def test_addresses_of_this_machine_only_are_known(host, is_local):
     assert access.is_loopback(host) is is_local
 
@@ -230,7 +236,7 @@ def test_options_of_a_request_are_taken_out_before_the_policy_sees_it():
     ],
 )
 def test_options_that_make_no_sense_are_refused(options):
-    with pytest.raises(UserError, match="^request: "):
+    with pytest.raises(UserError, match=r"^request: "):
         _read({"openpi_request": options})
 
 
@@ -251,6 +257,29 @@ def test_options_that_make_no_sense_are_refused(options):
 def test_observations_that_no_policy_understands_are_refused(content, message):
     with pytest.raises(UserError, match=message):
         _read(content, ObservationContract(vector_sizes={"state": 2}))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (TooLateError("request: late"), "too_late", "request: late"),
+        (DataError("observation: 'a/b' is NaN\nmore"), "bad_request", "observation: 'a/b' is NaN"),
+        (ValueError("gripper beyond 1"), "bad_request", "gripper beyond 1"),
+        (
+            ValueError("cannot read /home/user/x"),
+            "internal",
+            "internal error (ValueError); the server's log tells more",
+        ),
+        (
+            MissingFileError("/home/x: absent"),
+            "internal",
+            "internal error (MissingFileError); the server's log tells more",
+        ),
+        (RuntimeError(), "internal", "internal error (RuntimeError); the server's log tells more"),
+    ],
+)
+def test_errors_tell_clients_what_to_mend_and_nothing_about_the_machine(error, code, message):
+    assert request_errors.describe(error) == (code, message)
 
 
 def test_prompts_may_be_texts_of_any_kind():

@@ -21,6 +21,8 @@ from openpi.models import model as _model
 from openpi.models import pi0_config
 from openpi.policies import realman_policy
 from openpi.policies import recorder
+from openpi.serving import replay_policy
+from openpi.serving.websocket_policy_server import ServerOptions
 from openpi.shared import cli
 from openpi.shared.errors import UserError
 from openpi.training import config as _config
@@ -190,11 +192,75 @@ def test_a_checkpoint_is_served_until_a_signal(tiny_config, tmp_path, monkeypatc
     np.testing.assert_array_equal(recorder.read_record(record).outputs["actions"], seen["actions"])
 
 
-def test_serving_the_whole_network_is_warned_of(tiny_config, monkeypatch, caplog):
+def test_the_settings_of_a_server_reach_it(tiny_config, monkeypatch, tmp_path):
+    servers = []
+    monkeypatch.setattr(
+        serve_policy.WebsocketPolicyServer, "serve_forever", lambda self, on_ready: servers.append(self)
+    )
+    keys = tmp_path / "keys"
+    keys.write_text("a key of some length\n")
+    flags = ("--api-key-file", str(keys), "--max-message-mb", "2", "--max-batch", "4", "--num-steps", "5")
+    _serve(*flags, "--compile-cache", str(tmp_path), config=tiny_config, directory=CHECKPOINT, port=0)
+    assert servers[0].options == ServerOptions(
+        api_keys=("a key of some length",), max_message_bytes=2 * 2**20, max_batch=4
+    )
+    assert {"jax_compilation_cache_dir": str(tmp_path)} == JAX_SETTINGS
+
+
+def test_memory_is_taken_as_needed_unless_a_share_is_given(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
+    serve_policy._set_up_jax(_parse())
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    serve_policy._set_up_jax(_parse("--device-memory", "0.5"))
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
+
+
+def test_numbers_out_of_range_are_all_told_at_once():
+    with pytest.raises(UserError, match=r"--port is 70000, expected 0 to 65535; --num-steps is 0, expected 1 to 1000"):
+        serve_policy.main(_parse("--port", "70000", "--num-steps", "0"))
+
+
+def test_integration_steps_of_a_model_without_any_are_refused():
+    config = next(c for c in _config._CONFIGS if c.model.model_type == _model.ModelType.PI0_FAST)
+    with pytest.raises(UserError, match="--num-steps has no meaning"):
+        _serve("--num-steps", "5", config=config.name, directory=CHECKPOINT, port=0)
+
+
+def test_a_recorded_episode_is_served_without_a_model(tiny_config, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    port, seen = _free_port(), {}
+    root = ROOT / "tests" / "golden" / "lerobot_v21_image"
+
+    def drive():
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.kill, os.getpid(), signal.SIGTERM)
+            client = stack.enter_context(WebsocketClientPolicy(HOST, port, connect_timeout_s=WAIT_S))
+            seen["metadata"] = client.get_server_metadata()
+            seen["actions"] = client.infer(realman_policy.make_realman_example())["actions"]
+
+    client = threading.Thread(target=drive)
+    client.start()
+    replay = ("policy:replay", "--policy.config", tiny_config, "--policy.episode", "1", "--policy.root", str(root))
+    serve_policy.main(_parse("--port", str(port), *replay))
+    client.join(WAIT_S)
+    recorded = replay_policy.read_actions("golden", 1, root)
+    steps = min(len(recorded), 10)
+    np.testing.assert_array_equal(seen["actions"][:steps], recorded[:steps])
+    assert "episode 1" in seen["metadata"]["replay"]
+    assert seen["metadata"]["robot"] == "realman_rm65_dual"
+
+
+def test_serving_the_whole_network_is_warned_of(tiny_config, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(serve_policy.WebsocketPolicyServer, "serve_forever", lambda self, on_ready: None)
     _serve("--host", "0.0.0.0", config=tiny_config, directory=CHECKPOINT, port=0)
     assert any("whoever reaches this port" in record.getMessage() for record in caplog.records)
     caplog.clear()
+    keys = tmp_path / "keys"
+    keys.write_text("a key of some length\n")
+    _serve("--host", "0.0.0.0", "--api-key-file", str(keys), config=tiny_config, directory=CHECKPOINT, port=0)
+    assert not any("whoever reaches this port" in record.getMessage() for record in caplog.records)
     _serve("--host", "localhost", config=tiny_config, directory=CHECKPOINT, port=0)
     assert not any("whoever reaches this port" in record.getMessage() for record in caplog.records)
 

@@ -226,7 +226,10 @@ BAD_REQUESTS = {
         msgpack_numpy.packb(_obs(images={"cam_high": np.full((2, 2, 3), np.inf, np.float32)})),
         r"'images\.cam_high'\[0\]\[0\]\[0\] is inf",
     ),
-    "failing policy": (msgpack_numpy.packb(_obs(prompt="fail")), r"^internal error \(RuntimeError\); the server's log tells more$"),
+    "failing policy": (
+        msgpack_numpy.packb(_obs(prompt="fail")),
+        r"^internal error \(RuntimeError\); the server's log tells more$",
+    ),
     "failing file": (msgpack_numpy.packb(_obs(prompt="secret")), r"internal error \(FileNotFoundError\)"),
     "NaN from the policy": (msgpack_numpy.packb(_obs(prompt="nan")), r"policy: 'actions'\[0\]\[0\] is nan"),
 }

@@ -234,6 +234,12 @@ def test_repack_renames_nested_keys_and_drops_the_rest():
     assert repack({"b": {"c": 1, "dropped": 0}, "e.f": 2}) == {"a": {"b": 1}, "d": 2}
 
 
+def test_repack_keeps_the_levels_of_its_structure():
+    """LIBERO's and DROID's requests have flat keys with a slash in them."""
+    repack = transforms.RepackTransform({"observation/image": "image", "a": {"b/c": "d/e"}})
+    assert repack({"image": 1, "d": {"e": 2}}) == {"observation/image": 1, "a": {"b/c": 2}}
+
+
 def test_repack_names_all_missing_keys_at_once():
     repack = transforms.RepackTransform({"a": "x", "b": "y", "c": "z"})
     with pytest.raises(KeyError) as error:

@@ -13,6 +13,7 @@ from realman.dataset import conversion
 from realman.dataset import layout
 from realman.dataset.pool import Crew
 from realman.dataset.pool import InlineExecutor
+from realman.dataset.stats import sample_frames
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
 from realman.raw import find_episodes
@@ -79,9 +80,9 @@ def test_a_person_who_knows_better_can_accept_it(write_with_fault, fault):
 
 
 def test_a_black_jpeg_is_found_although_it_is_not_sampled(tmp_path, write_recording, monkeypatch):
-    module = write_recording.__globals__
-    monkeypatch.setitem(module, "picture", lambda t, *rest: np.zeros((8, 8, 3), np.uint8) if t == 150 else noise(t)[:8, :8])
-    options = {"num_frames": 300, "cameras": ("cam_high",), "size": (8, 8)}
+    assert 150 not in sample_frames(300)
+    monkeypatch.setitem(write_recording.__globals__, "picture", lambda t, *rest: noise(t) * (t != 150))
+    options = {"num_frames": 300, "cameras": ("cam_high",), "size": (24, 32)}
     write_recording(tmp_path / "raw" / "episode_0.hdf5", **options)
     with pytest.raises(EpisodeError, match="cam_high' is black at frame 150"):
         convert.main(arguments(tmp_path, cameras=("cam_high",)))

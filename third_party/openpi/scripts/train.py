@@ -4,24 +4,22 @@ Run: python third_party/openpi/scripts/train.py pi0_realman --exp-name first [--
 """
 
 import logging
-import pathlib
 import signal
 
 import jax
 
 from openpi.shared import cli
+from openpi.shared import compile_cache
 from openpi.training import config as _config
 from openpi.training import train_loop
 from openpi.training.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-_COMPILE_CACHE_DIR = "~/.cache/jax"
-
 
 def main(config: TrainConfig) -> int:
     """Train, print the folder of the last checkpoint, and return the exit status."""
-    jax.config.update("jax_compilation_cache_dir", str(pathlib.Path(_COMPILE_CACHE_DIR).expanduser()))
+    compile_cache.enable()
     # Orbax reports every phase of a save.
     logging.getLogger("absl").setLevel(logging.WARNING)
     logger.info(

@@ -53,16 +53,24 @@ def compose(transforms: Sequence[DataTransformFn]) -> DataTransformFn:
 class RepackTransform(DataTransformFn):
     """Rename a dataset's keys: keeps only what `structure` lists.
 
-    For example `{"images": {"cam_high": "observation.images.cam_high"}, "state": "observation.state"}`.
+    For example `{"images": {"cam_high": "observation.images.cam_high"}, "state": "observation.state"}`. The result has the
+    levels of `structure`, no more: a new key such as "observation/image" stays one key.
     """
 
-    # New nested keys; the leaves are paths ("/" between levels) in the sample.
+    # New keys, nested or not; the leaves are paths ("/" between levels) in the sample.
     structure: Mapping[str, Any]
 
     def __call__(self, data: DataDict) -> DataDict:
         """Look up every listed path; `MissingKeyError` names all that are absent."""
         flat = tree.flatten_dict(data)
-        wanted = tree.flatten_dict(self.structure)
-        if missing := sorted(set(wanted.values()) - flat.keys()):
+        wanted = tree.flatten_dict(self.structure).values()
+        if missing := sorted(set(wanted) - flat.keys()):
             raise tree.MissingKeyError(f"sample: keys {missing} are missing; found {sorted(flat)}")
-        return tree.unflatten_dict({path: flat[source] for path, source in wanted.items()})
+        return _look_up(self.structure, flat)
+
+
+def _look_up(structure: Mapping[str, Any], flat: Mapping[str, Any]) -> DataDict:
+    return {
+        key: _look_up(source, flat) if isinstance(source, Mapping) else flat[source]
+        for key, source in structure.items()
+    }

@@ -49,7 +49,9 @@ def restore_params(
     try:
         return _without_value_keys(_restore(path, restore_args))
     except (OSError, ValueError) as e:
-        raise errors.DataError(f"{path}: cannot read parameters ({_first_line(e)})") from e
+        raise errors.DataError(
+            f"{path}: cannot read parameters ({_first_line(e)}); expected the '{PARAMS_KEY}' folder of a step"
+        ) from e
 
 
 def _restore(path: str, restore_args: ocp.ArrayRestoreArgs) -> at.Params:
@@ -58,7 +60,7 @@ def _restore(path: str, restore_args: ocp.ArrayRestoreArgs) -> at.Params:
         # Newer orbax wraps the tree in the metadata of a step.
         tree = getattr(metadata, "item_metadata", metadata)
         if tree is None or PARAMS_KEY not in tree:
-            raise ValueError(f"found no tree '{PARAMS_KEY}' in it, expected the '{PARAMS_KEY}' folder of a step")
+            raise ValueError(f"found no tree '{PARAMS_KEY}' in it")
         item = {PARAMS_KEY: tree[PARAMS_KEY]}
         args = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(lambda _: restore_args, item))
         return checkpointer.restore(path, args)[PARAMS_KEY]

@@ -4,6 +4,7 @@ Attribute names are those of the parameter tree of published checkpoints.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 from openpi.models import gemma_layers
 from openpi.models import initializers
 from openpi.models import stacking
-from openpi.models.gemma_config import PALIGEMMA_VOCAB_SIZE as PALIGEMMA_VOCAB_SIZE
 from openpi.models.gemma_config import VARIANTS as VARIANTS
 from openpi.models.gemma_config import Config as Config
 from openpi.models.gemma_config import Variant as Variant
@@ -20,6 +20,7 @@ from openpi.models.gemma_config import get_config as get_config
 from openpi.models.gemma_config import uses_lora as uses_lora
 from openpi.models.gemma_layers import KVCache as KVCache
 from openpi.models.gemma_layers import Streams as Streams
+from openpi.models.prompt_text import PALIGEMMA_VOCAB_SIZE as PALIGEMMA_VOCAB_SIZE
 from openpi.shared import array_typing as at
 from openpi.shared import errors
 
@@ -39,6 +40,14 @@ class Embedder(nnx.Module):
     def decode(self, x: at.Float[at.Array, "*b d"]) -> at.Float[at.Array, "*b v"]:
         """Score every token of the vocabulary, in float32: bfloat16 logits would tie and coarsen the argmax."""
         return jnp.einsum("...d,vd->...v", x, self.input_embedding[...], preferred_element_type=jnp.float32)
+
+
+class Modulation(NamedTuple):
+    """Scale, shift and gate of all adaptive norms, made from one condition."""
+
+    # Every leaf has a leading layer axis.
+    layers: gemma_layers.LayerModulation
+    final: Streams
 
 
 class Module(nnx.Module):
@@ -87,6 +96,12 @@ class Module(nnx.Module):
         """Score the vocabulary for outputs of expert 0 (float32)."""
         return self.embedder.decode(x)
 
+    def modulate(self, adarms_cond: Sequence[at.Float[at.Array, "b _"] | None]) -> Modulation:
+        """Make beforehand what `__call__` would make of `adarms_cond`, for calls that share a condition."""
+        cond = tuple(adarms_cond)
+        _, layers = stacking.scan_layers(self.layers, lambda block, carry, _: (carry, block.modulate(cond)), None)
+        return Modulation(layers, gemma_layers.modulate_norms(self, "final_norm", cond))
+
     def __call__(
         self,
         embedded: Sequence[jax.Array | None],
@@ -94,6 +109,7 @@ class Module(nnx.Module):
         mask: at.Bool[at.Array, "b t s"],
         *,
         adarms_cond: Sequence[at.Float[at.Array, "b _"] | None] | None = None,
+        modulation: Modulation | None = None,
         kv_cache: KVCache | None = None,
     ) -> tuple[Streams, KVCache]:
         """Run all layers.
@@ -103,6 +119,7 @@ class Module(nnx.Module):
             positions: Positions of the tokens of all experts, concatenated in order.
             mask: Which key each token may see; the s keys are the cached ones, then the new ones.
             adarms_cond: Condition of each expert's norms; None for experts with plain norms.
+            modulation: Result of `modulate`, instead of `adarms_cond`; its batch may be 1.
             kv_cache: Keys and values of earlier tokens, each [layer, b, s, kv heads, head_dim].
 
         Returns:
@@ -112,11 +129,16 @@ class Module(nnx.Module):
         cond = tuple(adarms_cond) if adarms_cond is not None else (None,) * len(embedded)
         streams = tuple(None if x is None else x.astype(self.dtype) for x in embedded)
 
-        def step(block: gemma_layers.Block, xs: Streams, cache: KVCache | None) -> tuple[Streams, KVCache]:
-            return block(xs, positions, mask, cond, cache)
+        def step(block: gemma_layers.Block, xs: Streams, inputs: tuple) -> tuple[Streams, KVCache]:
+            cache, given = inputs
+            # Made inside the layer unless given: training then holds the weights of one layer at a time.
+            return block(xs, positions, mask, block.modulate(cond) if given is None else given, cache)
 
-        streams, new = stacking.scan_layers(self.layers, step, streams, kv_cache)
-        outputs, _ = gemma_layers.apply_norms(self, "final_norm", streams, cond)
+        given, final = (
+            (None, gemma_layers.modulate_norms(self, "final_norm", cond)) if modulation is None else modulation
+        )
+        streams, new = stacking.scan_layers(self.layers, step, streams, (kv_cache, given))
+        outputs, _ = gemma_layers.apply_norms(self, "final_norm", streams, final)
         return outputs, new
 
 

@@ -8,10 +8,8 @@ from typing import Annotated
 import tyro
 
 from openpi.models import lora
+from openpi.models.prompt_text import PALIGEMMA_VOCAB_SIZE
 from openpi.shared import errors
-
-PALIGEMMA_VOCAB_SIZE = 257_152
-"""Token ids of PaliGemma: text, image locations and segments."""
 
 
 @dataclasses.dataclass(frozen=True)

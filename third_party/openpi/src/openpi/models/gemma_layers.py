@@ -26,6 +26,10 @@ Streams = tuple[jax.Array | None, ...]
 """Tokens of each expert, [b, tokens, width of the expert]; None leaves the expert out."""
 KVCache = tuple[jax.Array, jax.Array]
 """Keys (after rotation) and values; [b, s, k, h] in one layer, with a leading layer axis for all of them."""
+LayerModulation = dict[str, Streams]
+"""By norm of a layer: scale, shift and gate of each expert, [b, 3 d]; None where the expert's norms are plain."""
+
+_NORMS = ("pre_attention_norm", "pre_ffw_norm")
 
 
 def expert_name(name: str, index: int) -> str:
@@ -44,13 +48,17 @@ class RMSNorm(nnx.Module):
         else:
             self.scale = nnx.Param(jnp.zeros((width,)))
 
-    def __call__(self, x: jax.Array, cond: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    def modulate(self, cond: jax.Array) -> jax.Array:
+        """Make scale, shift and gate, [b, 3 d], from a condition [b, d]."""
+        return self.Dense_0(cond)
+
+    def __call__(self, x: jax.Array, modulation: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
         """Normalise [b, s, d] in float32; return it in the type of `x`, and the gate [b, 1, d] if adaptive."""
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
         if not self.adaptive:
             return (normed * (1 + self.scale[...])).astype(x.dtype), None
-        scale, shift, gate = jnp.split(self.Dense_0(cond)[:, None, :], 3, axis=-1)
+        scale, shift, gate = jnp.split(modulation[:, None, :], 3, axis=-1)
         return (normed * (1 + scale) + shift).astype(x.dtype), gate
 
 
@@ -167,34 +175,43 @@ class Block(nnx.Module):
     ):
         self.attn = Attention(configs, float32_queries=float32_queries, rngs=rngs)
         for i, c in enumerate(configs):
-            for name in ("pre_attention_norm", "pre_ffw_norm"):
+            for name in _NORMS:
                 setattr(self, expert_name(name, i), RMSNorm(c.width, adaptive=adaptive[i], dtype=dtype, rngs=rngs))
             mlp = lora.FeedForward(c.width, c.mlp_dim, lora_config=c.lora_configs.get("ffn"), rngs=rngs)
             setattr(self, expert_name("mlp", i), mlp)
+
+    def modulate(self, cond: Streams) -> LayerModulation:
+        """Make what the adaptive norms need of each expert's condition [b, d]."""
+        return {name: modulate_norms(self, name, cond) for name in _NORMS}
 
     def __call__(
         self,
         xs: Streams,
         positions: jax.Array,
         mask: jax.Array,
-        cond: Streams,
+        modulation: LayerModulation,
         cache: KVCache | None,
     ) -> tuple[Streams, KVCache]:
         """Return the streams after the layer, and the keys and values of their tokens."""
         xs = _constrain(xs)
-        normed, gates = apply_norms(self, "pre_attention_norm", xs, cond)
+        normed, gates = apply_norms(self, "pre_attention_norm", xs, modulation["pre_attention_norm"])
         updates, new = self.attn(normed, positions, mask, cache)
         xs = _constrain(_add(xs, updates, gates))
-        normed, gates = apply_norms(self, "pre_ffw_norm", xs, cond)
+        normed, gates = apply_norms(self, "pre_ffw_norm", xs, modulation["pre_ffw_norm"])
         updates = tuple(None if x is None else getattr(self, expert_name("mlp", i))(x) for i, x in enumerate(normed))
         return _constrain(_add(xs, updates, gates)), new
 
 
-def apply_norms(owner: nnx.Module, name: str, xs: Streams, cond: Streams) -> tuple[Streams, Streams]:
+def modulate_norms(owner: nnx.Module, name: str, cond: Streams) -> Streams:
+    """Make scale, shift and gate of the norm `name` of each expert that has a condition."""
+    return tuple(None if c is None else getattr(owner, expert_name(name, i)).modulate(c) for i, c in enumerate(cond))
+
+
+def apply_norms(owner: nnx.Module, name: str, xs: Streams, modulation: Streams) -> tuple[Streams, Streams]:
     """Apply the norm `name` of each expert, an attribute of `owner`; return normalised streams and gates."""
     pairs = [
-        (None, None) if x is None else getattr(owner, expert_name(name, i))(x, c)
-        for i, (x, c) in enumerate(zip(xs, cond, strict=True))
+        (None, None) if x is None else getattr(owner, expert_name(name, i))(x, m)
+        for i, (x, m) in enumerate(zip(xs, modulation, strict=True))
     ]
     normed, gates = zip(*pairs, strict=True)
     return normed, gates

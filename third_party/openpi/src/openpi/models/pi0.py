@@ -6,11 +6,12 @@ depend on t, so sampling computes its keys and values once.
 """
 
 import functools
-from typing import Any
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from openpi.models import gemma
 from openpi.models import initializers
@@ -50,6 +51,23 @@ def posemb_sincos(
     # Full precision: the shortest period turns a rounding error of t into a visible phase.
     angle = jnp.einsum("i,j->ij", pos, 1.0 / period * 2 * jnp.pi, precision=jax.lax.Precision.HIGHEST)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class _Condition(NamedTuple):
+    """All that depends on the time of the flow alone."""
+
+    # Result of `Pi0._embed_time` for one time, [1, d].
+    embedding: at.Float[at.Array, "1 d"]
+    # pi0.5 only.
+    modulation: gemma.Modulation | None
+
+
+def _euler_times(num_steps: int) -> at.Float[at.Array, " n"]:
+    """Return the time before each step, summed up step by step in float32 as a loop over the steps does it.
+
+    Products i * dt would differ in the last bit, which the shortest period of the time embedding shows.
+    """
+    return jnp.asarray(np.cumsum([1.0] + [-1.0 / num_steps] * (num_steps - 1), dtype=np.float32))
 
 
 class Pi0(_model.BaseModel):
@@ -102,21 +120,35 @@ class Pi0(_model.BaseModel):
             Tokens, their validity, the starts of attention blocks (the prefix sees no suffix; pi0's state sees no
             action), and the condition of the expert's norms (pi0.5).
         """
-        actions = self.action_in_proj(noisy_actions)
-        time = posemb_sincos(timestep, actions.shape[-1], _MIN_PERIOD, _MAX_PERIOD)
+        time = self._embed_time(timestep)
+        return *self._embed_suffix(obs, noisy_actions, time), time if self.pi05 else None
+
+    def _embed_time(self, timestep: at.Float[at.Array, " b"]) -> at.Float[at.Array, "b d"]:
+        """Return what the suffix takes of the time: pi0.5's condition, or its share of pi0's first action layer."""
+        width = self.action_in_proj.out_features
+        time = posemb_sincos(timestep, width, _MIN_PERIOD, _MAX_PERIOD)
         if self.pi05:
-            tokens = actions
-            cond = nnx.swish(self.time_mlp_out(nnx.swish(self.time_mlp_in(time))))
-            starts = [True]
-        else:
-            time = jnp.broadcast_to(time[:, None, :], actions.shape)
-            hidden = nnx.swish(self.action_time_mlp_in(jnp.concatenate([actions, time], axis=-1)))
+            return nnx.swish(self.time_mlp_out(nnx.swish(self.time_mlp_in(time))))
+        return time @ self.action_time_mlp_in.kernel[...][width:]
+
+    def _embed_suffix(
+        self,
+        obs: _model.Observation,
+        noisy_actions: at.Float[at.Array, "b ah ad"],
+        time: at.Float[at.Array, "#b d"],
+    ) -> tuple[TokenArray, Valid, Starts]:
+        """Embed state and noisy actions; `time` comes from `_embed_time`."""
+        tokens = self.action_in_proj(noisy_actions)
+        starts = [True]
+        if not self.pi05:
+            # The layer reads [actions, time]. The time's share is the same for all actions and joins as a sum.
+            layer = self.action_time_mlp_in
+            hidden = tokens @ layer.kernel[...][: tokens.shape[-1]] + time[:, None, :] + layer.bias[...]
             state = self.state_proj(obs.state)[:, None, :]
-            tokens = jnp.concatenate([state, self.action_time_mlp_out(hidden)], axis=1)
-            cond = None
+            tokens = jnp.concatenate([state, self.action_time_mlp_out(nnx.swish(hidden))], axis=1)
             starts = [True, True]
         starts = jnp.array(starts + [False] * (tokens.shape[1] - len(starts)))
-        return tokens, jnp.ones(tokens.shape[:2], dtype=bool), starts, cond
+        return tokens, jnp.ones(tokens.shape[:2], dtype=bool), starts
 
     @at.typecheck
     def compute_loss(
@@ -168,7 +200,8 @@ class Pi0(_model.BaseModel):
         Args:
             rng: Random key of the noise.
             observation: Batched observation.
-            num_steps: Number of steps; may be traced.
+            num_steps: Number of steps. A plain int lets all that depends on the time alone be computed at once, before
+                the first step; a traced number is taken too.
             noise: Start of the flow instead of random noise.
 
         Returns:
@@ -184,10 +217,12 @@ class Pi0(_model.BaseModel):
             noise = jax.random.normal(rng, (observation.state.shape[0], self.action_horizon, self.action_dim))
         prefix_valid, cache = self._fill_cache(observation)
         dt = -1.0 / num_steps
+        table = jax.vmap(self._condition)(_euler_times(num_steps)) if isinstance(num_steps, int) else None
 
-        def step(_: Any, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x, t = carry
-            velocity = self._predict_cached(observation, x, t, prefix_valid, cache)
+            condition = self._condition(t) if table is None else jax.tree.map(lambda rows: rows[i], table)
+            velocity = self._predict_cached(observation, x, condition, prefix_valid, cache)
             return (x + dt * velocity).astype(jnp.float32), t + dt
 
         start = (noise.astype(jnp.float32), jnp.float32(1.0))
@@ -201,20 +236,25 @@ class Pi0(_model.BaseModel):
         _, cache = self.PaliGemma.llm([prefix, None], positions, make_attn_mask(valid, starts))
         return valid, cache
 
+    def _condition(self, time: at.Float[at.Array, ""]) -> _Condition:
+        embedding = self._embed_time(time[None])
+        return _Condition(embedding, self.PaliGemma.llm.modulate([None, embedding]) if self.pi05 else None)
+
     def _predict_cached(
         self,
         observation: _model.Observation,
         noisy_actions: at.Float[at.Array, "b ah ad"],
-        time: at.Float[at.Array, ""],
+        condition: _Condition,
         prefix_valid: at.Bool[at.Array, "b p"],
         cache: gemma.KVCache,
     ) -> at.Float[at.Array, "b ah ad"]:
         """Run the suffix on top of the prefix's keys and values."""
-        times = jnp.broadcast_to(time, noisy_actions.shape[:1])
-        suffix, valid, starts, cond = self.embed_suffix(observation, noisy_actions, times)
+        suffix, valid, starts = self._embed_suffix(observation, noisy_actions, condition.embedding)
         b, s = valid.shape
         to_prefix = jnp.broadcast_to(prefix_valid[:, None, :], (b, s, prefix_valid.shape[1]))
         mask = jnp.concatenate([to_prefix, make_attn_mask(valid, starts)], axis=-1)
         positions = jnp.sum(prefix_valid, axis=1, keepdims=True) + jnp.cumsum(valid, axis=1) - 1
-        (_, out), _ = self.PaliGemma.llm([None, suffix], positions, mask, adarms_cond=[None, cond], kv_cache=cache)
+        (_, out), _ = self.PaliGemma.llm(
+            [None, suffix], positions, mask, modulation=condition.modulation, kv_cache=cache
+        )
         return self._project_out(out)

@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 PALIGEMMA_URL = "gs://big_vision/paligemma_tokenizer.model"
 
+PALIGEMMA_VOCAB_SIZE = 257_152
+"""Rows of the embedding table of the released models: the tokenizer's pieces, image locations and segments."""
+
 _STATE_BIN_EDGES = np.linspace(-1.0, 1.0, 256 + 1)[:-1]
 """Left edges of 256 equal bins over the range of normalised states (formula: as pi0.5 was trained with)."""
 

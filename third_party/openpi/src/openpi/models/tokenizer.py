@@ -8,6 +8,7 @@ import numpy as np
 import sentencepiece
 
 from openpi.models.fast_tokenizer import FASTTokenizer
+from openpi.models.prompt_text import PALIGEMMA_VOCAB_SIZE
 from openpi.models.prompt_text import PromptFitter
 from openpi.models.prompt_text import discretize_state
 from openpi.models.prompt_text import format_state
@@ -23,9 +24,6 @@ __all__ = [
     "fast_for_vocab",
     "for_vocab",
 ]
-
-PALIGEMMA_VOCAB_SIZE = 257_152
-"""Rows of the embedding table of the released models; the tokenizer's own pieces come first."""
 
 DEBUG_MODEL_PATH = pathlib.Path(__file__).parent / "assets" / "debug_tokenizer.model"
 """A small SentencePiece model for small models; `assets/README.md` says how it was made."""

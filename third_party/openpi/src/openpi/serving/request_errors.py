@@ -50,7 +50,8 @@ def describe(error: Exception) -> tuple[str, str]:
     first_line = (str(error).strip().splitlines() or [""])[0][:500]
     if isinstance(error, RequestError):
         return error.code, first_line
-    if isinstance(error, UserError) and not isinstance(error, OSError):
+    # A policy of any make says ValueError about what it was given; the text of other errors may hold paths.
+    is_about_values = isinstance(error, ValueError) and not ("/" in first_line or "\\" in first_line)
+    if is_about_values or (isinstance(error, UserError) and not isinstance(error, OSError)):
         return protocol.BAD_REQUEST, first_line
-    # The text of any other error may hold paths.
     return protocol.INTERNAL, f"internal error ({type(error).__name__}); the server's log tells more"

@@ -17,7 +17,7 @@ from openpi.serving.service import Service
 
 _REFRESH_S = 5
 _MAX_PICTURES = 6
-_PICTURE_SIZE_PX = (320, 240)
+_PICTURE_SIZE_PX = (288, 216)
 _PLOT_WIDTH, _PLOT_HEIGHT = 900, 160
 _MAX_BARS = 150
 

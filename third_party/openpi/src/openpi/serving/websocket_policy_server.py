@@ -89,7 +89,7 @@ class WebsocketPolicyServer:
         self._port = port
         self._sock = sock
         self._example = example
-        self._options = options
+        self.options = options
         self._service = Service(
             policy=policy,
             worker=self._worker,
@@ -121,6 +121,10 @@ class WebsocketPolicyServer:
     def is_busy(self) -> bool:
         """Whether the policy still works, which after `serve_forever` means that it could not be waited for."""
         return self._worker.is_alive
+
+    def gauges(self) -> dict[str, float]:
+        """Return numbers of this moment, as on `/metrics`."""
+        return self._service.gauges()
 
     def serve_forever(self, on_ready: Callable[[float], None] | None = None) -> None:
         """Serve until `stop`, SIGTERM or SIGINT; see `run`."""
@@ -165,13 +169,13 @@ class WebsocketPolicyServer:
                 self._handle,
                 sock=sock,
                 compression=None,
-                max_size=self._options.max_message_bytes,
+                max_size=self.options.max_message_bytes,
                 # One message in hand besides those under way; the default of 16 could be a gigabyte for each client.
                 max_queue=1,
                 open_timeout=_HANDSHAKE_LIMIT_S,
                 # Robots send no Origin; a browser does, and a page from elsewhere must not steer a robot on this network.
                 origins=[None],
-                ssl=self._options.tls,
+                ssl=self.options.tls,
                 process_request=endpoints.make_request_hook(self._service),
                 process_response=endpoints.promise_to_survive_errors,
             )
