@@ -53,6 +53,11 @@ def test_a_typo_names_the_nearest_config():
         _config.get_config("pi0_realmna")
 
 
+def test_a_typo_on_the_command_line_names_the_nearest_config_too(monkeypatch):
+    with pytest.raises(errors.ConfigError, match=r"Did you mean 'debug_realman'\?"):
+        parse(monkeypatch, "debug_realmn", "--exp-name", "x")
+
+
 @pytest.mark.parametrize("name", ALL_NAMES)
 def test_every_config_survives_pickling_and_builds_its_data_config(name):
     config = _config.get_config(name)

@@ -5,6 +5,7 @@ imported here.
 """
 
 import difflib
+import sys
 
 import tyro
 
@@ -57,7 +58,13 @@ _CONFIGS_DICT = {config.name: config for config in _CONFIGS}
 
 
 def cli() -> TrainConfig:
-    """Parse the command line `<config name> [--flags]`: the flags override the registered config's values."""
+    """Parse the command line `<config name> [--flags]`: the flags override the registered config's values.
+
+    Raises:
+        ConfigError: No such config; the message suggests the nearest name, where tyro would list them all.
+    """
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        get_config(sys.argv[1])
     return tyro.extras.overridable_config_cli({name: (name, config) for name, config in _CONFIGS_DICT.items()})
 
 

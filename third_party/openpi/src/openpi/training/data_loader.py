@@ -207,5 +207,5 @@ def _require_norm_stats(config: TrainConfig, data_config: DataConfig) -> None:
     folder = f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
     raise errors.MissingFileError(
         f"{folder}/norm_stats.json: the normalisation statistics of config '{config.name}' are missing; "
-        f"compute them with 'make norm-stats CONFIG={config.name}'"
+        f"compute them with 'make norm-stats CONFIG={config.name} REPO_ID={data_config.repo_id}'"
     )
