@@ -29,8 +29,9 @@ need = $(if $($(1)),,$(error $@ needs $(1): make $@ $(1)=$(2)))
 # $(call flag,--name,VAR): the flag, only when VAR was given.
 flag = $(if $($(2)),$(1) "$($(2))")
 
-.PHONY: help setup sample convert inspect norm-stats train serve offline client emulator \
-  patches check-patches apply-patches demo test test-all test-compat lint fmt types lock clean
+.PHONY: help setup sample convert inspect verify norm-stats train serve offline client emulator \
+  patches check-patches apply-patches demo test test-all test-compat \
+  bench-convert bench-serve bench-model lint fmt types lock clean
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -53,6 +54,10 @@ convert: $(READY) ## Recordings (DATA=folder of HDF5) to a LeRobot v2.1 dataset
 inspect: $(READY) ## Examine recordings or a dataset (DATA=folder): report with findings and what mends them
 	@: $(call need,DATA,/data/fold_towel)
 	$(PY) -m realman.doctor --data "$(DATA)" $(ARGS)
+
+verify: $(READY) ## Compare the dataset with its recordings (DATA=folder) through the official lerobot, item by item
+	@: $(call need,DATA,/data/fold_towel)
+	$(PY) -m realman.verify --data "$(DATA)" --repo-id "$(REPO_ID)" $(ARGS)
 
 norm-stats: $(READY) ## Normalisation statistics of the dataset, for CONFIG
 	$(PY) $(FRAMEWORK)/scripts/compute_norm_stats.py --config-name "$(CONFIG)" --repo-id "$(REPO_ID)" $(ARGS)
@@ -95,6 +100,16 @@ test-all: $(READY) ## Run every test this machine can run
 
 test-compat: $(READY) ## Run the framework's tests with the versions that the original openpi pins
 	bash requirements/compat.sh $(ARGS)
+
+bench-convert bench-serve bench-model: $(READY)
+bench-convert: ## Time the converter beside the official writer and cp
+	$(PY) benchmarks/bench_convert.py $(ARGS)
+
+bench-serve: ## Time the policy server: overhead, fairness, memory
+	$(PY) benchmarks/bench_serve.py $(ARGS)
+
+bench-model: ## Time a training step and sampling; count operations
+	$(PY) benchmarks/bench_model.py $(ARGS)
 
 lint: $(READY) ## Check style and types
 	$(PY) -m ruff check .

@@ -23,6 +23,7 @@ import numpy as np
 import psutil
 import tyro
 
+from openpi_client import memory
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
 HOST = "127.0.0.1"
@@ -68,6 +69,7 @@ def main(args: Args) -> None:
     if args.serve_ms is not None:
         serve(args.serve_ms)
         return
+    memory.keep_freed_memory()  # as the robot's program does
     figures: dict[str, object] = {}
     with _server() as (port, process):
         for name, cameras, size in (("3 x 224x224", 3, (224, 224)), ("4 x 480x640", 4, (480, 640))):
@@ -76,7 +78,7 @@ def main(args: Args) -> None:
             command = [str(args.client_python), "-c", _PYPI_CLIENT, str(port)]
             run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={"PATH": ""})
             figures["published client"] = run.stdout.strip() or run.stderr.strip().splitlines()[-1]
-        figures["memory"] = memory(port, process, args.memory_requests)
+        figures["memory"] = memory_use(port, process, args.memory_requests)
     with _server(model_ms=20) as (port, _):
         figures["8 clients, 20 ms model"] = fairness(port, 8, args.seconds)
     with _server(model_ms=10_000) as (port, _):
@@ -97,7 +99,9 @@ def overhead(port: int, request: dict, count: int) -> dict[str, float]:
             start_s = time.perf_counter()
             timing = client.infer(request)["server_timing"]
             total_ms = 1000 * (time.perf_counter() - start_s)
-            rows.append((total_ms - timing["model_ms"], *(timing[f"{p}_ms"] for p in ("queue", "preprocess", "postprocess"))))
+            rows.append(
+                (total_ms - timing["model_ms"], *(timing[f"{p}_ms"] for p in ("queue", "preprocess", "postprocess")))
+            )
             time.sleep(0.002)  # a robot asks once in a while; let the machine come to rest
     beyond, queue, preprocess, postprocess = np.array(rows).T
     return {
@@ -153,7 +157,7 @@ def health(port: int) -> dict[str, float]:
     return {"count": len(times_ms), "median_ms": np.median(times_ms), "longest_ms": max(times_ms)}
 
 
-def memory(port: int, process: psutil.Process, count: int) -> dict[str, float]:
+def memory_use(port: int, process: psutil.Process, count: int) -> dict[str, float]:
     """Resident memory of the server, MB, after a tenth of the requests and after all."""
     request = _request(3, (224, 224))
     sizes_mb = []
@@ -167,6 +171,7 @@ def memory(port: int, process: psutil.Process, count: int) -> dict[str, float]:
 
 def serve(model_ms: float) -> None:
     """Be the server: print the port, serve until killed."""
+    memory.keep_freed_memory()  # as scripts/serve_policy.py does
     import jax.numpy as jnp
 
     from openpi import transforms
@@ -197,7 +202,11 @@ def serve(model_ms: float) -> None:
     made = Slow(
         Still(train_config.model),
         transforms=[*data.data_transforms.inputs, transforms.Normalize(stats), *data.model_transforms.inputs],
-        output_transforms=[*data.model_transforms.outputs, transforms.Unnormalize(stats), *data.data_transforms.outputs],
+        output_transforms=[
+            *data.model_transforms.outputs,
+            transforms.Unnormalize(stats),
+            *data.data_transforms.outputs,
+        ],
     )
     metadata = {**(train_config.policy_metadata or {}), **contract_metadata.describe_server()}
     example = None if model_ms > 1000 else realman_policy.make_realman_example()

@@ -41,8 +41,8 @@ class Pacer:
         self._start = self._clock.monotonic()
         self._tick = 0
 
-    def wait(self) -> None:
-        """Wait for the next deadline.
+    def wait(self) -> float:
+        """Wait for the next deadline; return by how much it was missed, s, 0 when it was met.
 
         More than a period behind, time starts anew: catching up would send targets faster than the speed limit, which
         is one step per period, was computed for.
@@ -51,9 +51,10 @@ class Pacer:
         late_s = self._clock.monotonic() - (self._start + self._tick * self._period_s)
         if late_s < 0:
             self._clock.sleep(-late_s)
-            return
+            return 0.0
         if late_s > _LATE_SHARE * self._period_s:
             self.late_ticks += 1
             self.worst_late_s = max(self.worst_late_s, late_s)
         if late_s > self._period_s:
             self.restart()
+        return late_s

@@ -1,6 +1,6 @@
 """Figures for offline evaluation. Arrays in, figure out: no files are read, no display is needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,35 @@ def plot_episode(
     return figure
 
 
+def plot_executions(recorded: JointTraj, played: Mapping[str, JointTraj], *, fps: float, title: str) -> Figure:
+    """Draw what each execution mode sends beside the recorded actions: 7 rows of numbers, left arm left, right arm right.
+
+    Args:
+        recorded: Recorded actions (t, 14), rad and gripper fraction, right arm first.
+        played: Targets of each mode (u, 14); `sync` may be longer, for it stands still.
+        fps: Steps per second.
+        title: First line of the figure.
+    """
+    figure = Figure(figsize=(13, 15), layout="constrained")
+    axes = figure.subplots(len(spec.ARM_JOINTS) + 1, 2, sharex=True)
+    lines = {"recorded": (recorded, _RECORDED)}
+    for i, (name, targets) in enumerate(played.items()):
+        lines[name] = (targets, {"color": f"C{i}", "linewidth": 1.1})
+    for column, side in enumerate(("left", "right")):
+        for ax, dim in zip(axes[:, column], range(spec.NUM_DIMS)[spec.ARM_SLICES[side]], strict=True):
+            for name, (targets, style) in lines.items():
+                values = np.rad2deg(targets[:, dim]) if dim in spec.JOINT_DIMS else targets[:, dim]
+                ax.plot(np.arange(len(values)) / fps, values, label=name, **style)
+            _label_dim(ax, dim)
+        axes[0, column].set_title(f"{side} arm", fontsize=11)
+        axes[-1, column].set_xlabel("time [s]")
+    figure.align_ylabels()
+    figure.suptitle(title, fontsize=12)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG."""
     figure.savefig(path, dpi=_DPI, format="png")
@@ -68,11 +97,16 @@ def save(figure: Figure, path: Path) -> None:
 
 def _draw_dim(ax: Axes, dim: int, time_s: np.ndarray, lines: tuple[JointTraj, JointTraj, JointTraj]) -> None:
     is_joint = dim in spec.JOINT_DIMS
-    name, unit = spec.DIM_NAMES[dim].partition("_")[2], "deg" if is_joint else "0..1, 1 = open"
     styles = ((_HOLD, "hold position"), (_RECORDED, "recorded"), (_PREDICTED, "predicted"))
     for line, (style, label) in zip(lines, styles, strict=True):
         values = np.rad2deg(line[:, dim]) if is_joint else line[:, dim]
         ax.plot(time_s, values, label=label, **style)
+    _label_dim(ax, dim)
+
+
+def _label_dim(ax: Axes, dim: int) -> None:
+    is_joint = dim in spec.JOINT_DIMS
+    name, unit = spec.DIM_NAMES[dim].partition("_")[2], "deg" if is_joint else "0..1, 1 = open"
     low, high = ax.get_ylim()
     if is_joint:
         extra = max(0.0, _MIN_SPAN_DEG - (high - low)) / 2

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import signal
 import threading
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from realman.arrays import Image
 from realman.arrays import JointVec
@@ -66,6 +66,26 @@ class TaskRobot(Robot, Protocol):
 
     def is_task_done(self) -> bool:
         """Return whether the task is done at this moment."""
+        ...
+
+
+class Finding(NamedTuple):
+    """One thing that a robot looked at before it let itself be moved."""
+
+    arm: str
+    check: str
+    found: str
+    problem: str | None = None
+    """What to do about it; None is good."""
+
+
+@runtime_checkable
+class InspectedRobot(Robot, Protocol):
+    """A robot that looks at its own health when it connects, as the real arms do."""
+
+    @property
+    def preflight(self) -> list[Finding]:
+        """What the last `connect` looked at."""
         ...
 
 

@@ -4,6 +4,7 @@
 layer does not know: other arms, the table, people. The hardware emergency stop remains the real one.
 """
 
+from collections.abc import Mapping
 import dataclasses
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from realman import spec
 from realman.arrays import JointVec
 from realman.errors import RejectedError
 from realman.errors import SiteError
+from realman.workspace import Box
 
 _JOINTS = list(spec.JOINT_DIMS)
 _ROUNDING = 1e-9
@@ -27,6 +29,8 @@ class SafetySettings:
     """Distance kept from both ends of each joint's range, deg."""
     max_joint_speed_deg_s: float = 60.0
     """Largest joint speed, deg/s. Vendor maximum: 180 (waist, shoulder) and 225 (others)."""
+    max_joint_acceleration_deg_s2: float = 600.0
+    """Largest joint acceleration, deg/s^2."""
     max_gripper_speed_per_s: float = 4.0
     """Largest gripper speed, full strokes per second."""
     max_first_jump_deg: float = 15.0
@@ -34,11 +38,23 @@ class SafetySettings:
     max_limit_ticks: int = 50
     """Targets outside the joint range in a row before the run is stopped: the policy is lost."""
     max_observation_age_ms: float = 500.0
-    """Oldest observation to act on, ms."""
+    """Oldest observation to predict from, ms."""
+    max_policy_age_ms: float = 2000.0
+    """Oldest observation behind a target, ms: how long the arms may move without a new prediction."""
+    max_overrun_ms: float = 200.0
+    """Largest delay of one control step, ms."""
+    max_late_ticks: int = 50
+    """Late control steps in a row before the run is stopped."""
+    right_box: Box | None = None
+    """Where the right arm's tool may be; None allows everywhere."""
+    left_box: Box | None = None
+    """Where the left arm's tool may be."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name in ("right_box", "left_box"):
+                continue
             if not (np.isfinite(value) and value >= 0) or (value == 0 and field.name != "joint_margin_deg"):
                 raise SiteError(f"safety: '{field.name}' is {value}; expected a finite number greater than 0")
         if np.deg2rad(self.joint_margin_deg) >= spec.ARM_UPPER_RAD.min():
@@ -53,9 +69,13 @@ class Limits:
     upper: JointVec
     max_step: JointVec
     """Largest change from one target to the next."""
+    max_step_change: JointVec
+    """Largest change from one such step to the next, above 0: the acceleration."""
     max_first_jump: float
     """rad, joints only: grippers may start anywhere."""
     max_limit_ticks: int
+    boxes: Mapping[str, Box]
+    """Workspace of each arm that has one."""
 
     @classmethod
     def per_tick(cls, settings: SafetySettings, fps: float) -> "Limits":
@@ -65,13 +85,36 @@ class Limits:
         speed = np.full(spec.NUM_DIMS, settings.max_gripper_speed_per_s)
         vendor_speed = np.tile(spec.ARM_SPEED_RAD_S, len(spec.SIDES))
         speed[_JOINTS] = np.minimum(np.deg2rad(settings.max_joint_speed_deg_s), vendor_speed)
+        # A gripper may turn round within a tick: its own controller does the accelerating.
+        step_change = 2 * speed / fps
+        step_change[_JOINTS] = np.deg2rad(settings.max_joint_acceleration_deg_s2) / fps**2
+        boxes = {"right": settings.right_box, "left": settings.left_box}
         return cls(
             lower=spec.LOWER + margin,
             upper=spec.UPPER - margin,
             max_step=speed / fps,
+            max_step_change=step_change,
             max_first_jump=float(np.deg2rad(settings.max_first_jump_deg)),
             max_limit_ticks=settings.max_limit_ticks,
+            boxes={side: box for side, box in boxes.items() if box is not None},
         )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Motion:
+    """Where the commands are and how they move."""
+
+    position: JointVec
+    """Commanded last, or measured before the first command."""
+    step: JointVec
+    """Change of the last command."""
+    target: JointVec
+    """Wanted last, before the limits."""
+
+    @classmethod
+    def at_rest(cls, position: JointVec) -> "Motion":
+        """Stand at a position."""
+        return cls(position.copy(), np.zeros(spec.NUM_DIMS), position.copy())
 
 
 class Limited(NamedTuple):
@@ -80,16 +123,21 @@ class Limited(NamedTuple):
     target: np.ndarray
     over_range: np.ndarray
     over_speed: np.ndarray
+    """Slowed down, by speed or acceleration."""
 
 
-def limit_target(target: JointVec, previous: JointVec, limits: Limits) -> Limited:
-    """Pull a target into the allowed range, then move at most one tick's step from `previous` towards it.
+def limit_target(target: JointVec, motion: Motion, limits: Limits) -> Limited:
+    """Pull a target into the allowed range, then make one step towards it, inside the limits of speed and acceleration.
 
-    A `previous` outside the range (margin) is legal: the result then moves back towards the range, never away.
+    A target that moves inside all limits is followed exactly. Otherwise the step is the largest from which the target, going
+    on as it does, can still be met without passing it, and from which the range's ends can be respected by braking. Where limits
+    contradict each other, as after a start near the end of the range, the range wins over speed, speed over acceleration.
+
+    A position outside the range (margin) is legal: the result then moves back towards the range, never away.
 
     Args:
         target: Wanted positions (14,), rad and gripper fraction; not changed.
-        previous: Positions commanded last, or measured before the first command.
+        motion: The commands so far.
         limits: What one tick may do.
 
     Returns:
@@ -100,8 +148,29 @@ def limit_target(target: JointVec, previous: JointVec, limits: Limits) -> Limite
     """
     check_finite(target, "target")
     in_range = np.clip(target, limits.lower, limits.upper)
-    sent = np.clip(in_range, previous - limits.max_step, previous + limits.max_step)
+    before = np.clip(motion.target, limits.lower, limits.upper)
+    pace = np.clip(in_range - before, -limits.max_step, limits.max_step)
+    ahead = in_range - motion.position - pace
+    # In the frame that moves with the target: approach it as fast as can still be braked.
+    step = pace + np.sign(ahead) * _brakable_step(np.abs(ahead), limits.max_step_change)
+    step = np.clip(step, motion.step - limits.max_step_change, motion.step + limits.max_step_change)
+    step = np.clip(step, -limits.max_step, limits.max_step)
+    room_up = np.maximum(limits.upper - motion.position, 0.0)
+    room_down = np.maximum(motion.position - limits.lower, 0.0)
+    step = np.clip(
+        step, -_brakable_step(room_down, limits.max_step_change), _brakable_step(room_up, limits.max_step_change)
+    )
+    sent = motion.position + step
     return Limited(sent, np.abs(in_range - target) > _ROUNDING, np.abs(sent - in_range) > _ROUNDING)
+
+
+def _brakable_step(distance: JointVec, change: JointVec) -> JointVec:
+    """Return the largest step after which steps that shrink by `change` stay within `distance`, all >= 0.
+
+    Formula: of n shrinking steps s, s - c, ... the sum is n s - c n (n - 1) / 2; n is the least with c n (n + 1) / 2 >= d.
+    """
+    count = np.maximum(np.ceil((np.sqrt(1 + 8 * distance / change) - 1) / 2), 1.0)
+    return distance / count + change * (count - 1) / 2
 
 
 def check_finite(values: JointVec, what: str) -> None:
@@ -132,6 +201,17 @@ def check_start(state: JointVec) -> None:
         raise RejectedError(f"measured state: {found}; check the units or move the arm back by hand")
 
 
+def check_boxes(position: JointVec, limits: Limits) -> None:
+    """Refuse a position whose tool is outside its arm's workspace box.
+
+    Raises:
+        RejectedError: Names the arm and every axis.
+    """
+    for side, box in limits.boxes.items():
+        start = spec.ARM_SLICES[side].start
+        box.check(position[start : start + len(spec.ARM_JOINTS)], f"{side} arm")
+
+
 def check_first_jump(target: JointVec, state: JointVec, limits: Limits) -> None:
     """Refuse a first target far from where the arms are: wrong start pose, wrong units or wrong arm order.
 
@@ -155,7 +235,7 @@ class SafetyLayer:
 
     Attributes:
         range_clamps: Ticks in which each of the 14 numbers was pulled into its range.
-        speed_clamps: Ticks in which each of the 14 numbers was slowed down.
+        speed_clamps: Ticks in which each of the 14 numbers was slowed down, by speed or acceleration.
         clamped_ticks: Ticks in which anything was changed.
     """
 
@@ -166,8 +246,10 @@ class SafetyLayer:
             RejectedError: The arms must not start from this state.
         """
         check_start(state)
+        check_boxes(state, limits)
         self._limits = limits
-        self._previous = np.array(state, dtype=np.float64)
+        self._motion = Motion.at_rest(np.array(state, dtype=np.float64))
+        self._wanted = self._motion.target
         self._is_first = True
         self._limit_ticks_in_a_row = 0
         self.range_clamps = np.zeros(spec.NUM_DIMS, dtype=np.int64)
@@ -178,19 +260,26 @@ class SafetyLayer:
         """Return what may be sent for this target.
 
         Raises:
-            RejectedError: Not finite, too far for a first target, or out of range for too long.
+            RejectedError: Not finite, too far for a first target, outside a workspace box, or out of range for too long.
         """
         if self._is_first:
-            check_first_jump(target, self._previous, self._limits)
+            check_first_jump(target, self._motion.position, self._limits)
             self._is_first = False
-        limited = limit_target(target, self._previous, self._limits)
+        limited = limit_target(target, self._motion, self._limits)
+        check_boxes(limited.target, self._limits)
         self._count(limited)
+        self._wanted = np.array(target, dtype=np.float64)
         return limited.target
 
     def sent(self, target: JointVec) -> None:
         """Remember what the robot really sent; the next step is measured from it."""
         check_finite(target, "target sent by the robot")
-        self._previous = np.array(target, dtype=np.float64)
+        position = np.array(target, dtype=np.float64)
+        self._motion = Motion(position, position - self._motion.position, self._wanted)
+
+    def held(self) -> None:
+        """Remember that no target was sent for a while, so that the arms came to rest at the last one."""
+        self._motion = Motion.at_rest(self._motion.position)
 
     def _count(self, limited: Limited) -> None:
         self.range_clamps += limited.over_range

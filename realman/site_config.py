@@ -5,19 +5,24 @@ the server asks for one, comes from the environment variable REALMAN_API_KEY.
 """
 
 import dataclasses
-import difflib
 from pathlib import Path
-import tomllib
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Literal
 
+from realman import spec
+from realman import toml_config
+from realman.cameras.settings import CameraSettings
+from realman.cameras.settings import open_cameras
+from realman.chunks import BLEND_STEPS
+from realman.chunks import Execution
 from realman.errors import SiteError
+from realman.rm65 import Rm65Robot
+from realman.rm65 import Rm65Settings
 from realman.robot import Robot
 from realman.safety import SafetySettings
 
-ROBOTS = ("sim", "rm65")
-"""Robots that a site may name."""
-
-_T = TypeVar("_T")
+RobotName = Literal["sim", "emulated", "rm65"]
+"""'sim': simulated arms in simulated time. 'emulated': the driver and the vendor's SDK against emulated controllers, in
+real time. 'rm65': the real arms."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,42 +46,70 @@ class ServerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SimSettings:
-    """The simulated robot."""
+    """The simulated cell, for robot = "sim" and "emulated"."""
 
     task_seed: int = 0
     """Which scene: object poses and start pose are drawn from it."""
     realtime: bool = False
-    """Keep wall-clock time, as real arms do, instead of running as fast as possible."""
+    """Keep wall-clock time, as real arms do, instead of running as fast as possible. Emulated arms always do."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Site:
     """One robot with its server and limits."""
 
-    robot: str = "sim"
-    """'sim' (two simulated arms) or 'rm65' (the real ones)."""
+    robot: RobotName = "sim"
+    """Which robot; see `RobotName`."""
     prompt: str | None = None
     """Task text sent to the policy; None leaves it to the server's default."""
+    execution: Execution = "sync"
+    """How chunks are played; see `realman.chunks`."""
+    blend_steps: int = BLEND_STEPS
+    """Steps of a cross-fade, for execution = "blend"."""
     server: ServerSettings = dataclasses.field(default_factory=ServerSettings)
     safety: SafetySettings = dataclasses.field(default_factory=SafetySettings)
+    rm65: Rm65Settings = dataclasses.field(default_factory=Rm65Settings)
+    cameras: dict[str, CameraSettings] = dataclasses.field(default_factory=dict)
+    """Cameras of the real robot by name."""
     sim: SimSettings = dataclasses.field(default_factory=SimSettings)
 
     def __post_init__(self) -> None:
-        if self.robot not in ROBOTS:
-            raise SiteError(f"site: 'robot' is '{self.robot}'; expected one of {', '.join(ROBOTS)}")
+        if self.blend_steps < 1:
+            raise SiteError(f"site: 'blend_steps' is {self.blend_steps}; expected 1 or more")
+        if unknown := [name for name in self.cameras if name not in spec.CAMERAS]:
+            raise SiteError(f"cameras: '{unknown[0]}' is no camera of this robot; known: {', '.join(spec.CAMERAS)}")
 
     @property
-    def is_simulated(self) -> bool:
-        """Whether nothing real can move."""
-        return self.robot == "sim"
+    def is_real(self) -> bool:
+        """Whether something real can move."""
+        return self.robot == "rm65"
+
+    @property
+    def has_real_time(self) -> bool:
+        """Whether the robot goes on while nobody sends; else its time advances with each target."""
+        return self.robot != "sim"
 
 
 SIM_SITE = Site(
     # What the simulated cell is for; realman.sim.task says the same.
     prompt="pick up the cube and place it in the tray",
-    safety=SafetySettings(max_joint_speed_deg_s=225.0, max_first_jump_deg=360.0, max_limit_ticks=1_000_000),
+    safety=SafetySettings(
+        max_joint_speed_deg_s=225.0,
+        max_first_jump_deg=360.0,
+        max_limit_ticks=1_000_000,
+        max_joint_acceleration_deg_s2=100_000.0,
+        # Drawing four cameras without a graphics card takes a while, and so does predicting.
+        max_observation_age_ms=10_000.0,
+        max_policy_age_ms=60_000.0,
+        max_overrun_ms=10_000.0,
+        max_late_ticks=1_000_000,
+    ),
+    rm65=Rm65Settings(
+        max_state_age_s=1.0, max_camera_age_s=10.0, reply_timeout_s=2.0, stop_timeout_s=2.0, connect_timeout_s=20.0
+    ),
 )
-"""The site when no file is given: a simulated robot, where the whole speed is free and a lost policy harms nothing."""
+"""The site when no file is given: a simulated robot, where the whole speed is free, a lost policy harms nothing and the
+computer may be slow."""
 
 
 def open_robot(site: Site) -> Robot:
@@ -86,14 +119,21 @@ def open_robot(site: Site) -> Robot:
         SiteError: The robot is not available in this installation.
     """
     if site.robot == "rm65":
-        raise SiteError("site: robot = 'rm65' is not available yet in this version; use robot = 'sim'")
+        if not site.cameras:
+            raise SiteError("site: robot = 'rm65' needs its cameras; add tables such as [cameras.cam_high]")
+        return Rm65Robot(site.rm65, open_cameras(site.cameras))
     try:
-        from realman.sim.robot import SimRobot
+        if site.robot == "sim":
+            from realman.sim.robot import SimRobot
+
+            return SimRobot(task_seed=site.sim.task_seed)
+        from realman.emulator.robot import EmulatedRobot
+
+        return EmulatedRobot(site.sim.task_seed, settings=site.rm65)
     except ModuleNotFoundError as e:
         if e.name is None or e.name.partition(".")[0] != "mujoco":
             raise
-        raise SiteError("site: robot = 'sim' needs the package 'mujoco'; install realman-openpi[sim]") from e
-    return SimRobot(task_seed=site.sim.task_seed)
+        raise SiteError(f"site: robot = '{site.robot}' needs the package 'mujoco'; install realman-openpi[sim]") from e
 
 
 def load_site(path: Path) -> Site:
@@ -102,43 +142,6 @@ def load_site(path: Path) -> Site:
     Raises:
         SiteError: No such file, not TOML, an unknown key (with the nearest known one), a wrong type or value.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise SiteError(f"{path}: no such file; copy examples/realman/site.example.toml") from e
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise SiteError(f"{path}: cannot be read as TOML ({e})") from e
-    try:
-        return _from_table(Site, table, "")
-    except SiteError as e:
-        raise SiteError(f"{path}: {e}") from e
-
-
-def _from_table(cls: type[_T], table: dict[str, Any], prefix: str) -> _T:
-    """Build a dataclass from a TOML table; `prefix` is the place in the file, for messages."""
-    hints = get_type_hints(cls)
-    unknown = [_unknown_key(key, list(hints), prefix) for key in table if key not in hints]
-    if unknown:
-        raise SiteError("; ".join(unknown))
-    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in table.items()})
-
-
-def _unknown_key(key: str, known: list[str], prefix: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-    return f"unknown key '{prefix}{key}', {hint}"
-
-
-def _convert(value: Any, hint: Any, place: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise SiteError(f"'{place}' is {value!r}; expected a table [{place}]")
-        return _from_table(hint, value, f"{place}.")  # type: ignore[arg-type]
-    accepted = get_args(hint) or (hint,)
-    if float in accepted and type(value) is int:
-        return float(value)
-    # An exact comparison: bool is an int in Python, and `port = true` is a slip.
-    if type(value) not in accepted:
-        names = " or ".join(t.__name__ for t in accepted if t is not type(None))
-        raise SiteError(f"'{place}' is {value!r}; expected {names}")
-    return value
+    if not path.is_file():
+        raise SiteError(f"{path}: no such file; copy examples/realman/site.example.toml")
+    return toml_config.load(path, Site)

@@ -23,12 +23,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from realman import chunks
 from realman import cli
 from realman import control
 from realman import robot as _robot
 from realman import safety
 from realman import site_config
 from realman import spec
+from realman import watchdogs
 from realman.client import API_KEY_ENV
 from realman.client import PolicyClient
 from realman.errors import RealmanError
@@ -49,6 +51,8 @@ class Args:
 
     site: Path | None = None
     """Settings of the robot site (TOML); by default a simulated robot. See site.example.toml."""
+    robot: site_config.RobotName | None = None
+    """Which robot: 'sim', 'emulated' (the real driver against emulated controllers) or 'rm65'; by default the site's."""
     prompt: str | None = None
     """Task text; by default the site's, else the server's."""
     host: str | None = None
@@ -57,6 +61,8 @@ class Args:
     """Its port; by default the site's, else 8000."""
     connect_timeout: float | None = None
     """How long to wait for the server, s."""
+    execution: chunks.Execution | None = None
+    """How chunks are played: 'sync' waits for each, 'async' predicts meanwhile, 'blend' also fades from one to the next."""
     action_chunk: int | None = None
     """Steps executed of each prediction; by default what the server recommends."""
     max_steps: int | None = 500
@@ -76,7 +82,7 @@ class Run:
     """One run with its outcome."""
 
     site: site_config.Site
-    player: control.SyncPlayer
+    player: chunks.ChunkPlayer
     record: control.RunRecord
     pacer: Pacer | None = None
     ended_by: str = "an internal error"
@@ -92,29 +98,30 @@ def main(args: Args) -> int:
 
 def resolve_site(args: Args) -> site_config.Site:
     """Return the site's settings with the flags on top."""
-    site = site_config.SIM_SITE if args.site is None else site_config.load_site(args.site)
+    # The liberal limits of the simulation are not for real arms, whatever the flags say.
+    default = site_config.Site(robot="rm65") if args.robot == "rm65" else site_config.SIM_SITE
+    site = default if args.site is None else site_config.load_site(args.site)
     flags = {"host": args.host, "port": args.port, "connect_timeout_s": args.connect_timeout}
     server = dataclasses.replace(site.server, **{k: v for k, v in flags.items() if v is not None})
-    return dataclasses.replace(site, server=server, prompt=args.prompt or site.prompt)
+    flags = {"robot": args.robot, "prompt": args.prompt, "execution": args.execution}
+    return dataclasses.replace(site, server=server, **{k: v for k, v in flags.items() if v})
 
 
 def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
     """Check everything, then run; returns the exit code. The robot is stopped and released however this ends."""
-    moves = not args.dry_run and (site.is_simulated or args.enable_motion)
+    moves = not args.dry_run and (args.enable_motion or not site.is_real)
     if not moves:
-        logger.warning(
-            "dry run: no target is sent to the robot%s", "" if site.is_simulated else "; see --enable-motion"
-        )
-        robot = _robot.ShadowRobot(robot)
+        logger.warning("dry run: no target is sent to the robot%s", "; see --enable-motion" if site.is_real else "")
     limits = safety.Limits.per_tick(site.safety, robot.fps)
     with control.stop_on_signals(), _connect(args, site, robot.fps) as client:
-        run = Run(site, control.SyncPlayer(client, site.prompt), control.RunRecord())
+        player = chunks.make_player(site.execution, client, site.prompt, blend_steps=site.blend_steps)
+        run = Run(site, player, control.RunRecord())
         try:
             with _robot.connected(robot):
                 preflight(site, robot, client, limits)
-                if moves and not site.is_simulated and not args.yes:
+                if moves and site.is_real and not args.yes:
                     confirm()
-                drive(run, robot, limits, args.max_steps)
+                drive(run, robot if moves else _robot.ShadowRobot(robot), limits, args.max_steps)
         except control.StopSignal as stop:
             run.ended_by = str(stop)
             return 128 + stop.number
@@ -157,12 +164,14 @@ def preflight(site: site_config.Site, robot: _robot.Robot, client: PolicyClient,
     safety.check_first_jump(prediction.actions[0], observation.state, limits)
     jump = np.abs(prediction.actions[0] - observation.state)[list(spec.JOINT_DIMS)].max()
     info, settings = client.info, site.safety
+    findings = robot.preflight if isinstance(robot, _robot.InspectedRobot) else []
     rows = {
         "robot": f"{site.robot}, {robot.fps:g} Hz",
+        **{f"{f.arm}: {f.check}": f.found for f in findings},
         "server": f"{info.address}, {info.metadata.get('config', 'unnamed policy')}",
         "cameras": ", ".join(info.cameras),
         "prompt": site.prompt or "the server's default",
-        "chunk": f"{client.action_chunk} of {info.action_horizon} steps, then predict again",
+        "chunk": f"{client.action_chunk} of {info.action_horizon} steps, then predict again ({site.execution})",
         "limits": f"{settings.max_joint_speed_deg_s:g} deg/s, {settings.joint_margin_deg:g} deg from the joints' ends",
         "first prediction": f"{prediction.round_trip_s * 1000:.0f} ms, {np.rad2deg(jump):.1f} deg from the arms",
         "versions": f"python {platform.python_version()}, numpy {np.__version__}",
@@ -194,12 +203,11 @@ def drive(run: Run, robot: _robot.Robot, limits: safety.Limits, max_steps: int |
     """Run the loop to its end."""
     # Simulated time advances with each target, so there is nothing to wait for and no frame can be too old.
     site = run.site
-    if not site.is_simulated or site.sim.realtime:
+    # A prediction beside the motion takes real time, so the simulation must too.
+    if site.has_real_time or site.sim.realtime or isinstance(run.player, chunks.AsyncPlayer):
         run.pacer = Pacer(robot.fps)
-    max_age_s = None if site.is_simulated else site.safety.max_observation_age_ms / 1000
-    control.run(
-        robot, run.player, limits, run.record, max_steps=max_steps, pacer=run.pacer, max_observation_age_s=max_age_s
-    )
+    dogs = watchdogs.Watchdogs.of(site.safety) if site.has_real_time else None
+    control.run(robot, run.player, limits, run.record, max_steps=max_steps, pacer=run.pacer, watchdogs=dogs)
     run.ended_by = f"{len(run.record.sent)} steps done"
     if isinstance(robot, _robot.TaskRobot):
         run.task_done = robot.is_task_done()
@@ -230,7 +238,8 @@ def _summary_table(summary: dict[str, Any]) -> Table:
     rows = {
         "ended by": summary["ended_by"],
         "task": {None: "not judged", True: "done", False: "not done"}[summary["task_done"]],
-        "steps": f"{summary['steps']} in {summary['duration_s']:.1f} s, {summary['stand_stills']} stand-stills included",
+        "steps": f"{summary['steps']} in {summary['duration_s']:.1f} s, {summary['stand_stills']} stand-stills included; "
+        f"{summary['stalled_steps']} held for a late chunk",
         "predictions": f"{summary['predictions']}, {_milliseconds(summary['round_trip_ms'])}",
         "on the server": _milliseconds(summary["infer_ms"]),
         "late steps": _late(summary),

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from realman.arrays import Image
 from realman.cameras import Frame
-from realman.errors import RobotError
+from realman.errors import RealmanError
 from realman.errors import RobotTimeoutError
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class ThreadedCameras:
 
         Raises:
             RobotError: A camera is not there.
+            SiteError: Its library is not installed.
             RobotTimeoutError: A camera gave no frame in time.
         """
         self.close()
@@ -108,7 +109,7 @@ class ThreadedCameras:
                     self._frames |= {name: Frame(image, begin_s) for name, image in images.items()}
                     self._changed.notify_all()
                 self._is_closing.wait(max(0.0, begin_s + self._period_s - time.monotonic()))
-        except RobotError as e:
+        except RealmanError as e:
             logger.error("%s", e)
             with self._changed:
                 self._errors.append(e)

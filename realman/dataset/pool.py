@@ -95,17 +95,17 @@ def dask_crew(address: str) -> Iterator[Crew]:
     except ImportError as e:
         raise DatasetError("--dask needs Dask on this machine and its workers: pip install 'dask[distributed]'") from e
     try:
-        with distributed.Client(address, timeout=_DASK_TIMEOUT_S) as client:
-            workers = sum(client.nthreads().values())
-            if not workers:
-                raise DatasetError(
-                    f"{address}: the Dask cluster has no workers; start some with 'dask worker {address}'"
-                )
-            yield Crew(client.get_executor(), workers)
+        client = distributed.Client(address, timeout=_DASK_TIMEOUT_S)
     except (OSError, ValueError) as e:
         raise DatasetError(f"{address}: no Dask scheduler answers ({e}); start one with 'dask scheduler'") from e
-    except distributed.scheduler.KilledWorker as e:
-        raise DatasetError(f"{address}: a Dask worker died over an episode ({e}); give workers more memory") from e
+    with client:
+        workers = sum(client.nthreads().values())
+        if not workers:
+            raise DatasetError(f"{address}: the Dask cluster has no workers; start some with 'dask worker {address}'")
+        try:
+            yield Crew(client.get_executor(), workers)
+        except distributed.scheduler.KilledWorker as e:
+            raise DatasetError(f"{address}: a Dask worker died over an episode ({e}); give workers more memory") from e
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from realman.emulator.settings import two_arms
 from realman.errors import NotConnectedError
 from realman.rm65 import Rm65Robot
 from realman.rm65 import Rm65Settings
+from realman.robot import Finding
 from realman.robot import RobotObservation
 
 
@@ -48,6 +49,11 @@ class EmulatedRobot:
     def fps(self) -> float:
         """Rate at which `send` expects targets, Hz."""
         return self._settings.fps
+
+    @property
+    def preflight(self) -> list[Finding]:
+        """What the driver looked at in the last `connect`; empty when not connected."""
+        return self._robot.preflight if self._robot else []
 
     @property
     def emulator(self) -> Emulator:

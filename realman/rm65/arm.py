@@ -21,6 +21,7 @@ from realman.rm65.gripper import GripperWorker
 from realman.rm65.gripper import make_gripper
 from realman.rm65.raw import RawArm
 from realman.rm65.settings import Rm65Settings
+from realman.robot import Finding
 from realman.sim.kinematics import ArmVec
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Arm:
         self._settings = settings
         self._host = settings.host(side)
         self.name = f"{side} arm {self._host}"
-        self.findings: list[preflight.Finding] = []
+        self.findings: list[Finding] = []
         self.range: preflight.JointRange | None = None
         self.feed = StateFeed(self.name, self._host, settings.max_state_age_s)
         self.gripper: GripperWorker | None = None

@@ -8,22 +8,13 @@ from realman import spec
 from realman.errors import RejectedError
 from realman.rm65 import codes
 from realman.rm65.feed import ArmState
+from realman.robot import Finding
 from realman.sim.kinematics import ArmVec
 
 _MODEL = "RM_65"
 _DOF = 6
 _MAX_DISAGREEMENT_DEG = 2.0
 """Between the pushed and the queried joints of an arm at rest: more means that they are not the same arm or unit."""
-
-
-class Finding(NamedTuple):
-    """One line of the pre-flight table."""
-
-    arm: str
-    check: str
-    found: str
-    problem: str | None = None
-    """What to do about it; None is good."""
 
 
 class JointRange(NamedTuple):

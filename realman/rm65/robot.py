@@ -17,9 +17,9 @@ from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.rm65.arm import Arm
 from realman.rm65.follow import FollowWatch
-from realman.rm65.preflight import Finding
 from realman.rm65.settings import Rm65Settings
 from realman.rm65.stream import CommandStream
+from realman.robot import Finding
 from realman.robot import RobotObservation
 from realman.safety import check_finite
 

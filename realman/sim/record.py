@@ -150,11 +150,11 @@ def main(args: Args) -> None:
     jobs = plan_jobs(args)
     kept = [] if args.overwrite else [job for job in jobs if job.path.exists()]
     kept_frames = sum(episode.count_frames(job.path) for job in kept)
-    todo = [job for job in jobs if job not in kept]
-    workers = min(args.workers or os.cpu_count() or 1, max(len(todo), 1))
+    missing = [job for job in jobs if job not in kept]
+    workers = min(args.workers or os.cpu_count() or 1, max(len(missing), 1))
     results = []
     with tqdm(total=len(jobs), initial=len(kept), unit="ep", desc="record") as progress:
-        for result in record_all(todo, workers):
+        for result in record_all(missing, workers):
             results.append(result)
             progress.update()
     num_frames = kept_frames + sum(result.num_frames for result in results)

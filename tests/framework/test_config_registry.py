@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tyro
 
+from openpi.models import gemma_config
 from openpi.models import model as _model
 from openpi.policies import realman_policy
 from openpi.shared import errors
@@ -135,17 +136,31 @@ ROBOT_SAMPLES = {
 
 @pytest.mark.parametrize("name", ROBOT_SAMPLES)
 def test_the_other_robots_samples_pass_their_transforms(name):
-    """A stored frame in, the model's slots, state and delta actions out."""
+    """A stored frame in, the model's slots, state and delta actions out; then all that the model itself wants."""
     config = _config.get_config(name)
-    data = config.data.create(None, config.model)
+    # A small vocabulary has a tokenizer that needs no download.
+    size = dataclasses.replace(gemma_config.get_config("dummy"), vocab_size=512)
+    model = dataclasses.replace(config.model, paligemma_variant=size, max_token_len=100)
+    data = config.data.create(None, model)
     kinds = {"image": np.zeros((3, 4, 4), np.uint8), "text": "go"}
     sample = {key: kinds[kind] if kind in kinds else np.full(kind, 0.5) for key, kind in ROBOT_SAMPLES[name].items()}
     done = _transforms.compose([*data.repack_transforms.inputs, *data.data_transforms.inputs])(sample)
-    assert list(done["image"]) == list(_model.IMAGE_KEYS)
+    # One arm has one wrist: nothing is computed for the slot of the other.
+    num_cameras = 3 if name == "pi0_aloha_pen_uncap" else 2
+    assert list(done["image"]) == list(_model.IMAGE_KEYS)[:num_cameras]
+    assert [bool(done["image_mask"][key]) for key in _model.IMAGE_KEYS] == [True, True, num_cameras == 3]
     assert done["state"].shape == (ROBOT_SAMPLES[name].get("observation.state", 8),)
     assert done["actions"].shape[0] == config.model.action_horizon
     if name == "pi0_libero":
         np.testing.assert_array_equal(done["actions"][0], [0, 0, 0, 0, 0, 0, 0.5])
+
+    inputs = _transforms.compose(data.model_transforms.inputs)(done)
+    batch = jax.tree.map(lambda leaf: np.asarray(leaf)[None], inputs)
+    observation = _model.preprocess_observation(None, _model.Observation.from_dict(batch))
+    assert list(observation.images) == list(done["image"])
+    assert {image.shape for image in observation.images.values()} == {(1, 224, 224, 3)}
+    assert observation.tokenized_prompt_mask.any()
+    assert (observation.state.shape[-1], batch["actions"].shape[-1]) == (32, 32)
 
 
 def test_the_documented_flags_override_a_config(monkeypatch):

@@ -1,3 +1,5 @@
+import base64
+import hashlib
 import http.server
 import json
 import multiprocessing
@@ -10,6 +12,7 @@ import pytest
 
 from openpi.shared import download
 from openpi.shared import errors
+from openpi.shared import http_file
 
 OBJECTS = {
     "tokenizer.model": b"a tokenizer",
@@ -19,6 +22,13 @@ OBJECTS = {
     "runs/7/params/empty/": b"",
     "runs/7/params_old/d": b"not wanted",
 }
+
+
+SHAKY = bytes(range(250)) * 4000
+
+
+def md5(content):
+    return base64.b64encode(hashlib.md5(content).digest()).decode()
 
 
 class BucketHandler(http.server.BaseHTTPRequestHandler):
@@ -31,6 +41,10 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
             self.answer(json.dumps(self.list_page(urllib.parse.parse_qs(url.query))).encode())
         elif url.path == "/bucket/broken":
             self.answer(b"half", claimed_length=8)
+        elif url.path in ("/bucket/shaky", "/bucket/changing"):
+            self.answer_in_pieces()
+        elif url.path == "/bucket/spoilt":
+            self.answer(b"spoilt", checksum=md5(b"whole"))
         else:
             self.answer(OBJECTS.get(urllib.parse.unquote(url.path).removeprefix("/bucket/")))
 
@@ -40,9 +54,25 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
         page = {"items": [{"name": name, "size": str(len(OBJECTS[name]))} for name in names[start : start + 2]]}
         return page | ({"nextPageToken": str(start + 2)} if start + 2 < len(names) else {})
 
-    def answer(self, body, claimed_length=None):
+    def answer_in_pieces(self):
+        """Break off after 400,000 bytes; "changing" is another version each time."""
+        etag = f'"{len(self.server.requests) if self.path.endswith("changing") else 0}"'
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        is_rest = self.headers.get("If-Range") == etag
+        rest = SHAKY[start if is_rest else 0 :]
+        self.send_response(206 if is_rest else 200)
+        self.send_header("Content-Length", str(len(rest)))
+        self.send_header("ETag", etag)
+        self.send_header("x-goog-hash", "crc32c=AAAAAA==")
+        self.send_header("x-goog-hash", f"md5={md5(SHAKY)}")
+        self.end_headers()
+        self.wfile.write(rest[:400_000])
+
+    def answer(self, body, claimed_length=None, checksum=None):
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Length", str(claimed_length or len(body or b"")))
+        if checksum is not None:
+            self.send_header("x-goog-hash", f"md5={checksum}")
         self.end_headers()
         self.wfile.write(body or b"")
 
@@ -131,6 +161,25 @@ def test_a_connection_that_breaks_off_leaves_nothing_in_the_cache(bucket, cache)
         download.maybe_download("gs://bucket/broken")
     assert not (cache / "bucket").exists()
     assert [path.suffix for path in (cache / ".downloads").iterdir()] == [".lock"]
+
+
+def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(bucket, monkeypatch, caplog):
+    monkeypatch.setattr(http_file, "_PAUSE_S", 0)
+    assert download.maybe_download("gs://bucket/shaky").read_bytes() == SHAKY
+    assert len(bucket.requests) == 3
+    assert "broke off after 400000 of 1000000 bytes; going on after 400000 bytes" in caplog.text
+
+
+def test_parts_of_different_versions_are_never_joined(bucket, monkeypatch):
+    monkeypatch.setattr(http_file, "_PAUSE_S", 0)
+    with pytest.raises(errors.UserError, match="broke off after 400000 of 1000000 bytes"):
+        download.maybe_download("gs://bucket/changing")
+
+
+def test_a_file_with_the_wrong_checksum_is_refused(bucket, cache):
+    with pytest.raises(errors.UserError, match=r"found MD5 .* of 6 bytes, expected .*put it at"):
+        download.maybe_download("gs://bucket/spoilt")
+    assert not (cache / "bucket").exists()
 
 
 def test_what_a_killed_download_left_is_not_mixed_in(bucket, cache):

@@ -34,7 +34,7 @@ def assert_close(result, expected, dtype):
     else:
         # Sums of rounded terms: the error goes with the size of the terms, not with that of the result. The compiler
         # may keep more bits inside a fusion, so one bfloat16 run never repeats another bit by bit.
-        assert np.abs(result - expected).max() <= 3e-2 * np.abs(expected).max()
+        np.testing.assert_allclose(result, expected, rtol=0, atol=3e-2 * np.abs(expected).max())
 
 
 def with_lora(size, rank):
@@ -66,13 +66,13 @@ def stored_model(name, **changes):
 
 
 @functools.cache
-def sampler(name):
-    """Jitted once for all tests of a model."""
-    return jit_sampler(stored_model(name))
+def sampler(name, *static_argnames):
+    """Jitted once for all tests of a model; unless static, the number of steps is traced."""
+    return jit_sampler(stored_model(name), *static_argnames)
 
 
-def jit_sampler(model):
-    return nnx_utils.module_jit(model.sample_actions, static_argnames=("max_decoding_steps", "num_steps"))
+def jit_sampler(model, *static_argnames):
+    return nnx_utils.module_jit(model.sample_actions, static_argnames=("max_decoding_steps", *static_argnames))
 
 
 @functools.cache
@@ -123,8 +123,9 @@ def test_tokens_velocity_and_samples_equal_the_golden_numbers(name, dtype):
     loss = jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)
     assert_close(loss, arrays["loss"], dtype)
 
-    for num_steps in (3, 10):
-        result = sampler(name)(jax.random.key(0), observation, num_steps=num_steps, noise=noise)
+    for num_steps, static_argnames in ((3, ()), (10, ("num_steps",))):
+        sample = sampler(name, *static_argnames)
+        result = sample(jax.random.key(0), observation, num_steps=num_steps, noise=noise)
         assert result.dtype == jnp.float32
         assert_close(result, arrays[f"sample_{num_steps}"], dtype)
 
@@ -273,6 +274,17 @@ def test_what_a_masked_camera_and_padding_hold_does_not_matter():
     noise = jnp.asarray(arrays["noise"])
     before, after = (sampler("pi0")(jax.random.key(0), o, num_steps=2, noise=noise) for o in (observation, changed))
     np.testing.assert_allclose(before, after, atol=1e-5)
+
+
+def test_a_slot_without_an_image_gives_the_numbers_of_a_masked_one():
+    arrays = golden_arrays("pi0")
+    observation = stored_observation(arrays, _model.IMAGE_KEYS)
+    *_, empty = _model.IMAGE_KEYS
+    masked = observation.replace(image_masks=observation.image_masks | {empty: jnp.zeros(2, dtype=bool)})
+    dropped = masked.replace(images={key: image for key, image in masked.images.items() if key != empty})
+    noise = jnp.asarray(arrays["noise"])
+    with_image, without = (sampler("pi0")(jax.random.key(0), o, num_steps=2, noise=noise) for o in (masked, dropped))
+    np.testing.assert_allclose(with_image, without, rtol=2e-5, atol=2e-5)
 
 
 def test_fast_stops_each_sample_at_its_own_end_token(monkeypatch):

@@ -122,7 +122,7 @@ def test_an_untrained_adaptive_norm_closes_its_gate_and_norms_plainly():
     adaptive = gemma_layers.RMSNorm(6, adaptive=True, dtype="float32", rngs=nnx.Rngs(0))
     plain = gemma_layers.RMSNorm(6, adaptive=False, dtype="float32", rngs=nnx.Rngs(0))
     x, cond = draw(2, 3, 6), jnp.ones((2, 6))
-    normed, gate = adaptive(x, cond)
+    normed, gate = adaptive(x, adaptive.modulate(cond))
     np.testing.assert_allclose(normed, plain(x, None)[0], rtol=1e-6)
     np.testing.assert_allclose(jnp.mean(jnp.square(normed), axis=-1), 1.0, rtol=1e-4)
     assert not gate.any()

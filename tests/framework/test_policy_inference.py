@@ -298,6 +298,19 @@ def test_given_statistics_and_sample_arguments_take_effect():
     np.testing.assert_allclose(shifted - plain, 5.0, rtol=1e-5)
 
 
+def test_the_argument_that_decides_a_shape_is_no_number_of_the_program():
+    class Writer(QuickModel):
+        def sample_actions(self, rng, observation, *, max_decoding_steps=4, temperature=0.0):
+            return jnp.full((observation.state.shape[0], max_decoding_steps), temperature)
+
+    model = Writer(_tiny_pi0())
+    state = {"state": np.zeros(3, np.float32), "image": {"base_0_rgb": np.zeros((4, 4, 3), np.uint8)}}
+    policy = _policy.Policy(model, sample_kwargs={"max_decoding_steps": 7, "temperature": 0.5})
+    np.testing.assert_array_equal(policy.infer(state)["actions"], np.full(7, 0.5, np.float32))
+    # A model that takes no noise is asked one by one.
+    assert [len(result["actions"]) for result in policy.infer_batch([state] * 3)] == [7, 7, 7]
+
+
 def test_repack_transforms_wrap_the_whole_chain():
     repack = _transforms.Group(
         inputs=[_transforms.RepackTransform({"state": "qpos", "images": {"cam_high": "front"}, "prompt": "task"})],

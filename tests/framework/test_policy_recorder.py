@@ -1,6 +1,7 @@
 """What a recorded policy leaves on disk, and that it can be read back."""
 
 import contextlib
+import json
 import logging
 import pathlib
 import threading
@@ -35,7 +36,7 @@ def _state(value):
 
 
 def _files(directory):
-    return sorted(path.name for path in directory.iterdir())
+    return sorted(path.name for path in directory.iterdir() if path.name != _recorder.METADATA_FILE)
 
 
 def _image(shape, seed=0):
@@ -155,6 +156,7 @@ def test_metadata_and_keyword_arguments_pass_through(tmp_path):
     with _recording(tmp_path) as recorder:
         assert recorder.metadata == {"robot": "test"}
         assert recorder.infer({"state": np.zeros(1)}, noise="n")["noise"] == "n"
+    assert json.loads((tmp_path / _recorder.METADATA_FILE).read_text()) == {"robot": "test"}
 
 
 def test_objects_are_recorded_as_text(tmp_path):

@@ -184,10 +184,11 @@ def test_a_checkpoint_is_served_until_a_signal(tiny_config, tmp_path, monkeypatc
     for part in (f"ws://127.0.0.1:{port}", "'tiny_realman'", "pi0_checkpoint/7", "'wave' by default", "warm-up"):
         assert part in ready
     # The client's request is recorded, the warm-up is not; nothing else is written.
-    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
         "policy_records",
+        "policy_records/metadata.json",
         "policy_records/step_0.npz",
-    ]
+    }
     (record,) = recorder.find_records("policy_records")
     np.testing.assert_array_equal(recorder.read_record(record).outputs["actions"], seen["actions"])
 

@@ -250,11 +250,18 @@ def test_real_arms_are_paced_by_the_clock(example, tmp_path):
     assert summary["late_steps"] is not None
 
 
-def test_a_real_robot_is_not_available_yet_and_says_so(example, tmp_path):
+def test_without_the_vendors_sdk_the_real_robot_says_how_to_get_it(example, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "Robotic_Arm", None)
     path = tmp_path / "site.toml"
-    path.write_text('robot = "rm65"\n')
-    with pytest.raises(SiteError, match="not available yet"):
-        example.main(example.Args(site=path))
+    path.write_text('robot = "rm65"\n[cameras.cam_high]\nkind = "opencv"\ndevice = "/dev/nowhere"\n')
+    with serving(Ramp()) as server, pytest.raises(SiteError, match="pip install Robotic_Arm") as caught:
+        example.main(example.Args(site=path, port=server.port, out_dir=tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_real_arms_named_by_a_flag_never_get_the_limits_of_the_simulation(example):
+    assert example.resolve_site(example.Args(robot="rm65")).safety == Site().safety
+    assert example.resolve_site(example.Args(robot="emulated")).safety == SIM_SITE.safety
 
 
 def test_flags_win_over_the_sites_file(example, tmp_path):

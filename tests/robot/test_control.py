@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from realman import chunks
 from realman import control
 from realman import spec
 from realman.client import Prediction
@@ -19,8 +20,9 @@ from realman.robot import ShadowRobot
 from realman.robot import connected
 from realman.safety import Limits
 from realman.safety import SafetySettings
+from realman.watchdogs import Watchdogs
 
-LIMITS = Limits.per_tick(SafetySettings(max_joint_speed_deg_s=225), fps=50)
+LIMITS = Limits.per_tick(SafetySettings(max_joint_speed_deg_s=225, max_joint_acceleration_deg_s2=1e6), fps=50)
 
 
 class FakeRobot:
@@ -98,8 +100,8 @@ class FakeClock:
         self.now += seconds
 
 
-def run(robot, client, **options) -> tuple[control.RunRecord, control.SyncPlayer]:
-    record, player = control.RunRecord(), control.SyncPlayer(client, "task")
+def run(robot, client, **options) -> tuple[control.RunRecord, chunks.SyncPlayer]:
+    record, player = control.RunRecord(), chunks.SyncPlayer(client, "task")
     with connected(robot):
         control.run(robot, player, LIMITS, record, **{"max_steps": 10, **options})
     return record, player
@@ -189,7 +191,7 @@ def test_a_stop_that_fails_after_a_good_run_is_an_error():
 def test_an_old_observation_is_not_acted_on():
     robot = FakeRobot(age_s=2.0)
     with pytest.raises(RobotTimeoutError, match=r"observation: 2\d\d\d ms old, at most 500 ms"):
-        run(robot, RampClient(), max_observation_age_s=0.5)
+        run(robot, RampClient(), watchdogs=Watchdogs(max_observation_age_s=0.5))
     assert robot.sent == []
 
 

@@ -62,7 +62,11 @@ def test_a_dask_cluster_gives_the_same_dataset(tmp_path, tiny_recordings, whole)
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, host="127.0.0.1", scheduler_port=0, dashboard_address=None
     ) as cluster:
-        convert.main(dataclasses.replace(args, dask=cluster.scheduler_address))
+        args = dataclasses.replace(args, dask=cluster.scheduler_address)
+        convert.main(args)
+        # An error of the work comes back as it is, not as one of the cluster.
+        with pytest.raises(EpisodeError, match="camera 'cam_top' is missing"):
+            convert.main(dataclasses.replace(args, overwrite=True, cameras=("cam_top",)))
     assert content(args.target) == whole
 
 

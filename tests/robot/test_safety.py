@@ -11,11 +11,13 @@ from realman import spec
 from realman.errors import RejectedError
 from realman.errors import SiteError
 from realman.safety import Limits
+from realman.safety import Motion
 from realman.safety import SafetyLayer
 from realman.safety import SafetySettings
 from realman.safety import check_first_jump
 from realman.safety import check_start
 from realman.safety import limit_target
+from realman.workspace import Box
 
 LIMITS = Limits.per_tick(SafetySettings(), fps=50)
 JOINTS = list(spec.JOINT_DIMS)
@@ -30,58 +32,91 @@ def in_range(fraction: np.ndarray) -> np.ndarray:
     return LIMITS.lower + fraction * (LIMITS.upper - LIMITS.lower)
 
 
+def follow(targets: np.ndarray, start: np.ndarray, limits: Limits = LIMITS) -> np.ndarray:
+    """What is sent for a stream of targets, from rest at `start`; the first row is the start."""
+    motion, sent = Motion.at_rest(start), [start]
+    for target in targets:
+        position = limit_target(target, motion, limits).target
+        motion = Motion(position, position - motion.position, target)
+        sent.append(position)
+    return np.array(sent)
+
+
 @settings(max_examples=50)
 @given(target=anywhere, previous=anywhere)
 def test_a_tick_never_moves_further_than_its_step(target, previous):
-    sent = limit_target(target, previous, LIMITS).target
+    sent = limit_target(target, Motion.at_rest(previous), LIMITS).target
     assert (np.abs(sent - previous) <= LIMITS.max_step + EPS).all()
 
 
-@settings(max_examples=50)
-@given(target=anywhere, fraction=fractions)
-def test_from_inside_the_range_nothing_leaves_it(target, fraction):
-    sent = limit_target(target, in_range(fraction), LIMITS).target
+@settings(max_examples=40)
+@given(targets=hnp.arrays(np.float64, (25, 14), elements=st.floats(-1000, 1000)), fraction=fractions)
+def test_from_rest_inside_the_range_no_stream_breaks_range_speed_or_acceleration(targets, fraction):
+    sent = follow(targets, in_range(fraction))
+    steps = np.diff(sent, axis=0, prepend=sent[:1])
     assert (sent >= LIMITS.lower - EPS).all()
     assert (sent <= LIMITS.upper + EPS).all()
+    assert (np.abs(steps) <= LIMITS.max_step + EPS).all()
+    assert (np.abs(np.diff(steps, axis=0)) <= LIMITS.max_step_change + EPS).all()
 
 
-@settings(max_examples=50)
-@given(target=anywhere, previous=anywhere)
-def test_from_outside_the_range_a_tick_never_moves_further_out(target, previous):
+@settings(max_examples=40)
+@given(target=anywhere, previous=anywhere, step=hnp.arrays(np.float64, 14, elements=st.floats(-0.1, 0.1)))
+def test_from_outside_the_range_a_tick_never_moves_further_out(target, previous, step):
     def distance(x):
         return np.maximum(np.maximum(LIMITS.lower - x, x - LIMITS.upper), 0)
 
-    sent = limit_target(target, previous, LIMITS).target
+    sent = limit_target(target, Motion(previous, step, target), LIMITS).target
     assert (distance(sent) <= distance(previous) + EPS).all()
 
 
-@settings(max_examples=50)
-@given(previous=fractions, step=hnp.arrays(np.float64, 14, elements=st.floats(-1, 1)))
-def test_an_allowed_target_is_sent_unchanged(previous, step):
-    start = in_range(previous)
-    target = np.clip(start + 0.99 * step * LIMITS.max_step, LIMITS.lower, LIMITS.upper)
-    limited = limit_target(target, start, LIMITS)
-    np.testing.assert_array_equal(limited.target, target)
-    assert not limited.over_range.any()
-    assert not limited.over_speed.any()
+@settings(max_examples=40)
+@given(
+    fraction=fractions,
+    changes=hnp.arrays(np.float64, (40, 14), elements=st.floats(-1, 1)),
+)
+def test_a_stream_inside_all_limits_is_sent_unchanged(fraction, changes):
+    # Any stream that the limits themselves have made is one.
+    wild = in_range(fraction) + np.cumsum(changes, axis=0)
+    allowed = follow(wild, in_range(fraction))
+    np.testing.assert_allclose(follow(allowed[1:], allowed[0]), allowed, atol=1e-7)
 
 
 @settings(max_examples=15)
 @given(target=anywhere, fraction=fractions)
-def test_repeating_a_target_reaches_its_nearest_allowed_position(target, fraction):
-    nearest, position = np.clip(target, LIMITS.lower, LIMITS.upper), in_range(fraction)
-    for _ in range(int(np.ceil(((LIMITS.upper - LIMITS.lower) / LIMITS.max_step).max())) + 1):
-        position = limit_target(target, position, LIMITS).target
-    np.testing.assert_allclose(position, nearest, atol=EPS)
+def test_repeating_a_target_reaches_its_nearest_allowed_position_without_passing_it(target, fraction):
+    nearest, start = np.clip(target, LIMITS.lower, LIMITS.upper), in_range(fraction)
+    num_steps = int(np.ceil(((LIMITS.upper - LIMITS.lower) / LIMITS.max_step).max())) + 30
+    # The first look at the target is of one that stands, not of one that has just jumped there.
+    motion, sent = Motion(start, np.zeros(14), target), []
+    for _ in range(num_steps):
+        position = limit_target(target, motion, LIMITS).target
+        motion = Motion(position, position - motion.position, target)
+        sent.append(position)
+    np.testing.assert_allclose(sent[-1], nearest, atol=EPS)
+    beyond = (np.array(sent) - nearest) * np.sign(nearest - start)
+    assert (beyond <= EPS).all()
+
+
+@settings(max_examples=20)
+@given(jump=st.floats(-0.5, 0.5), speed=st.floats(-1, 1))
+def test_a_target_that_jumps_and_then_stands_is_met_and_kept(jump, speed):
+    run_up = 0.5 * speed * LIMITS.max_step * np.arange(1, 31)[:, None]
+    stands = np.repeat(run_up[-1:] + jump * np.isin(np.arange(14), JOINTS), 120, axis=0)
+    sent = follow(np.concatenate([run_up, stands]), np.zeros(14))
+    reached = np.clip(stands[0], LIMITS.lower, LIMITS.upper)
+    np.testing.assert_allclose(sent[-20:], np.tile(reached, (20, 1)), atol=EPS)
 
 
 @settings(max_examples=20)
 @given(target=anywhere, previous=anywhere)
 def test_the_callers_arrays_stay_as_they_are(target, previous):
+    motion = Motion.at_rest(previous)
     copies = target.copy(), previous.copy()
-    limit_target(target, previous, LIMITS)
+    limit_target(target, motion, LIMITS)
     np.testing.assert_array_equal(target, copies[0])
     np.testing.assert_array_equal(previous, copies[1])
+    np.testing.assert_array_equal(motion.position, copies[1])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -89,7 +124,7 @@ def test_a_number_that_is_not_finite_is_refused_by_name(bad):
     target = np.zeros(14)
     target[9] = bad
     with pytest.raises(RejectedError, match=r"left_elbow \[9\]"):
-        limit_target(target, np.zeros(14), LIMITS)
+        limit_target(target, Motion.at_rest(np.zeros(14)), LIMITS)
 
 
 def test_the_vendors_speed_limits_a_generous_site():
@@ -140,14 +175,61 @@ def test_a_first_target_far_away_is_refused_and_grippers_may_jump():
 
 
 def test_the_layer_checks_the_jump_only_once_and_measures_steps_from_what_was_sent():
-    layer = SafetyLayer(LIMITS, np.zeros(14))
+    limits = Limits.per_tick(SafetySettings(max_joint_acceleration_deg_s2=1e6), fps=50)
+    layer = SafetyLayer(limits, np.zeros(14))
     layer.sent(layer.check(np.zeros(14)))
     far = np.full(14, 1.0)
     first = layer.check(far)
-    np.testing.assert_allclose(first, LIMITS.max_step)
+    np.testing.assert_allclose(first, limits.max_step)
     # The driver sent less than allowed: the next step starts there.
     layer.sent(first / 2)
-    np.testing.assert_allclose(layer.check(far), 1.5 * LIMITS.max_step)
+    np.testing.assert_allclose(layer.check(far), 1.5 * limits.max_step)
+
+
+def test_after_a_pause_the_layer_starts_from_rest():
+    layer = SafetyLayer(LIMITS, np.zeros(14))
+    for k in range(1, 30):
+        layer.sent(layer.check(0.5 * LIMITS.max_step * k))
+    moving = layer.check(0.5 * LIMITS.max_step * 30)
+    layer.held()
+    held_at = 0.5 * LIMITS.max_step * 29
+    after = layer.check(held_at + LIMITS.max_step)
+    assert (moving - held_at)[0] == pytest.approx(0.5 * LIMITS.max_step[0])
+    np.testing.assert_array_less((after - held_at)[JOINTS], LIMITS.max_step_change[JOINTS] + EPS)
+
+
+BOX = Box(lower_m=(-1.0, -1.0, 0.1), upper_m=(1.0, 1.0, 1.0))
+
+
+def test_a_tool_that_would_leave_its_box_is_refused_by_arm_and_axis():
+    limits = Limits.per_tick(SafetySettings(left_box=BOX, max_first_jump_deg=360), fps=50)
+    down = np.zeros(14)
+    # The shoulder bends the left arm over until it points at the table.
+    down[8] = np.deg2rad(125)
+
+    def bend(layer: SafetyLayer, target: np.ndarray) -> None:
+        for _ in range(200):
+            layer.sent(layer.check(target))
+
+    with pytest.raises(RejectedError, match=r"left arm: the tool would be outside its workspace box: z = 0\.0[89]\d m"):
+        bend(SafetyLayer(limits, np.zeros(14)), down)
+    # The right arm has no box.
+    bend(SafetyLayer(limits, np.zeros(14)), np.roll(down, 7))
+
+
+def test_a_start_outside_the_box_is_refused():
+    box = dataclasses.replace(BOX, upper_m=(1.0, 1.0, 0.5))
+    with pytest.raises(RejectedError, match=r"right arm: .* z = 0\.851 m \(box 0\.1\.\.0\.5\)"):
+        SafetyLayer(Limits.per_tick(SafetySettings(right_box=box), fps=50), np.zeros(14))
+
+
+def test_the_length_of_the_tool_counts():
+    assert dataclasses.replace(BOX, tool_length_m=0.2).tip_m(np.zeros(6))[2] == pytest.approx(0.8505 + 0.2)
+
+
+def test_a_box_inside_out_is_refused():
+    with pytest.raises(SiteError, match=r"z is 0\.5\.\.0\.1 m"):
+        Box((0.0, 0.0, 0.5), (1.0, 1.0, 0.1))
 
 
 def test_the_layer_counts_what_it_changed():

@@ -31,6 +31,7 @@ from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi.shared import cli
 from openpi.shared.errors import ConfigError
 from openpi.training import config as _config
+from openpi_client import memory
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
@@ -155,6 +156,7 @@ def main(args: Args) -> None:
     for chatty in ("absl", "websockets.server"):  # orbax reports each file through absl; connections are logged by us
         logging.getLogger(chatty).setLevel(logging.WARNING)
     args.check()
+    memory.keep_freed_memory()
     options = ServerOptions(
         debug=args.debug,
         max_message_bytes=args.max_message_mb * 2**20,

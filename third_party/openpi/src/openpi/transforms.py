@@ -11,6 +11,7 @@ from openpi._transforms.base import DataTransformFn
 from openpi._transforms.base import Group
 from openpi._transforms.base import RepackTransform
 from openpi._transforms.base import compose
+from openpi._transforms.images import DropImages
 from openpi._transforms.images import ResizeImages
 from openpi._transforms.prompts import ActionTokenizer
 from openpi._transforms.prompts import ExtractFASTActions
@@ -41,6 +42,7 @@ __all__ = [
     "DataDict",
     "DataTransformFn",
     "DeltaActions",
+    "DropImages",
     "ExtractFASTActions",
     "Group",
     "InjectDefaultPrompt",

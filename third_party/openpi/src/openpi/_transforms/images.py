@@ -1,9 +1,13 @@
 """Transforms of camera images."""
 
+from collections.abc import Sequence
 import dataclasses
+
+import numpy as np
 
 from openpi._transforms.base import DataDict
 from openpi._transforms.base import DataTransformFn
+from openpi.shared import errors
 from openpi_client import image_tools
 
 
@@ -20,3 +24,24 @@ class ResizeImages(DataTransformFn):
             name: image_tools.resize_with_pad(image, self.height, self.width) for name, image in data["image"].items()
         }
         return {**data, "image": resized}
+
+
+@dataclasses.dataclass(frozen=True)
+class DropImages(DataTransformFn):
+    """Leave out the images of camera slots that this robot never fills; their masks stay.
+
+    The model then computes no tokens for them, which nothing would read. The slots are fixed, not found sample by sample:
+    another set of images is another program to compile.
+    """
+
+    slots: Sequence[str]
+
+    def __call__(self, data: DataDict) -> DataDict:
+        """Return the sample without the slots' images.
+
+        Raises:
+            DataError: A slot is masked as present.
+        """
+        if present := [slot for slot in self.slots if np.any(data["image_mask"][slot])]:
+            raise errors.DataError(f"sample: camera slots {present} hold images, expected them to be empty")
+        return data | {"image": {slot: image for slot, image in data["image"].items() if slot not in self.slots}}

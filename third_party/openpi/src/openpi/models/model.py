@@ -61,7 +61,7 @@ class Observation(Generic[ArrayT]):
 
     # RGB in [-1, 1], by camera slot.
     images: dict[str, at.Float[ArrayT, "*b h w c"]]
-    # False where a camera is missing.
+    # False where a camera is missing. A slot that no sample fills may have a mask only: no tokens are computed for it.
     image_masks: dict[str, at.Bool[ArrayT, "*b"]]
     # Normalised robot state.
     state: at.Float[ArrayT, "*b s"]
@@ -91,7 +91,7 @@ class Observation(Generic[ArrayT]):
         masks = data.get("image_mask", {})
         return cls(
             images=images,
-            image_masks={key: masks[key] if key in masks else _all_true(image) for key, image in images.items()},
+            image_masks={key: _all_true(image) for key, image in images.items() if key not in masks} | dict(masks),
             state=data["state"],
             tokenized_prompt=data.get("tokenized_prompt"),
             tokenized_prompt_mask=data.get("tokenized_prompt_mask"),
@@ -137,13 +137,15 @@ def preprocess_observation(
         image_resolution: Height and width that the model takes, px.
 
     Raises:
-        DataError: An image slot is missing, or images and state disagree about the batch.
+        DataError: An image slot has neither image nor mask, or images and state disagree about the batch.
     """
-    missing = [key for key in image_keys if key not in observation.images]
+    missing = [key for key in image_keys if key not in observation.images and key not in observation.image_masks]
     if missing:
         raise errors.DataError(f"observation: found images {list(observation.images)}, expected also {missing}")
     images, masks = {}, {}
     for key in image_keys:
+        if key not in observation.images:
+            continue
         image = observation.images[key]
         if image.shape[:-3] != observation.state.shape[:-1]:
             raise errors.DataError(

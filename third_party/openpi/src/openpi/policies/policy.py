@@ -145,6 +145,10 @@ def _numbers(path: Any, leaf: Any) -> np.ndarray:
 
 def _stack(inputs: Sequence[dict[str, Any]]) -> _model.Observation:
     """Batch inputs of equal shapes."""
-    return _model.Observation.from_dict(
-        jax.tree.map(lambda *leaves: jnp.asarray(leaves[0][None] if len(leaves) == 1 else np.stack(leaves)), *inputs)
-    )
+    if len(inputs) == 1:
+        return _observation(jax.tree.map(lambda leaf: leaf[None], inputs[0]))
+    return _observation(jax.tree.map(lambda *leaves: np.stack(leaves), *inputs))
+
+
+# One program instead of a dozen small ones, whose dispatch takes as long as their work.
+_observation = jax.jit(_model.Observation.from_dict)

@@ -2,11 +2,13 @@
 
 A record is one file `step_<n>.npz`, readable by `numpy.load` without pickle: an array for each leaf, under keys like
 `inputs/state` and `outputs/actions`. Colour images are stored as PNG (lossless, about half the size) under their key and
-`.png`, with their axis order: `inputs/images/cam_high.hwc.png`.
+`.png`, with their axis order: `inputs/images/cam_high.hwc.png`. Beside the records, `metadata.json` is what the policy said of
+itself when it was last recorded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import json
 import logging
 import pathlib
 import queue
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_BYTES = 10 * 2**30
 """About ten hours of two requests a second with three images of 224 x 224."""
+
+METADATA_FILE = "metadata.json"
 
 _STEP_FILE = re.compile(r"step_(\d+)\.npz")
 _IMAGE_KEY = re.compile(r"(.+)\.(hwc|chw)\.png")
@@ -68,7 +72,7 @@ class PolicyRecorder(_base_policy.BasePolicy):
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}, expected at least 1")
         self._policy = policy
-        self._folder = _Folder(pathlib.Path(record_dir), max_bytes)
+        self._folder = _Folder(pathlib.Path(record_dir), max_bytes, self.metadata)
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(_MAX_WAITING)
         self._writer = threading.Thread(target=self._write, name="recorder", daemon=True)
         self._writer.start()
@@ -157,8 +161,9 @@ def _step_of(path: pathlib.Path) -> int:
 class _Folder:
     """Numbered files that together stay below a size."""
 
-    def __init__(self, path: pathlib.Path, max_bytes: int) -> None:
+    def __init__(self, path: pathlib.Path, max_bytes: int, metadata: Mapping[str, Any]) -> None:
         self.path = path
+        self._metadata: Mapping[str, Any] | None = metadata  # until it is written
         path.mkdir(parents=True, exist_ok=True)
         self._max_bytes = max_bytes
         self._files = [(file, file.stat().st_size) for file in find_records(path)]
@@ -166,6 +171,9 @@ class _Folder:
         self._next_step = 1 + max((_step_of(file) for file, _ in self._files), default=-1)
 
     def add(self, leaves: Mapping[str, np.ndarray]) -> None:
+        if self._metadata is not None:
+            (self.path / METADATA_FILE).write_text(json.dumps(self._metadata, indent=2, default=str) + "\n")
+            self._metadata = None
         file = self.path / f"step_{self._next_step}.npz"
         # Under another name until it is whole, so that a reader never meets half a file.
         partial = file.with_suffix(".partial")

@@ -73,8 +73,9 @@ class Session:
                 self._service.num_under_way -= 1
                 if exchange.inference is not None:
                     exchange.inference.cancel()
-        for task in done:
-            task.result()
+        # All are looked at: an error that nobody asks for would be reported as lost.
+        if found := [error for task in done if (error := task.exception()) is not None]:
+            raise found[0]
 
     async def _receive(self) -> None:
         while True:

@@ -1,7 +1,7 @@
 """Remote files and folders, kept in a local cache.
 
 The cache is `$OPENPI_DATA_HOME` or `~/.cache/openpi`; `gs://bucket/a/b` is kept at `<cache>/bucket/a/b`. A download goes to a
-folder of its own and moves into place when it is whole, so what lies in the cache is never half. With `OPENPI_OFFLINE=1`
+folder of its own and moves into place when it is whole and its checksum right, so what lies in the cache is never half. With `OPENPI_OFFLINE=1`
 nothing is fetched. `gs://` needs no extra package: public buckets are read over https.
 """
 
@@ -24,6 +24,7 @@ import urllib.request
 import tqdm
 
 from openpi.shared import errors
+from openpi.shared import http_file
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,6 @@ GCS_ENV = "STORAGE_EMULATOR_HOST"
 
 _DEFAULT_CACHE_DIR = "~/.cache/openpi"
 _GCS_URL = "https://storage.googleapis.com"
-_TIMEOUT_S = 60.0
-_BLOCK_BYTES = 1 << 20
 
 _STALE_BEFORE = {
     "openpi-assets/checkpoints/pi0_aloha_pen_uncap": dt.datetime(2025, 2, 17, tzinfo=dt.UTC),
@@ -186,7 +185,7 @@ def _list_gcs(base: str, bucket: str, prefix: str) -> dict[str, int]:
     query = {"prefix": prefix, "fields": "items(name,size),nextPageToken"}
     while True:
         url = f"{base}/storage/v1/b/{urllib.parse.quote(bucket, safe='')}/o?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+        with urllib.request.urlopen(url, timeout=http_file.TIMEOUT_S) as response:
             page = json.load(response)
         sizes |= {item["name"]: int(item["size"]) for item in page.get("items", ())}
         if "nextPageToken" not in page:
@@ -201,24 +200,11 @@ def _fetch_http(targets: dict[str, pathlib.Path], total_bytes: int | None = None
             progress.set_description(f"file {number}/{len(targets)}")
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _fetch_one(url, target, progress)
+                http_file.fetch(url, target, progress)
             except urllib.error.HTTPError as e:
                 if e.code == http.HTTPStatus.NOT_FOUND:
                     raise errors.MissingFileError(f"{url}: no such file on the server") from e
                 raise
-
-
-def _fetch_one(url: str, target: pathlib.Path, progress: tqdm.tqdm) -> None:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response, target.open("wb") as file:
-        expected = response.headers.get("Content-Length")
-        if progress.total is None and expected is not None:
-            progress.total = int(expected)
-        while block := response.read(_BLOCK_BYTES):
-            file.write(block)
-            progress.update(len(block))
-        # A connection that breaks off looks like the end of the file.
-        if expected is not None and file.tell() != int(expected):
-            raise OSError(f"connection broke off after {file.tell()} of {expected} bytes")
 
 
 def _fetch_fsspec(url: str, part: pathlib.Path, options: dict[str, Any]) -> None:

@@ -70,7 +70,10 @@ class LeRobotLiberoDataConfig(DataConfigFactory):
         keys = {"image": "image", "wrist_image": "wrist_image", "state": "state"}
         repack = {f"observation/{new}": old for new, old in keys.items()} | {"actions": "actions", "prompt": "prompt"}
         data_transforms = _transforms.Group(
-            inputs=[libero_policy.LiberoInputs(model_type=model_config.model_type)],
+            inputs=[
+                libero_policy.LiberoInputs(model_type=model_config.model_type),
+                *_without_second_wrist(model_config),
+            ],
             outputs=[libero_policy.LiberoOutputs()],
         )
         if self.extra_delta_transform:
@@ -102,9 +105,15 @@ class LeRobotDROIDDataConfig(DataConfigFactory):
 def droid_transforms(model_config: _model.BaseModelConfig) -> _transforms.Group:
     """Return the DROID robot's transforms for a model."""
     return _transforms.Group(
-        inputs=[droid_policy.DroidInputs(model_type=model_config.model_type)],
+        inputs=[droid_policy.DroidInputs(model_type=model_config.model_type), *_without_second_wrist(model_config)],
         outputs=[droid_policy.DroidOutputs()],
     )
+
+
+def _without_second_wrist(model_config: _model.BaseModelConfig) -> list[_transforms.DataTransformFn]:
+    """Save the work for the wrist camera that a single arm lacks; pi0-FAST was trained with a black image there."""
+    is_masked = model_config.model_type != _model.ModelType.PI0_FAST
+    return [_transforms.DropImages(["right_wrist_0_rgb"])] if is_masked else []
 
 
 def _with_deltas(group: _transforms.Group, mask: Sequence[bool]) -> _transforms.Group:

@@ -1,0 +1,96 @@
+"""Frozen dataclasses from TOML: unknown keys, wrong types and wrong values are refused with their place in the file."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+import tomllib
+import types
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from realman.errors import SiteError
+
+_T = TypeVar("_T")
+
+
+def load(path: Path, cls: type[_T]) -> _T:
+    """Read a file as one `cls`, whose fields are the keys.
+
+    Fields may be bool, int, float, str, None unions of these, `Literal`, tuples of a fixed length, dataclasses (a table)
+    and dicts from str to a dataclass (a table of named tables).
+
+    Raises:
+        SiteError: Not readable, an unknown key (with the nearest known one), a wrong type or value.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return from_table(cls, table)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise SiteError(f"{path}: cannot be read as TOML ({e})") from e
+    except SiteError as e:
+        raise SiteError(f"{path}: {e}") from e
+
+
+def from_table(cls: type[_T], table: dict[str, Any], prefix: str = "") -> _T:
+    """Build a dataclass from a TOML table; `prefix` is the place in the file, for messages.
+
+    Raises:
+        SiteError: See `load`.
+    """
+    hints = get_type_hints(cls)
+    unknown = [_unknown_key(key, list(hints), prefix) for key in table if key not in hints]
+    if unknown:
+        raise SiteError("; ".join(unknown))
+    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in table.items()})
+
+
+def _unknown_key(key: str, known: list[str], prefix: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key '{prefix}{key}', {hint}"
+
+
+def _convert(value: Any, hint: Any, place: str) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        return _convert_union(value, get_args(hint), place)
+    if dataclasses.is_dataclass(hint):
+        return from_table(hint, _table(value, place), f"{place}.")  # type: ignore[arg-type]
+    if get_origin(hint) is dict:
+        item = get_args(hint)[1]
+        return {key: _convert(entry, item, f"{place}.{key}") for key, entry in _table(value, place).items()}
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise SiteError(f"'{place}' is {value!r}; expected one of {', '.join(map(repr, get_args(hint)))}")
+        return value
+    if get_origin(hint) is tuple:
+        return _convert_tuple(value, get_args(hint), place)
+    return _convert_plain(value, (hint,), place)
+
+
+def _table(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SiteError(f"'{place}' is {value!r}; expected a table [{place}]")
+    return value
+
+
+def _convert_union(value: Any, choices: tuple[Any, ...], place: str) -> Any:
+    tables = [choice for choice in choices if dataclasses.is_dataclass(choice)]
+    # TOML has no null: a value is never the None of a union.
+    return _convert(value, tables[0], place) if tables else _convert_plain(value, choices, place)
+
+
+def _convert_tuple(value: Any, hints: tuple[Any, ...], place: str) -> tuple[Any, ...]:
+    if not isinstance(value, list) or len(value) != len(hints):
+        raise SiteError(f"'{place}' is {value!r}; expected a list of {len(hints)} values")
+    return tuple(
+        _convert(entry, hint, f"{place}[{i}]") for i, (entry, hint) in enumerate(zip(value, hints, strict=True))
+    )
+
+
+def _convert_plain(value: Any, accepted: tuple[Any, ...], place: str) -> Any:
+    if float in accepted and type(value) is int and int not in accepted:
+        return float(value)
+    # An exact comparison: bool is an int in Python, and `port = true` is a slip.
+    if type(value) not in accepted:
+        names = " or ".join(t.__name__ for t in accepted if t is not type(None))
+        raise SiteError(f"'{place}' is {value!r}; expected {names}")
+    return value
