@@ -1,6 +1,6 @@
 """Compile time, run time, peak memory and FLOPs of one training step and of sampling an action chunk, on the CPU.
 
-    python benchmarks/bench_model.py            # So400m image tower with dummy experts, about five minutes, 8 GB
+    python benchmarks/bench_model.py            # So400m image tower with dummy experts, ten minutes, 11 GiB
     python benchmarks/bench_model.py --flops    # what saved work saves; full-size models too, nothing is allocated
 
 FLOPs are XLA's cost analysis of the lowered program with all loops unrolled (it counts the body of a loop once).

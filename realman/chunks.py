@@ -165,16 +165,21 @@ class AsyncPlayer:
             self._adopt(self._predict(observe())())
             assert self._plan is not None
             return Tick(self._plan[0].copy(), self._observed_s, is_seam=True, has_blocked=True)
-        is_seam = False
+        is_seam = self._collect()
         if self._request is None and self._tick - self._asked_tick >= self._policy.action_chunk:
             self._request = self._ask(self._predict(observe()))
-        if self._request is not None and (prediction := self._request.poll()) is not None:
-            self._request = None
-            is_seam = self._adopt(prediction)
+            is_seam |= self._collect()
         index = self._tick - self._plan_tick
         is_stall = index >= len(self._plan)
         target = self._plan[min(index, len(self._plan) - 1)].copy()
         return Tick(target, self._observed_s, is_seam=is_seam, is_stall=is_stall)
+
+    def _collect(self) -> bool:
+        """Take the prediction under way if it is there; return whether a new plan begins."""
+        if self._request is None or (prediction := self._request.poll()) is None:
+            return False
+        self._request = None
+        return self._adopt(prediction)
 
     def _predict(self, observation: RobotObservation) -> Callable[[], Prediction]:
         self._asked_tick, self._asked_s = self._tick, observation.time_s

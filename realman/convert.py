@@ -36,12 +36,8 @@ from realman.dataset.video import CodecName
 from realman.errors import DatasetError
 from realman.raw import RawOptions
 from realman.raw import find_episodes
+from realman.raw.flags import ReadingFlags
 from realman.raw.folder import choose_episodes
-from realman.raw.options import AngleUnit
-from realman.raw.options import ArmOrder
-from realman.raw.options import ColorOrder
-from realman.raw.options import parse_camera_map
-from realman.raw.options import parse_gripper_range
 from realman.raw.plausible import Doubt
 
 DEFAULT_ROOT = Path("data/lerobot")
@@ -55,8 +51,8 @@ def dataset_dir(root: Path | None, repo_id: str) -> Path:
     return (root or Path(os.environ.get("HF_LEROBOT_HOME") or DEFAULT_ROOT)) / repo_id
 
 
-@dataclasses.dataclass(frozen=True)
-class Args:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args(ReadingFlags):
     """Flags of the converter."""
 
     raw_dir: Annotated[Path, tyro.conf.arg(aliases=["--data"])]
@@ -73,24 +69,10 @@ class Args:
     """Quality of --image-format jpg, 1..100."""
     video_codec: CodecName = "av1"
     """Codec of the video mode."""
-    angle_unit: AngleUnit = "rad"
-    """Unit of the recorded joint angles."""
-    gripper_range: str = "0:1"
-    """Recorded gripper value when closed and when open, such as 0:1000 or, inverted, 1000:0."""
-    raw_arm_order: ArmOrder = "right_left"
-    """Which arm comes first in the recordings."""
-    color: ColorOrder = "rgb"
-    """Channel order of raw frames, or what an ordinary JPEG decoder makes of encoded ones."""
-    fps: int | None = None
-    """Frames per second, for recordings that do not state it."""
-    task: str | None = None
-    """Task text of all recordings, for recordings that do not state it."""
     task_file: Path | None = None
     """JSON object of task texts by recording, such as {"episode_0": "fold the towel"}."""
     cameras: tuple[str, ...] = spec.CAMERAS
     """Cameras to convert; each must be in every recording."""
-    camera_map: tuple[str, ...] = ()
-    """Cameras to rename, as RECORDED=NAME, such as cam_top=cam_high; two that were exchanged need both pairs."""
     episodes: tuple[int, ...] | None = None
     """Numbers of the recordings to convert, as in episode_<n>.hdf5; by default all."""
     robot_type: str | None = None
@@ -117,19 +99,6 @@ class Args:
     def target(self) -> Path:
         """Folder of the dataset."""
         return dataset_dir(self.root, self.repo_id)
-
-    @property
-    def options(self) -> RawOptions:
-        """How to read recordings."""
-        return RawOptions(
-            self.angle_unit,
-            parse_gripper_range(self.gripper_range),
-            self.raw_arm_order,
-            self.color,
-            self.fps,
-            self.task,
-            parse_camera_map(self.camera_map),
-        )
 
     @property
     def storage(self) -> Storage:

@@ -96,6 +96,17 @@ def replay(client: PolicyClient, recording: Recording, prompt: str | None = None
     return Replay(recording, prompt, frames, predicted, hold, tuple(round_trips_s), tuple(infer_s))
 
 
+def predictor(client: PolicyClient, recording: Recording, prompt: str | None) -> Callable[[int], JointTraj]:
+    """Return what predicts the chunk (horizon, 14) at a frame of the recording, as `realman.seams` asks it."""
+    task = recording.task if prompt is None else prompt
+
+    def predict(frame: int) -> JointTraj:
+        images = {name: recording.image(name, frame) for name in client.info.cameras}
+        return client.infer(recording.state[frame], images, task).actions
+
+    return predict
+
+
 def report(result: Replay, metadata: dict[str, Any]) -> dict[str, Any]:
     """Return every number of a replay as plain JSON types; `metadata` is the server's."""
     errors, recording = result.errors, result.recording

@@ -61,7 +61,7 @@ def plot_episode(
     return figure
 
 
-def plot_executions(recorded: JointTraj, played: Mapping[str, JointTraj], *, fps: float, title: str) -> Figure:
+def plot_executions(recorded: JointTraj, played: Mapping[str, np.ndarray], *, fps: float, title: str) -> Figure:
     """Draw what each execution mode sends beside the recorded actions: 7 rows of numbers, left arm left, right arm right.
 
     Args:

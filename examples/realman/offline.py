@@ -17,6 +17,7 @@ from rich.table import Table
 from realman import cli
 from realman import offline
 from realman import plots
+from realman import seams
 from realman.client import API_KEY_ENV
 from realman.client import PolicyClient
 from realman.raw import RawOptions
@@ -24,6 +25,8 @@ from realman.raw.options import AngleUnit
 from realman.raw.options import ArmOrder
 from realman.raw.options import ColorOrder
 from realman.raw.options import parse_gripper_range
+
+SEAM_DELAYS_MS = (0.0, 50.0, 100.0, 200.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Args:
     """Steps executed of each prediction; by default what the server recommends."""
     out_dir: Path = Path("data/offline")
     """Where plots and JSON go."""
+    seams: bool = False
+    """Also play the chunks in each execution mode with simulated delays: jumps at the seams, jerk, stalls."""
     angle_unit: AngleUnit = "rad"
     """Unit of the joint angles in HDF5 recordings; this and the following as for the conversion."""
     gripper_range: str = "0:1"
@@ -74,6 +79,8 @@ def main(args: Args) -> int:
         with source as recording, _connect(args, recording) as client:
             result = offline.replay(client, recording, args.prompt)
             _write(result, dict(client.info.metadata), args)
+            if args.seams:
+                _write_seams(client, recording, args)
     return 0
 
 
@@ -108,6 +115,42 @@ def _write(result: offline.Replay, metadata: dict, args: Args) -> None:
     console = Console()
     console.print(_table(summary))
     console.print(f"plot {plot_path}\nnumbers {json_path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _write_seams(client: PolicyClient, recording: offline.Recording, args: Args) -> None:
+    predict = offline.predictor(client, recording, args.prompt)
+    num_frames, fps = len(recording.action), recording.fps
+    played = list(
+        seams.compare(predict, num_frames, fps=fps, delays_ms=SEAM_DELAYS_MS, action_chunk=client.action_chunk)
+    )
+    json_path, plot_path = (args.out_dir / f"{recording.name}_seams{suffix}" for suffix in (".json", ".png"))
+    json_path.write_text(json.dumps([p.figures() for p in played], indent=1) + "\n")
+    slowest = {p.execution: p.targets for p in played[-3:]}
+    title = f"{recording.name}: executions with a delay of {SEAM_DELAYS_MS[-1]:g} ms"
+    plots.save(plots.plot_executions(recording.action, slowest, fps=fps, title=title), plot_path)
+    console = Console()
+    console.print(_seam_table(played))
+    console.print(f"plot {plot_path}\nnumbers {json_path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _seam_table(played: list[seams.Played]) -> Table:
+    table = Table(
+        title="Executions (largest joint step at a seam, elsewhere; jerk of all joints)", title_justify="left"
+    )
+    for heading in ("delay ms", "execution", "seam p50 deg", "max", "else p95", "jerk deg/s^3", "stalls/min", "held s"):
+        table.add_column(heading, justify="left" if heading == "execution" else "right")
+    for figures in (p.figures() for p in played):
+        seam, other = figures["seam_jump_deg"], figures["other_step_deg"]
+        steps = ("-" if value is None else f"{value:.2f}" for value in (seam["p50"], seam["max"], other["p95"]))
+        table.add_row(
+            f"{figures['delay_ms']:.0f}",
+            figures["execution"],
+            *steps,
+            f"{figures['jerk_rms_deg_s3']:.0f}",
+            f"{figures['stalls_per_min']:.0f}",
+            f"{figures['held_s']:.1f}",
+        )
+    return table
 
 
 def _title(summary: dict) -> str:

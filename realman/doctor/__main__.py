@@ -25,11 +25,7 @@ from realman.doctor.norm_stats import read_state_stats
 from realman.doctor.source import open_source
 from realman.doctor.survey import HighView
 from realman.doctor.survey import Survey
-from realman.raw import RawOptions
-from realman.raw.options import AngleUnit
-from realman.raw.options import ArmOrder
-from realman.raw.options import ColorOrder
-from realman.raw.options import parse_gripper_range
+from realman.raw.flags import ReadingFlags
 
 logger = logging.getLogger(__name__)
 
@@ -37,26 +33,14 @@ REPORT = "report.html"
 NUMBERS = "report.json"
 
 
-@dataclasses.dataclass(frozen=True)
-class Args:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args(ReadingFlags):
     """Flags of the doctor; those about recordings are the converter's."""
 
     data: Annotated[Path, tyro.conf.arg(aliases=["--raw-dir"])]
     """Folder of episode_<n>.hdf5 recordings, one recording, or a LeRobot v2.0 or v2.1 dataset."""
     out_dir: Path = Path("data/doctor")
     """Where report.html and report.json go."""
-    angle_unit: AngleUnit = "rad"
-    """Unit of the recorded joint angles."""
-    gripper_range: str = "0:1"
-    """Recorded gripper value when closed and when open, such as 0:1000 or, inverted, 1000:0."""
-    raw_arm_order: ArmOrder = "right_left"
-    """Which arm comes first in the recordings."""
-    color: ColorOrder = "rgb"
-    """Channel order of raw frames, or what an ordinary JPEG decoder makes of encoded ones."""
-    fps: int | None = None
-    """Frames per second, for recordings that do not state it."""
-    task: str | None = None
-    """Task text of all recordings, for recordings that do not state it."""
     cameras: tuple[str, ...] = spec.CAMERAS
     """Cameras that are going to be converted."""
     high_view: HighView = "unknown"
@@ -65,12 +49,6 @@ class Args:
     """norm_stats.json of a training run: does it fit this data?"""
     workers: int | None = None
     """Episodes inspected at a time; by default one per core."""
-
-    @property
-    def options(self) -> RawOptions:
-        """How to read recordings."""
-        grippers = parse_gripper_range(self.gripper_range)
-        return RawOptions(self.angle_unit, grippers, self.raw_arm_order, self.color, self.fps, self.task)
 
 
 def main(args: Args) -> int:

@@ -40,16 +40,18 @@ def play(player: chunks.ChunkPlayer, num_ticks: int) -> list[chunks.Tick]:
     return [player.next_tick(lambda now=now: RobotObservation(at(now), {}, float(now))) for now in range(num_ticks)]
 
 
-@settings(max_examples=30)
-@given(delay=st.integers(0, 12), chunk=st.integers(1, 8), execution=st.sampled_from(["async", "blend"]))
+@settings(max_examples=15, deadline=None)
+@given(delay=st.integers(0, 10), chunk=st.integers(1, 10), execution=st.sampled_from(["async", "blend"]))
 def test_whatever_the_delay_the_step_played_belongs_to_its_tick_and_nothing_stalls(delay, chunk, execution):
     policy = Clockwork(chunk)
-    ticks = play(chunks.make_player(execution, policy, None, ask=SimulatedDelay(delay)), 80)
-    np.testing.assert_allclose([t.target[0] for t in ticks], np.arange(80))
+    ticks = play(chunks.make_player(execution, policy, None, ask=SimulatedDelay(delay)), 50)
+    np.testing.assert_allclose([t.target[0] for t in ticks], np.arange(50))
     assert not any(t.is_stall for t in ticks)
-    assert [t.has_blocked for t in ticks] == [True] + [False] * 79
-    # Asked again when the chunk is due, or at the tick after a prediction that took longer.
-    assert set(np.diff(policy.asked)) == {chunk if delay < chunk else delay + 1}
+    assert [t.has_blocked for t in ticks] == [True] + [False] * 49
+    # Asked again when the chunk is due, or when a prediction that took longer is there.
+    first, *later = np.diff(policy.asked)
+    assert first == chunk
+    assert set(later) == {max(chunk, delay)}
 
 
 def test_a_chunk_later_than_the_plan_holds_the_last_target_and_then_goes_on_in_time():

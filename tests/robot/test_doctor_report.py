@@ -52,7 +52,7 @@ def recordings(write_recording, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def _convert(recordings: Path, root: Path, mode: Mode) -> Path:
-    args = convert.Args(recordings, repo_id="a/b", root=root, mode=mode, video_codec="h264", workers=1)
+    args = convert.Args(raw_dir=recordings, repo_id="a/b", root=root, mode=mode, video_codec="h264", workers=1)
     assert convert.main(args) == 0
     return root / "a/b"
 
@@ -90,7 +90,7 @@ class _Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_fetches_nothing(recordings: Path, tmp_path: Path, capsys) -> None:
-    assert doctor.main(doctor.Args(recordings, out_dir=tmp_path, workers=1)) == 0
+    assert doctor.main(doctor.Args(data=recordings, out_dir=tmp_path, workers=1)) == 0
     page = tmp_path / doctor.REPORT
     assert capsys.readouterr().out == f"{page}\n"
     text = page.read_text()
@@ -116,7 +116,7 @@ def test_colours_of_charts_follow_the_page(recordings: Path) -> None:
 
 
 def test_the_json_holds_every_dimension_camera_and_episode(recordings: Path, tmp_path: Path) -> None:
-    doctor.main(doctor.Args(recordings, out_dir=tmp_path, workers=1))
+    doctor.main(doctor.Args(data=recordings, out_dir=tmp_path, workers=1))
     numbers = json.loads((tmp_path / doctor.NUMBERS).read_text())
     assert numbers["verdict"].startswith("Fit for training")
     assert [d["name"] for d in numbers["dimensions"]] == list(spec.DIM_NAMES)
@@ -128,7 +128,7 @@ def test_the_json_holds_every_dimension_camera_and_episode(recordings: Path, tmp
 
 
 def test_errors_give_exit_code_one_and_the_summary_names_the_remedy(recordings: Path, tmp_path: Path, capsys) -> None:
-    args = doctor.Args(recordings, out_dir=tmp_path, gripper_range="0:0.1", workers=1)
+    args = doctor.Args(data=recordings, out_dir=tmp_path, gripper_range="0:0.1", workers=1)
     assert doctor.main(args) == 1
     assert "--gripper-range" in (tmp_path / doctor.REPORT).read_text()
     assert "Not fit for training: 1 error" in capsys.readouterr().err
@@ -136,7 +136,7 @@ def test_errors_give_exit_code_one_and_the_summary_names_the_remedy(recordings: 
 
 def test_a_folder_of_nothing_but_damage_still_gets_a_report(tmp_path: Path) -> None:
     (tmp_path / "episode_0.hdf5").write_bytes(b"nothing")
-    assert doctor.main(doctor.Args(tmp_path, out_dir=tmp_path / "out", workers=1)) == 1
+    assert doctor.main(doctor.Args(data=tmp_path, out_dir=tmp_path / "out", workers=1)) == 1
     assert "is not an HDF5 file" in (tmp_path / "out" / doctor.REPORT).read_text()
     assert json.loads((tmp_path / "out" / doctor.NUMBERS).read_text())["dimensions"] == []
 
