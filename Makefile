@@ -8,12 +8,12 @@ MAKEFLAGS += --no-print-directory
 # ---- what you may set on the command line ---------------------------------------------------------------------------
 CONFIG  ?= pi0_realman
 REPO_ID ?= realman/dual_arm
-EXP     ?= run1
 HOST    ?= 127.0.0.1
 PORT    ?= 8000
 ARGS    ?=
-# CKPT: a step folder, or a run folder whose newest step is meant.
-CKPT    ?= checkpoints/$(CONFIG)/$(EXP)
+# EXP: name of the training run. When serving, none means the run of CONFIG that was saved last.
+# CKPT: a step's folder, a run's (its newest step is meant) or a folder of runs.
+CKPT    ?= checkpoints/$(CONFIG)$(addprefix /,$(EXP))
 # GPU=cuda12 or GPU=cuda13 installs JAX for that CUDA generation; empty means CPU.
 GPU     ?=
 
@@ -62,10 +62,10 @@ verify: $(READY) ## Compare the dataset with its recordings (DATA=folder) throug
 norm-stats: $(READY) ## Normalisation statistics of the dataset, for CONFIG
 	$(PY) $(FRAMEWORK)/scripts/compute_norm_stats.py --config-name "$(CONFIG)" --repo-id "$(REPO_ID)" $(ARGS)
 
-train: $(READY) ## Fine-tune CONFIG on the dataset (EXP names the run)
-	$(PY) $(FRAMEWORK)/scripts/train.py "$(CONFIG)" --exp-name "$(EXP)" --data.repo-id "$(REPO_ID)" $(ARGS)
+train: $(READY) ## Fine-tune CONFIG on the dataset (EXP names the run, else run1)
+	$(PY) $(FRAMEWORK)/scripts/train.py "$(CONFIG)" --exp-name "$(or $(EXP),run1)" --data.repo-id "$(REPO_ID)" $(ARGS)
 
-serve: $(READY) ## Serve the newest checkpoint of the run, or CKPT=folder
+serve: $(READY) ## Serve the newest checkpoint of CONFIG (of the run EXP, or CKPT=folder)
 	$(PY) $(FRAMEWORK)/scripts/serve_policy.py --host "$(HOST)" --port "$(PORT)" $(call flag,--default-prompt,PROMPT) $(ARGS) \
 	  policy:checkpoint --policy.config "$(CONFIG)" --policy.dir "$(CKPT)"
 

@@ -194,9 +194,13 @@ class AsyncPlayer:
         if not len(new):
             return False
         if self._plan is not None:
-            # A plan that is used up is held at its last step, so that is what the new one fades from.
-            index = min(self._tick - self._plan_tick, len(self._plan) - 1)
-            new = cross_fade(self._plan[index:], new, self._blend_steps)
+            old = self._plan[self._tick - self._plan_tick :]
+            if len(old):
+                # Not beyond the old plan's end: the arms would be drawn back to where it ended.
+                new = cross_fade(old, new, min(self._blend_steps, len(old)))
+            else:
+                # Used up, so held at its last step: that is what the new one fades from.
+                new = cross_fade(self._plan[-1:], new, self._blend_steps)
         self._plan, self._plan_tick, self._observed_s = new, self._tick, self._asked_s
         return True
 

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import pathlib
 import shutil
 
@@ -237,6 +238,15 @@ def test_a_run_folder_stands_for_its_newest_step(tmp_path, caplog):
     assert checkpoint_folder.resolve(str(tmp_path / "9")) == tmp_path / "9"
 
 
+def test_a_folder_of_runs_stands_for_the_run_that_was_saved_last(tmp_path):
+    for saved, run in enumerate(("second", "third", "first")):
+        step = tmp_path / run / "5"
+        (step / "params").mkdir(parents=True)
+        os.utime(step, (saved, saved))
+    (tmp_path / "without_checkpoints").mkdir()
+    assert checkpoint_folder.resolve(tmp_path) == tmp_path / "first" / "5"
+
+
 def test_folders_that_are_no_checkpoints_are_told_apart(tmp_path):
     (tmp_path / "run" / "5" / "params").mkdir(parents=True)
     (tmp_path / "torch").mkdir()
@@ -244,7 +254,6 @@ def test_folders_that_are_no_checkpoints_are_told_apart(tmp_path):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
     for folder, message in {
-        tmp_path: r"not a checkpoint, 'params/' is missing \(it holds runs, give one of them: '.*run'\)",
         tmp_path / "run" / "5" / "params": r"give the folder above it: '.*5'",
         tmp_path / "torch": r"a PyTorch checkpoint \('model.safetensors'\), expected a JAX one",
         tmp_path / "notes.txt": "it is a file",

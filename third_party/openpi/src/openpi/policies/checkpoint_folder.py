@@ -21,7 +21,8 @@ def resolve(checkpoint_dir: pathlib.Path | str) -> pathlib.Path:
     """Return the local folder of one step.
 
     Args:
-        checkpoint_dir: A step's folder; or a run's folder, which stands for its newest step; local or remote.
+        checkpoint_dir: A step's folder; a run's folder, which stands for its newest step; or a folder of runs, which
+            stands for the run that was saved last. Local or remote.
 
     Raises:
         MissingFileError: it does not exist, or holds no parameters; the message says what was found.
@@ -34,6 +35,9 @@ def resolve(checkpoint_dir: pathlib.Path | str) -> pathlib.Path:
         raise DataError(
             f"{folder}: a PyTorch checkpoint ('{_PYTORCH_WEIGHTS}'), expected a JAX one with '{PARAMS_DIR}/'"
         )
+    if runs := _runs(folder):
+        folder = max(runs, key=_last_saved)
+        logger.info("%d run(s) there; using the one saved last, %s", len(runs), folder)
     if steps := _complete_steps(folder):
         newest = folder / str(max(steps))
         logger.info("%s holds %d checkpoints; using the newest, step %d", folder, len(steps), max(steps))
@@ -83,14 +87,19 @@ def _complete_steps(folder: pathlib.Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / PARAMS_DIR).is_dir()]
 
 
+def _runs(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in folder.iterdir() if _complete_steps(path)] if folder.is_dir() else []
+
+
+def _last_saved(run: pathlib.Path) -> float:
+    return max((run / str(step)).stat().st_mtime for step in _complete_steps(run))
+
+
 def _describe(folder: pathlib.Path) -> str:
     """Say what the folder is instead, so that the right one is easy to find."""
     if folder.name == PARAMS_DIR:
         return f"give the folder above it: '{folder.parent}'"
     if not folder.is_dir():
         return "it is a file"
-    runs = sorted(path for path in folder.iterdir() if _complete_steps(path))
-    if runs:
-        return "it holds runs, give one of them: " + ", ".join(f"'{path}'" for path in runs[:5])
     names = sorted(path.name for path in folder.iterdir())
     return "found " + ", ".join(f"'{name}'" for name in names[:10]) if names else "it is empty"
