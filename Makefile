@@ -73,8 +73,8 @@ offline: $(READY) ## Replay a recorded episode through the running server: error
 	$(PY) examples/realman/offline.py --host "$(HOST)" --port "$(PORT)" --data "$(or $(DATA),data/sample/heldout)" \
 	  $(call flag,--prompt,PROMPT) $(ARGS)
 
-client: $(READY) ## Run the robot client against the running server (simulated robot by default)
-	$(PY) examples/realman/main.py --host "$(HOST)" --port "$(PORT)" $(call flag,--prompt,PROMPT) $(ARGS)
+client: $(READY) ## Run the robot client against the running server (simulated robot; SIM=1: real driver, emulated arms)
+	$(PY) examples/realman/main.py --host "$(HOST)" --port "$(PORT)" $(if $(SIM),--robot emulated) $(call flag,--prompt,PROMPT) $(ARGS)
 
 emulator: $(READY) ## Two emulated RM65 controllers that the vendor's SDK can drive
 	$(PY) -m realman.emulator $(ARGS)

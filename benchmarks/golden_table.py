@@ -20,7 +20,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 # A test of golden files has one of these in its name.
-WORDS = ("golden", "original", "formula")
+WORDS = ("golden", "original", "formula_numbers")
 
 
 class Comparisons:
@@ -83,9 +83,15 @@ def main() -> int:
         status = pytest.main(["-q", "-p", "no:cacheprovider", "-m", "", "tests/framework"], [comparisons])
     print("| test | numbers | largest difference | part of the tolerance |\n|---|---:|---:|---:|")
     for name, row in comparisons.rows.items():
-        # Without numbers: texts, bytes, shapes or names, which are equal.
-        result = "FAILED" if row["failed"] else f"{row['part']:.1%}" if row["numbers"] else "equal"
-        print(f"| `{name}` | {row['numbers']:.0f} | {row['difference']:.2g} | {result} |")
+        if row["numbers"]:
+            print(f"| `{name}` | {row['numbers']:.0f} | {row['difference']:.2g} | {row['part']:.1%} |")
+    whole = [name.split("[")[0] for name, row in comparisons.rows.items() if not row["numbers"]]
+    print("\nTexts, bytes, shapes, types and names, which are equal or not:\n")
+    for name in dict.fromkeys(whole):
+        print(f"- `{name}` ({whole.count(name)})")
+    for name, row in comparisons.rows.items():
+        if row["failed"]:
+            print(f"\nFAILED: `{name}`")
     print(report.getvalue().splitlines()[-1], file=sys.stderr)
     return int(status)
 

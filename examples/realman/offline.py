@@ -137,8 +137,8 @@ def _seam_table(played: list[seams.Played]) -> Table:
     table = Table(
         title="Executions (largest joint step at a seam, elsewhere; jerk of all joints)", title_justify="left"
     )
-    for heading in ("delay ms", "execution", "seam p50 deg", "max", "else p95", "jerk deg/s^3", "stalls/min", "held s"):
-        table.add_column(heading, justify="left" if heading == "execution" else "right")
+    for heading in ("delay ms", "mode", "seam deg", "max", "else p95", "jerk deg/s^3", "stalls/min", "held s"):
+        table.add_column(heading, justify="left" if heading == "mode" else "right")
     for figures in (p.figures() for p in played):
         seam, other = figures["seam_jump_deg"], figures["other_step_deg"]
         steps = ("-" if value is None else f"{value:.2f}" for value in (seam["p50"], seam["max"], other["p95"]))

@@ -34,7 +34,7 @@ class OpenCvSource:
             color: Order of the channels handed out.
             open_capture: Opens the device; None is `cv2.VideoCapture`.
         """
-        self.names = (name,)
+        self.names: tuple[str, ...] = (name,)
         self._device = device
         self._size_px = (height_px, width_px)
         self._fps = fps

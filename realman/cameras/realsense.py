@@ -51,7 +51,7 @@ class RealSenseSource:
             fps: Its rate, Hz.
             load_library: Returns the module `pyrealsense2`.
         """
-        self.names = (name,)
+        self.names: tuple[str, ...] = (name,)
         self._serial = serial
         self._mode = (width_px, height_px, fps)
         self._load_library = load_library

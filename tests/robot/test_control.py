@@ -292,3 +292,51 @@ def test_the_wait_for_a_prediction_is_no_lateness():
     run(robot, Slow(), max_steps=8, pacer=pacer)
     assert pacer.late_ticks == 0
     assert clock.now == pytest.approx(100.0 + 2 * 0.3 + 8 * 0.02)
+
+
+def test_arms_do_not_move_on_a_prediction_made_too_long_ago():
+    class Slow(RampClient):
+        def infer(self, state, images, prompt=None):
+            time.sleep(0.05)
+            return super().infer(state, images, prompt)
+
+    robot = FakeRobot()
+    with pytest.raises(RobotTimeoutError, match=r"prediction: \d+ ms old, at most 20 ms"):
+        run(robot, Slow(), watchdogs=Watchdogs(max_policy_age_s=0.02))
+    assert robot.sent == []
+    assert robot.calls[-2:] == ["stop", "disconnect"]
+
+
+def test_a_loop_that_was_suspended_ends_the_run():
+    clock = FakeClock()
+
+    class Suspended(FakeRobot):
+        def send(self, target):
+            if len(self.sent) == 2:
+                clock.now += 3.0
+            return super().send(target)
+
+    robot = Suspended()
+    with pytest.raises(RobotTimeoutError, match=r"control loop: 2980 ms late, at most 200 ms"):
+        run(robot, RampClient(), pacer=Pacer(50.0, clock), watchdogs=Watchdogs(max_overrun_s=0.2))
+    assert len(robot.sent) == 3
+    assert robot.calls[-2:] == ["stop", "disconnect"]
+
+
+def test_a_loop_that_is_always_a_little_late_ends_the_run_and_single_late_steps_do_not():
+    dogs = Watchdogs(max_late_ticks=3)
+    for late_s in (0.005, 0.0, 0.005, 0.005, 0.005, 0.0):
+        dogs.check_lateness(late_s)
+    for _ in range(3):
+        dogs.check_lateness(0.005)
+    with pytest.raises(RobotTimeoutError, match="4 steps in a row were late"):
+        dogs.check_lateness(0.005)
+
+
+def test_a_server_that_dies_while_the_arms_move_stops_them_in_async_mode_too():
+    robot, record = FakeRobot(), control.RunRecord()
+    player = chunks.AsyncPlayer(RampClient(fail_at=1), None)
+    with pytest.raises(ServerError, match="gone"), connected(robot):
+        control.run(robot, player, LIMITS, record, max_steps=10_000, pacer=Pacer(500.0))
+    assert 4 <= len(robot.sent) < 10_000
+    assert robot.calls[-2:] == ["stop", "disconnect"]
