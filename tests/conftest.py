@@ -12,10 +12,16 @@ os.environ["WANDB_MODE"] = "disabled"
 
 import cv2
 import h5py
+import hypothesis
 import numpy as np
 import pytest
 
 from realman import spec
+
+# Continuous integration tries the same examples each time; people try new ones.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_FORMS = ("jpeg_padded", "jpeg_variable", "jpeg_strings", "raw")

@@ -15,8 +15,6 @@ import pathlib
 import socket
 from typing import Any
 
-import jax
-
 from openpi.models import model as _model
 from openpi.policies import checkpoint_folder
 from openpi.policies import example_observation
@@ -29,6 +27,7 @@ from openpi.serving import replay_policy
 from openpi.serving.websocket_policy_server import ServerOptions
 from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi.shared import cli
+from openpi.shared import compile_cache
 from openpi.shared.errors import ConfigError
 from openpi.training import config as _config
 from openpi_client import memory
@@ -255,7 +254,7 @@ def _set_up_jax(args: Args) -> None:
     else:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"
         os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{args.device_memory:g}"
-    jax.config.update("jax_compilation_cache_dir", str(args.compile_cache.expanduser()))
+    compile_cache.enable(args.compile_cache)
 
 
 def _public_name(host: str) -> str:

@@ -42,8 +42,9 @@ class Policy(_base_policy.BasePolicy):
             sample_kwargs: Fixed keyword arguments of the model's `sample_actions`, for example `num_steps`.
             metadata: What a server tells its clients.
         """
-        # The one argument that decides a shape (pi0-FAST's); other models have none of this name.
-        self._sample_actions = nnx_utils.module_jit(model.sample_actions, static_argnames=("max_decoding_steps",))
+        # Known when compiled: pi0-FAST's decides a shape, pi0's lets what depends on time alone be computed once.
+        static = ("max_decoding_steps", "num_steps")
+        self._sample_actions = nnx_utils.module_jit(model.sample_actions, static_argnames=static)
         self._noise_shape = (1, model.action_horizon, model.action_dim)
         self._takes_noise = "noise" in inspect.signature(model.sample_actions).parameters
         self._sample_kwargs = dict(sample_kwargs or {})
