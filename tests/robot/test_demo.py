@@ -44,10 +44,11 @@ def test_a_stage_is_measured():
 
 def test_the_server_is_stopped_when_the_block_fails(tmp_path):
     results, servers = [], []
+    before = psutil.Process().children()
 
     def fail_inside():
         with server(tmp_path, results, demo.free_port()):
-            servers.extend(psutil.Process().children())
+            servers.extend(child for child in psutil.Process().children() if child not in before)
             raise RealmanError("offline went wrong")
 
     with pytest.raises(RealmanError, match="offline went wrong"):
