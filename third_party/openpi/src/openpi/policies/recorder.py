@@ -178,7 +178,8 @@ class _Folder:
         # Under another name until it is whole, so that a reader never meets half a file.
         partial = file.with_suffix(".partial")
         with partial.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, **leaves)
+            # No leaf holds objects. (The argument allow_pickle would be stored as an array by numpy 1.26.)
+            np.savez(stream, **leaves)
         size = partial.stat().st_size
         partial.replace(file)
         self._next_step += 1

@@ -70,9 +70,13 @@ def unpack_array(obj: dict[Any, Any], *, writable: bool = False) -> Any:
         if not isinstance(data, bool | int | float | str | bytes):
             raise ValueError(f"numpy scalar: data is {type(data).__name__}")
         try:
-            return _checked_dtype(obj).type(data)
+            value = _checked_dtype(obj).type(data)
         except (TypeError, OverflowError) as e:
             raise ValueError(f"numpy scalar: {e}") from e
+        # numpy 1.26 wraps 300 to uint8 without an error.
+        if isinstance(data, int) and value.dtype.kind in "iu" and value != data:
+            raise ValueError(f"numpy scalar: {data} does not fit {value.dtype}")
+        return value
     return obj
 
 
