@@ -181,7 +181,7 @@ def test_a_picture_that_the_library_cannot_show_is_named_by_item(tmp_path, recor
     table = tmp_path / "out" / "realman" / "dual_arm" / layout.data_path(1)
     data = table.read_bytes()
     second = data.index(b"\xff\xd8\xff", data.index(b"\xff\xd8\xff") + 3)
-    table.write_bytes(data[:second] + b"xxx" + data[second + 3 :])
+    table.write_bytes(data[:second] + b"\0\0\0" + data[second + 3 :])
     with pytest.raises(DatasetError, match=r"lerobot fails at item 12: .*cannot identify image"):
         verify(recordings, tmp_path / "out")
 
