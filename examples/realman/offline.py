@@ -20,17 +20,13 @@ from realman import plots
 from realman import seams
 from realman.client import API_KEY_ENV
 from realman.client import PolicyClient
-from realman.raw import RawOptions
-from realman.raw.options import AngleUnit
-from realman.raw.options import ArmOrder
-from realman.raw.options import ColorOrder
-from realman.raw.options import parse_gripper_range
+from realman.raw.flags import ReadingFlags
 
 SEAM_DELAYS_MS = (0.0, 50.0, 100.0, 200.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Args:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args(ReadingFlags):
     """Flags of the offline evaluation."""
 
     data: Path = Path("data/sample/heldout")
@@ -53,24 +49,6 @@ class Args:
     """Where plots and JSON go."""
     seams: bool = False
     """Also play the chunks in each execution mode with simulated delays: jumps at the seams, jerk, stalls."""
-    angle_unit: AngleUnit = "rad"
-    """Unit of the joint angles in HDF5 recordings; this and the following as for the conversion."""
-    gripper_range: str = "0:1"
-    """Recorded gripper value when closed and when open, such as 0:1000 or, inverted, 1000:0."""
-    raw_arm_order: ArmOrder = "right_left"
-    """Which arm comes first in the recordings."""
-    color: ColorOrder = "rgb"
-    """Channel order of raw frames."""
-    fps: int | None = None
-    """Frames per second, for recordings that do not state it."""
-    task: str | None = None
-    """Task text, for recordings that do not state it."""
-
-    @property
-    def options(self) -> RawOptions:
-        """How to read HDF5 recordings."""
-        grippers = parse_gripper_range(self.gripper_range)
-        return RawOptions(self.angle_unit, grippers, self.raw_arm_order, self.color, self.fps, self.task)
 
 
 def main(args: Args) -> int:
