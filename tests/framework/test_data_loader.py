@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import shutil
 import threading
 
 import jax
@@ -23,15 +22,6 @@ import openpi.transforms as _transforms
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 NUM_FRAMES = 28
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch) -> pathlib.Path:
-    """A folder to work in, with the golden image dataset under the name that the configs use."""
-    shutil.copytree(GOLDEN / "lerobot_v21_image", tmp_path / "data/lerobot/realman/dual_arm")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
-    return tmp_path
 
 
 def config(**overrides):

@@ -23,15 +23,6 @@ LENGTHS = (12, 9, 7)
 JOINTS = np.array([True] * 6 + [False] + [True] * 6 + [False])
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch) -> pathlib.Path:
-    """A folder to work in, with the golden image dataset under the name that the configs use."""
-    shutil.copytree(GOLDEN / "lerobot_v21_image", tmp_path / "data/lerobot/realman/dual_arm")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
-    return tmp_path
-
-
 def debug_config(**data_overrides):
     config = _config.get_config("debug_realman")
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data_overrides))
