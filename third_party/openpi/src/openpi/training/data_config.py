@@ -18,6 +18,7 @@ from openpi.models import tokenizer as _tokenizer
 from openpi.shared import download as _download
 from openpi.shared import errors
 from openpi.shared import normalize as _normalize
+from openpi.training.validation_split import ValidationSplit
 import openpi.transforms as _transforms
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class DataConfig:
     action_sequence_keys: Sequence[str] = ("actions",)
     # Take the prompt from the dataset's task text.
     prompt_from_task: bool = False
+    # Episodes kept out of training.
+    validation: ValidationSplit = dataclasses.field(default_factory=ValidationSplit)
     # RLDS data is not supported by this loader; the three fields keep such configs representable.
     rlds_data_dir: str | None = None
     action_space: Any | None = None
@@ -78,6 +81,8 @@ class DataConfigFactory(abc.ABC):
     repo_id: str = tyro.MISSING
     # Where the statistics are read.
     assets: AssetsConfig = dataclasses.field(default_factory=AssetsConfig)
+    # Episodes kept out of training, to watch the loss on them.
+    validation: ValidationSplit = dataclasses.field(default_factory=ValidationSplit)
     # Values that the factory does not set itself.
     base_config: Annotated[DataConfig | None, tyro.conf.Suppress] = None
 
@@ -100,6 +105,7 @@ class DataConfigFactory(abc.ABC):
             repo_id=repo_id,
             asset_id=asset_id,
             norm_stats=None if assets_dirs is None else self._load_norm_stats(assets_dirs, asset_id),
+            validation=self.validation,
             # pi0 was pretrained on z-scores, the later models on quantiles.
             use_quantile_norm=model_config.model_type != _model.ModelType.PI0,
         )

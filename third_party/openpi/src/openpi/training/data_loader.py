@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 # Batches that are being read while one is trained on.
 _PREFETCH_BATCHES = 3
+# Seed of the order of validation samples: the same in every run, so that runs can be compared.
+_VALIDATION_SEED = 0
 
 Batch = tuple[_model.Observation, _model.Actions]
 
@@ -53,6 +55,7 @@ class DataLoader:
         num_batches: int | None = None,
         num_workers: int = 0,
         seed: int = 0,
+        rewind: bool = False,
     ) -> None:
         """Set up a loader at the start of its order.
 
@@ -65,6 +68,7 @@ class DataLoader:
             num_batches: Batches per iteration; None: endless.
             num_workers: Reading threads; 0 reads in the caller's thread, when a batch is asked for.
             seed: Seed of the permutations.
+            rewind: Begin every iteration at the start of the order, instead of where the last one ended.
 
         Raises:
             ConfigError: The batch cannot be split evenly over processes.
@@ -79,12 +83,23 @@ class DataLoader:
         self._sharding = sharding or _over_all_devices()
         self._num_batches = num_batches
         self._num_workers = num_workers
+        self._rewind = rewind
         self._order = SampleOrder(len(dataset), shuffle, seed)
         self._position = 0
 
     def data_config(self) -> DataConfig:
         """Return what the samples were made from."""
         return self._data_config
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches per iteration; None: endless."""
+        return self._num_batches
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the dataset: those of one epoch."""
+        return self._order.num_samples
 
     def state(self) -> LoaderState:
         """Return the position after the last batch that was handed out."""
@@ -106,6 +121,8 @@ class DataLoader:
         Raises:
             DataError: A sample cannot be read.
         """
+        if self._rewind:
+            self._position = 0
         for samples in self._read_batches():
             batch = jax.tree.map(self._to_device, _collate(samples))
             self._position += self._batch_size
@@ -185,12 +202,9 @@ def create_data_loader(
     """
     if framework != "jax":
         raise errors.ConfigError(f"data loader: framework '{framework}' is not available, only 'jax'")
-    data_config = config.data.create(config.assets_dirs, config.model)
-    if not skip_norm_stats:
-        _require_norm_stats(config, data_config)
-    dataset = datasets.create_dataset(data_config, config.model.action_horizon, config.model)
+    dataset, data_config = _open(config, "train", skip_norm_stats=skip_norm_stats)
     return DataLoader(
-        datasets.transform_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats),
+        dataset,
         data_config,
         batch_size=config.batch_size,
         sharding=sharding,
@@ -199,6 +213,53 @@ def create_data_loader(
         num_workers=config.num_workers,
         seed=config.seed,
     )
+
+
+def create_validation_loader(
+    config: TrainConfig, *, sharding: jax.sharding.Sharding | None = None, num_batches: int | None = None
+) -> DataLoader | None:
+    """Build the loader of the episodes that a training config keeps out of training (`config.data.validation`).
+
+    Every iteration over it gives the same batches in the same order, also in another run, with another seed of
+    training or after a resume. The frames come shuffled, so that a few batches show all episodes. Batches have
+    `config.batch_size` samples; the last one of a pass is filled up from the start of a new one.
+
+    Args:
+        config: Decides dataset, split, batch size and threads.
+        sharding: Placement of the batches; None: dimension 0 over all devices.
+        num_batches: Batches per iteration, at most one pass over the frames kept out; None: one pass.
+
+    Returns:
+        The loader, or None if nothing is kept out.
+
+    Raises:
+        UserError: As `create_data_loader`.
+    """
+    if config.data.repo_id == FAKE_REPO_ID or config.data.validation.is_empty:
+        return None
+    dataset, data_config = _open(config, "validation")
+    whole_pass = -(-len(dataset) // config.batch_size)
+    return DataLoader(
+        dataset,
+        data_config,
+        batch_size=config.batch_size,
+        sharding=sharding,
+        shuffle=True,
+        num_batches=whole_pass if num_batches is None else min(num_batches, whole_pass),
+        num_workers=config.num_workers,
+        seed=_VALIDATION_SEED,
+        rewind=True,
+    )
+
+
+def _open(
+    config: TrainConfig, part: datasets.Part, *, skip_norm_stats: bool = False
+) -> tuple[datasets.Dataset, DataConfig]:
+    data_config = config.data.create(config.assets_dirs, config.model)
+    if not skip_norm_stats:
+        _require_norm_stats(config, data_config)
+    dataset = datasets.create_dataset(data_config, config.model.action_horizon, config.model, part=part)
+    return datasets.transform_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats), data_config
 
 
 def _require_norm_stats(config: TrainConfig, data_config: DataConfig) -> None:

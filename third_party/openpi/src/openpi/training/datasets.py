@@ -1,7 +1,7 @@
 """Datasets as the loader sees them: a length and samples by index, transforms included."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias
 
 import flax.traverse_util
 import jax
@@ -18,6 +18,9 @@ import openpi.transforms as _transforms
 _NUM_FAKE_SAMPLES = 1024
 # Largest token id of fake prompts, exclusive.
 _FAKE_TOKENS = 2048
+
+# Frames of all episodes, of those trained on, or of those kept out for validation.
+Part: TypeAlias = Literal["all", "train", "validation"]
 
 
 class Dataset(Protocol):
@@ -45,6 +48,26 @@ class TransformedDataset:
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+
+class Frames:
+    """Some frames of a dataset, under indices of their own."""
+
+    def __init__(self, dataset: Dataset, frames: np.ndarray) -> None:
+        """Choose frames.
+
+        Args:
+            dataset: Where they come from.
+            frames: Their indices in it, int (n,).
+        """
+        self._dataset = dataset
+        self._frames = frames
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        return self._dataset[int(self._frames[index.__index__()])]
+
+    def __len__(self) -> int:
+        return len(self._frames)
 
 
 def apply(transform: _transforms.DataTransformFn, sample: dict[str, Any], place: str) -> dict[str, Any]:
@@ -86,11 +109,19 @@ class FakeDataset:
         return self._num_samples
 
 
-def create_dataset(data_config: DataConfig, action_horizon: int, model_config: _model.BaseModelConfig) -> Dataset:
+def create_dataset(
+    data_config: DataConfig, action_horizon: int, model_config: _model.BaseModelConfig, *, part: Part = "train"
+) -> Dataset:
     """Open the dataset that a data config names; only the cameras that its repack transform uses are decoded.
 
+    Args:
+        data_config: Names the dataset, its keys and the split.
+        action_horizon: Length of the windows of actions, frames.
+        model_config: Shapes of fake samples, for the config that has no dataset.
+        part: Which of the episodes.
+
     Raises:
-        ConfigError: The config names no dataset.
+        ConfigError: The config names no dataset, or the split leaves nothing to train on.
         MissingFileError: The dataset, or a file of it, is missing.
         DataError: It cannot be read, or lacks what the config asks for.
     """
@@ -100,15 +131,29 @@ def create_dataset(data_config: DataConfig, action_horizon: int, model_config: _
         return FakeDataset(model_config)
     metadata = lerobot_metadata.load_metadata(data_config.repo_id)
     used = used_keys(data_config, metadata)
-    dataset = LeRobotDataset(
+    dataset: Dataset = LeRobotDataset(
         data_config.repo_id,
         action_sequence_keys=data_config.action_sequence_keys,
         action_horizon=action_horizon,
         image_keys=[key for key in metadata.camera_keys if used is None or key in used],
     )
+    if part != "all" and not data_config.validation.is_empty:
+        dataset = Frames(dataset, _frames_of(metadata, data_config, part))
     if data_config.prompt_from_task:
         return TransformedDataset(dataset, [_transforms.PromptFromLeRobotTask(dict(metadata.tasks))])
     return dataset
+
+
+def _frames_of(metadata: lerobot_metadata.LeRobotMetadata, data_config: DataConfig, part: Part) -> np.ndarray:
+    place = f"dataset '{data_config.repo_id}'"
+    kept_out = data_config.validation.choose([episode.index for episode in metadata.episodes], place)
+    return np.concatenate(
+        [
+            np.arange(episode.first_frame, episode.first_frame + episode.length)
+            for episode in metadata.episodes
+            if (episode.index in kept_out) == (part == "validation")
+        ]
+    )
 
 
 def transform_dataset(dataset: Dataset, data_config: DataConfig, *, skip_norm_stats: bool = False) -> Dataset:
