@@ -18,10 +18,9 @@ import pytest
 
 from realman import spec
 
-# Continuous integration tries the same examples each time; people try new ones.
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI"):
-    hypothesis.settings.load_profile("ci")
+# Continuous integration tries the same examples each time; people try new ones. No test depends on the machine's speed.
+hypothesis.settings.register_profile("tests", derandomize=bool(os.environ.get("CI")), deadline=None)
+hypothesis.settings.load_profile("tests")
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_FORMS = ("jpeg_padded", "jpeg_variable", "jpeg_strings", "raw")
