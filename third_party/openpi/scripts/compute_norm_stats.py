@@ -5,40 +5,71 @@ Run: python third_party/openpi/scripts/compute_norm_stats.py --config-name pi0_r
 
 import dataclasses
 import logging
+from typing import Annotated
 
-import numpy as np
+import rich.console
+import tyro
 
 from openpi.shared import cli
 from openpi.training import config as _config
 from openpi.training import norm_stats
+from openpi.training import norm_stats_report
+from openpi.training.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Compute the normalisation statistics of a config's dataset."""
+    """Compute the normalisation statistics of a config's dataset.
+
+    Flags of train.py that decide the data (--data.*, --model.action-horizon, --assets-base-dir) may follow: give the same to both.
+    """
 
     # Registered training config.
     config_name: str
     # Use only so many frames, drawn at random; by default all.
     max_frames: int | None = None
-    # Dataset to read instead of the config's own.
+    # Dataset to read instead of the config's own; of a mixture: the name of its statistics.
     repo_id: str | None = None
+    # Least q99-q01 of a dimension, in its own unit (rad; grippers 0..1): keeps dimensions that hardly move from exploding.
+    min_range: float = 0.0
+    # Flags of train.py.
+    flags: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
 
 
-def main(config_name: str, max_frames: int | None = None, repo_id: str | None = None) -> None:
+def parse() -> Args:
+    """Read the command line; what is no flag of this script is kept for the config."""
+    args, flags = tyro.cli(Args, description=Args.__doc__, return_unknown_args=True)
+    return dataclasses.replace(args, flags=tuple(flags))
+
+
+def main(
+    config_name: str,
+    max_frames: int | None = None,
+    repo_id: str | None = None,
+    min_range: float = 0.0,
+    flags: tuple[str, ...] = (),
+) -> None:
     """Compute, write, and print the path of the file; see `Args` for the arguments."""
-    config = _config.get_config(config_name)
+    config = _config.with_flags(_config.get_config(config_name), flags)
     if repo_id is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, repo_id=repo_id))
-    report = norm_stats.compute_norm_stats(config, max_frames=max_frames)
-    for key, stats in report.stats.items():
-        with np.printoptions(precision=4, suppress=True, linewidth=120):
-            logger.info("%s mean %s std %s", key, stats.mean, stats.std)
-    logger.info("norm stats of %d frames in %.1f s", report.num_frames, report.seconds)
+    report = norm_stats.compute_norm_stats(config, max_frames=max_frames, min_range=min_range)
+    console = rich.console.Console(stderr=True, width=None if rich.get_console().is_terminal else 120)
+    for key in report.stats:
+        console.print(norm_stats_report.table(report, key))
+    for line in norm_stats_report.advice(report):
+        logger.warning("%s", line)
+    logger.info(
+        "norm stats of %d frames, %d actions ahead, in %.1f s", report.num_frames, _horizon(config), report.seconds
+    )
     print(report.path)  # noqa: T201 - the result
 
 
+def _horizon(config: TrainConfig) -> int:
+    return config.model.action_horizon
+
+
 if __name__ == "__main__":
-    cli.run(lambda args: main(**dataclasses.asdict(args)), Args)
+    cli.run(lambda args: main(**dataclasses.asdict(args)), parse)

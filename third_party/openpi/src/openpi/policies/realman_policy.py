@@ -7,7 +7,7 @@ the same for the left arm. The model's layout has the left arm first, as pi0's o
 Uses only names that every openpi has, so that this file works unchanged in a checkout of the original.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, Literal
 
@@ -61,11 +61,11 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: found '{value}', expected one of {list(choices)}")
 
 
-def _check_vectors(name: str, value: Any, ndim: int, arm_order: ArmOrder) -> np.ndarray:
-    """Return `value` as a float array whose last axis holds the 14 finite numbers."""
+def _check_vectors(name: str, value: Any, axes: Sequence[str], arm_order: ArmOrder) -> np.ndarray:
+    """Return `value` as a float array [*axes, 14] of finite numbers."""
     x = np.asarray(value)
-    if x.ndim != ndim or x.shape[-1] != NUM_DIMS or x.dtype.kind not in "fiu":
-        expected = [NUM_DIMS] if ndim == 1 else ["horizon", NUM_DIMS]
+    if x.ndim != len(axes) + 1 or x.shape[-1] != NUM_DIMS or x.dtype.kind not in "fiu":
+        expected = [*axes, NUM_DIMS]
         raise ValueError(f"{name}: found {x.dtype} {list(x.shape)}, expected numbers {expected}")
     bad = np.argwhere(~np.isfinite(x))
     if len(bad):
@@ -117,14 +117,16 @@ class RealmanInputs(transforms.DataTransformFn):
         """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if they were there."""
         self._check_presence(data)
         image, image_mask = self._fill_slots(data["images"])
-        state = _check_vectors("state", data["state"], 1, self.arm_order)
+        # Statistics are computed on many frames at once; a request, which has no actions, is always one.
+        batch = ["batch"] if np.ndim(data.get("actions", 0)) == 3 else []
+        state = _check_vectors("state", data["state"], batch, self.arm_order)
         inputs = {
             "state": _swap_arms(state, self.arm_order),
             "image": image,
             "image_mask": image_mask,
         }
         if "actions" in data:
-            actions = _check_vectors("actions", data["actions"], 2, self.arm_order)
+            actions = _check_vectors("actions", data["actions"], [*batch, "horizon"], self.arm_order)
             inputs["actions"] = _swap_arms(actions, self.arm_order)
         if "prompt" in data:
             inputs["prompt"] = data["prompt"]

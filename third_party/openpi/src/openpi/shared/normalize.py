@@ -2,15 +2,29 @@
 
 from collections.abc import Mapping
 import dataclasses
+import hashlib
 import json
+import logging
 import os
 import pathlib
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from openpi.shared import errors
 
+logger = logging.getLogger(__name__)
+
 FILE_NAME = "norm_stats.json"
+
+PROVENANCE_NAME = "norm_stats.provenance.json"
+"""Lies beside the statistics, not in their file, which the original's reader must understand."""
+
+Provenance: TypeAlias = Mapping[str, Any]
+"""What statistics were computed from; plain JSON values, made and read by `openpi.training.stats_provenance`."""
+
+_DIGEST_KEY = "norm_stats_sha256"
+"""Ties the two files together: after `norm_stats.json` was edited or replaced its provenance means nothing."""
 
 _NUM_BINS = 5000
 """Resolution of the quantiles: a five-thousandth of the range seen (formula: as the released statistics have it)."""
@@ -180,14 +194,59 @@ def deserialize_json(data: str) -> dict[str, NormStats]:
         raise errors.DataError(f"norm stats: not the expected JSON ({type(e).__name__}: {e})") from e
 
 
-def save(directory: pathlib.Path | str, norm_stats: Mapping[str, NormStats]) -> None:
-    """Write `norm_stats.json` into a directory, creating it; an old file is replaced at once or not at all."""
+def save(
+    directory: pathlib.Path | str, norm_stats: Mapping[str, NormStats], provenance: Provenance | None = None
+) -> None:
+    """Write `norm_stats.json` into a directory, creating it; an old file is replaced at once or not at all.
+
+    Args:
+        directory: The folder.
+        norm_stats: Statistics by key.
+        provenance: What they were computed from, for a file beside; None removes an older one.
+    """
     path = pathlib.Path(directory) / FILE_NAME
     text = serialize_json(norm_stats)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{FILE_NAME}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
+    _replace(path, text)
+    beside = path.with_name(PROVENANCE_NAME)
+    if provenance is None:
+        beside.unlink(missing_ok=True)
+    else:
+        _replace(beside, json.dumps({**provenance, _DIGEST_KEY: _digest(text)}, indent=2))
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_provenance(directory: pathlib.Path | str) -> Provenance | None:
+    """Read what a directory's statistics were computed from; None, with a warning if there is a trace, if unknown."""
+    path = pathlib.Path(directory) / PROVENANCE_NAME
+    if not path.exists():
+        return None
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+        is_theirs = provenance[_DIGEST_KEY] == _digest(path.with_name(FILE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        logger.warning(
+            "%s: cannot be read (%s: %s), the origin of the norm stats is unknown", path, type(e).__name__, e
+        )
+        return None
+    if not is_theirs:
+        logger.warning(
+            "%s: was changed after it was computed, its origin is unknown; 'make norm-stats' computes it again",
+            path.with_name(FILE_NAME),
+        )
+    return provenance if is_theirs else None
 
 
 def load(directory: pathlib.Path | str) -> dict[str, NormStats]:

@@ -135,7 +135,8 @@ def save_state(
 
     def write_assets(directory: pathlib.Path) -> None:
         if data_config.norm_stats is not None and data_config.asset_id is not None:
-            normalize.save(directory / data_config.asset_id, data_config.norm_stats)
+            folder = directory / data_config.asset_id
+            normalize.save(folder, data_config.norm_stats, data_config.norm_stats_provenance)
 
     params, train_state = checkpoint_tree.to_disk(state)
     manager.save(

@@ -4,6 +4,8 @@
 imported here.
 """
 
+from collections.abc import Sequence
+import dataclasses
 import difflib
 import sys
 
@@ -38,6 +40,7 @@ __all__ = [
     "TrainConfig",
     "cli",
     "get_config",
+    "with_flags",
 ]
 
 _CONFIGS: list[TrainConfig] = [*_robot_configs.get_configs(), *_debug_configs.get_configs()]
@@ -66,6 +69,16 @@ def cli() -> TrainConfig:
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         get_config(sys.argv[1])
     return tyro.extras.overridable_config_cli({name: (name, config) for name, config in _CONFIGS_DICT.items()})
+
+
+def with_flags(config: TrainConfig, flags: Sequence[str]) -> TrainConfig:
+    """Override values of a config as the command line of training does, for example `["--data.arm-order", "left_right"]`."""
+    if not flags:
+        return config
+    # A name of the run is asked for in training only.
+    named = config if config.exp_name is not tyro.MISSING else dataclasses.replace(config, exp_name=config.name)
+    parsed = tyro.cli(tyro.conf.AvoidSubcommands[type(config)], default=named, args=list(flags))
+    return dataclasses.replace(parsed, exp_name=config.exp_name)
 
 
 def get_config(config_name: str) -> TrainConfig:

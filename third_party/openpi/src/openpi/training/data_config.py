@@ -18,6 +18,8 @@ from openpi.models import tokenizer as _tokenizer
 from openpi.shared import download as _download
 from openpi.shared import errors
 from openpi.shared import normalize as _normalize
+from openpi.training.mixture import MixedDataset
+from openpi.training.mixture import MixedDatasetFlag
 from openpi.training.validation_split import ValidationSplit
 import openpi.transforms as _transforms
 
@@ -53,6 +55,8 @@ class DataConfig:
     asset_id: str | None = None
     # Statistics of `state` and `actions` after the data transforms; None when they have not been computed.
     norm_stats: dict[str, _normalize.NormStats] | None = None
+    # What the statistics were computed from; None when that is not known.
+    norm_stats_provenance: _normalize.Provenance | None = None
     # Dataset keys to the keys that the data transforms expect. Training only.
     repack_transforms: _transforms.Group = dataclasses.field(default_factory=_transforms.Group)
     # Robot-specific: camera slots, joint order, delta actions. Training and inference, before normalisation.
@@ -65,6 +69,8 @@ class DataConfig:
     action_sequence_keys: Sequence[str] = ("actions",)
     # Take the prompt from the dataset's task text.
     prompt_from_task: bool = False
+    # Datasets that are mixed, instead of the one named repo_id.
+    mixture: Sequence[MixedDataset] = ()
     # Episodes kept out of training.
     validation: ValidationSplit = dataclasses.field(default_factory=ValidationSplit)
     # RLDS data is not supported by this loader; the three fields keep such configs representable.
@@ -72,15 +78,21 @@ class DataConfig:
     action_space: Any | None = None
     datasets: Sequence[Any] = ()
 
+    def members(self) -> Sequence[MixedDataset]:
+        """Return the datasets to read: those of the mixture, or the one named `repo_id`."""
+        return self.mixture or (() if self.repo_id is None else (MixedDataset(self.repo_id),))
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfigFactory(abc.ABC):
     """Base of every data configuration: subclass it as a frozen dataclass and start `create` from `create_base_config`."""
 
-    # LeRobot dataset id, a folder below $HF_LEROBOT_HOME (or ./data/lerobot).
+    # LeRobot dataset id, a folder below $HF_LEROBOT_HOME (or ./data/lerobot); of a mixture: the name of its statistics.
     repo_id: str = tyro.MISSING
     # Where the statistics are read.
     assets: AssetsConfig = dataclasses.field(default_factory=AssetsConfig)
+    # Datasets to train on together, each REPO_ID[:WEIGHT[:PROMPT]]; the weights are shares of the samples.
+    mixture: tuple[MixedDatasetFlag, ...] = ()
     # Episodes kept out of training, to watch the loss on them.
     validation: ValidationSplit = dataclasses.field(default_factory=ValidationSplit)
     # Values that the factory does not set itself.
@@ -100,11 +112,14 @@ class DataConfigFactory(abc.ABC):
         """Fill in the dataset, the statistics (None, with a log line, if absent) and the kind of normalisation."""
         repo_id = None if self.repo_id is tyro.MISSING else self.repo_id
         asset_id = self.assets.asset_id or repo_id
+        stats, provenance = (None, None) if assets_dirs is None else self._load_norm_stats(assets_dirs, asset_id)
         return dataclasses.replace(
             self.base_config or DataConfig(),
             repo_id=repo_id,
             asset_id=asset_id,
-            norm_stats=None if assets_dirs is None else self._load_norm_stats(assets_dirs, asset_id),
+            norm_stats=stats,
+            norm_stats_provenance=provenance,
+            mixture=self.mixture,
             validation=self.validation,
             # pi0 was pretrained on z-scores, the later models on quantiles.
             use_quantile_norm=model_config.model_type != _model.ModelType.PI0,
@@ -112,17 +127,18 @@ class DataConfigFactory(abc.ABC):
 
     def _load_norm_stats(
         self, assets_dirs: pathlib.Path, asset_id: str | None
-    ) -> dict[str, _normalize.NormStats] | None:
+    ) -> tuple[dict[str, _normalize.NormStats] | None, _normalize.Provenance | None]:
         if asset_id is None:
-            return None
+            return None, None
         directory = f"{self.assets.assets_dir or assets_dirs}/{asset_id}"
         try:
-            return _normalize.load(_download.maybe_download(directory))
+            folder = _download.maybe_download(directory)
+            return _normalize.load(folder), _normalize.load_provenance(folder)
         except FileNotFoundError:
             logger.info("no norm_stats.json in %s yet", directory)
         except errors.UserError as e:
             logger.warning("norm stats of %s could not be fetched: %s", directory, e)
-        return None
+        return None, None
 
 
 @dataclasses.dataclass(frozen=True)

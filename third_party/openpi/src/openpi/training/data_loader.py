@@ -12,10 +12,11 @@ import numpy as np
 
 from openpi.models import model as _model
 from openpi.shared import errors
+from openpi.training import data_flags
 from openpi.training import datasets
+from openpi.training import stats_provenance
 from openpi.training.data_config import FAKE_REPO_ID
 from openpi.training.data_config import DataConfig
-from openpi.training.sampling import SampleOrder
 from openpi.training.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class DataLoader:
         self._num_batches = num_batches
         self._num_workers = num_workers
         self._rewind = rewind
-        self._order = SampleOrder(len(dataset), shuffle, seed)
+        self._order = datasets.sample_order(dataset, seed, shuffle=shuffle)
         self._position = 0
 
     def data_config(self) -> DataConfig:
@@ -256,17 +257,56 @@ def _open(
     config: TrainConfig, part: datasets.Part, *, skip_norm_stats: bool = False
 ) -> tuple[datasets.Dataset, DataConfig]:
     data_config = config.data.create(config.assets_dirs, config.model)
-    if not skip_norm_stats:
-        _require_norm_stats(config, data_config)
-    dataset = datasets.create_dataset(data_config, config.model.action_horizon, config.model, part=part)
+    if data_config.repo_id == FAKE_REPO_ID:
+        return datasets.create_dataset(data_config, config.model.action_horizon, config.model), data_config
+    if not skip_norm_stats and data_config.norm_stats is None:
+        raise errors.MissingFileError(
+            f"{_stats_folder(config, data_config)}/norm_stats.json: the normalisation statistics of config "
+            f"'{config.name}' are missing; compute them with '{data_flags.norm_stats_command(config)}'"
+        )
+    sources = datasets.open_sources(data_config, config.model.action_horizon)
+    if not skip_norm_stats and part == "train":
+        _check_norm_stats(config, data_config, sources)
+    dataset = datasets.join(sources, data_config, part)
     return datasets.transform_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats), data_config
 
 
-def _require_norm_stats(config: TrainConfig, data_config: DataConfig) -> None:
-    if data_config.repo_id == FAKE_REPO_ID or data_config.norm_stats is not None:
+def _stats_folder(config: TrainConfig, data_config: DataConfig) -> str:
+    return f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
+
+
+def _check_norm_stats(config: TrainConfig, data_config: DataConfig, sources: Sequence[datasets.Source]) -> None:
+    """Refuse statistics of other data. Those that the config fetches from elsewhere need only fit the transforms."""
+    folder = _stats_folder(config, data_config)
+    provenance = data_config.norm_stats_provenance
+    if provenance is None:
+        logger.warning(
+            "%s: nothing says which data these norm stats are of (the original openpi writes no provenance); "
+            "'%s' computes them from this dataset",
+            folder,
+            data_flags.norm_stats_command(config),
+        )
         return
-    folder = f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
-    raise errors.MissingFileError(
-        f"{folder}/norm_stats.json: the normalisation statistics of config '{config.name}' are missing; "
-        f"compute them with 'make norm-stats CONFIG={config.name} REPO_ID={data_config.repo_id}'"
+    basis = stats_provenance.describe(
+        data_config,
+        config.model.action_horizon,
+        [_facts(source, data_config) for source in sources],
+        sources[0].dataset.meta,
     )
+    problems = stats_provenance.transform_differences(provenance, basis)
+    other_data = stats_provenance.data_differences(provenance, basis)
+    if config.data.assets.assets_dir is None:
+        problems += other_data
+    elif other_data:
+        logger.warning("%s: norm stats of other data, as the config asks for: %s", folder, "; ".join(other_data))
+    if problems:
+        raise errors.DataError(
+            f"{folder}/norm_stats.json: does not belong to this training: {'; '.join(problems)}. "
+            f"Compute the statistics again with '{data_flags.norm_stats_command(config)}'"
+        )
+
+
+def _facts(source: datasets.Source, data_config: DataConfig) -> dict[str, Any]:
+    metadata = source.dataset.meta
+    keys = stats_provenance.stats_keys(metadata, datasets.used_keys(data_config, metadata, source.member))
+    return stats_provenance.dataset_facts(source.member.repo_id, source.share, metadata, source.dataset.columns, keys)

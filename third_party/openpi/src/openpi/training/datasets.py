@@ -1,6 +1,7 @@
 """Datasets as the loader sees them: a length and samples by index, transforms included."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias
 
 import flax.traverse_util
@@ -10,9 +11,12 @@ import numpy as np
 from openpi.models import model as _model
 from openpi.shared import errors
 from openpi.training import lerobot_metadata
+from openpi.training import mixture
+from openpi.training import sampling
 from openpi.training.data_config import FAKE_REPO_ID
 from openpi.training.data_config import DataConfig
 from openpi.training.lerobot_dataset import LeRobotDataset
+from openpi.training.mixture import MixedDataset
 import openpi.transforms as _transforms
 
 _NUM_FAKE_SAMPLES = 1024
@@ -44,10 +48,38 @@ class TransformedDataset:
         self._transform = _transforms.compose(transforms)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        return apply(self._transform, self._dataset[index], f"sample {index.__index__()}")
+        sample = self._dataset[index]
+        place = f"sample {index.__index__()}"
+        if "episode_index" in sample:
+            place = f"episode {sample['episode_index']}, frame {sample['frame_index']}"
+        return apply(self._transform, sample, place)
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+
+class Mixture:
+    """Several datasets, one behind the other, each with a share of the samples that a loader draws."""
+
+    def __init__(self, parts: Sequence[Dataset], shares: Sequence[float]) -> None:
+        """Join datasets whose shares sum to 1."""
+        self.parts = tuple(parts)
+        self.shares = tuple(shares)
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        part = int(np.searchsorted(self._ends, index.__index__(), side="right"))
+        return self.parts[part][index.__index__() - (int(self._ends[part - 1]) if part else 0)]
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+
+def sample_order(dataset: Dataset, seed: int, *, shuffle: bool) -> sampling.Order:
+    """Return the order in which a loader draws the samples of a dataset."""
+    if isinstance(dataset, Mixture):
+        return sampling.MixtureOrder(tuple(map(len, dataset.parts)), dataset.shares, shuffle, seed)
+    return sampling.SampleOrder(len(dataset), shuffle, seed)
 
 
 class Frames:
@@ -125,28 +157,79 @@ def create_dataset(
         MissingFileError: The dataset, or a file of it, is missing.
         DataError: It cannot be read, or lacks what the config asks for.
     """
-    if data_config.repo_id is None:
-        raise errors.ConfigError("data: repo_id is not set; name the dataset with --data.repo-id")
     if data_config.repo_id == FAKE_REPO_ID:
         return FakeDataset(model_config)
-    metadata = lerobot_metadata.load_metadata(data_config.repo_id)
-    used = used_keys(data_config, metadata)
-    dataset: Dataset = LeRobotDataset(
-        data_config.repo_id,
+    return join(open_sources(data_config, action_horizon), data_config, part)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """An opened dataset, and its part in training."""
+
+    member: MixedDataset
+    dataset: LeRobotDataset
+    share: float
+
+
+def open_sources(data_config: DataConfig, action_horizon: int) -> list[Source]:
+    """Open the datasets that a data config names; arguments and errors as `create_dataset`."""
+    members = data_config.members()
+    if not members:
+        raise errors.ConfigError("data: repo_id is not set; name the dataset with --data.repo-id")
+    opened = [_open(data_config, member, action_horizon) for member in members]
+    shares = mixture.shares(members, [len(dataset) for dataset in opened])
+    return [Source(*row) for row in zip(members, opened, shares, strict=True)]
+
+
+def _open(data_config: DataConfig, member: MixedDataset, action_horizon: int) -> LeRobotDataset:
+    metadata = lerobot_metadata.load_metadata(member.repo_id)
+    used = used_keys(data_config, metadata, member)
+    return LeRobotDataset(
+        member.repo_id,
         action_sequence_keys=data_config.action_sequence_keys,
         action_horizon=action_horizon,
         image_keys=[key for key in metadata.camera_keys if used is None or key in used],
+        column_keys=None if used is None else [key for key in metadata.column_keys if key in used],
     )
+
+
+def join(sources: Sequence[Source], data_config: DataConfig, part: Part) -> Dataset:
+    """Make one dataset of the frames of opened ones that belong to a part, with their prompts.
+
+    Raises:
+        ConfigError: The split leaves nothing to train on.
+    """
+    parts = [_part_of(source, data_config, part) for source in sources]
+    return Mixture(parts, [source.share for source in sources]) if data_config.mixture else parts[0]
+
+
+def _part_of(source: Source, data_config: DataConfig, part: Part) -> Dataset:
+    metadata = source.dataset.meta
+    dataset: Dataset = source.dataset
     if part != "all" and not data_config.validation.is_empty:
-        dataset = Frames(dataset, _frames_of(metadata, data_config, part))
+        dataset = Frames(dataset, _frames_of(metadata, data_config, source.member.repo_id, part))
+    if source.member.prompt is not None:
+        return TransformedDataset(dataset, [_SetPrompt(source.member.prompt)])
     if data_config.prompt_from_task:
         return TransformedDataset(dataset, [_transforms.PromptFromLeRobotTask(dict(metadata.tasks))])
     return dataset
 
 
-def _frames_of(metadata: lerobot_metadata.LeRobotMetadata, data_config: DataConfig, part: Part) -> np.ndarray:
-    place = f"dataset '{data_config.repo_id}'"
-    kept_out = data_config.validation.choose([episode.index for episode in metadata.episodes], place)
+@dataclasses.dataclass(frozen=True)
+class _SetPrompt(_transforms.DataTransformFn):
+    prompt: str
+
+    def __call__(self, data: _transforms.DataDict) -> _transforms.DataDict:
+        return {**data, "prompt": self.prompt}
+
+
+def _frames_of(
+    metadata: lerobot_metadata.LeRobotMetadata, data_config: DataConfig, repo_id: str, part: Part
+) -> np.ndarray:
+    split = data_config.validation
+    if split.episodes and data_config.mixture:
+        raise errors.ConfigError("validation: episodes of a mixture cannot be listed; use --data.validation.fraction")
+    kept_out = split.choose([episode.index for episode in metadata.episodes], f"dataset '{repo_id}'")
     return np.concatenate(
         [
             np.arange(episode.first_frame, episode.first_frame + episode.length)
@@ -164,6 +247,9 @@ def transform_dataset(dataset: Dataset, data_config: DataConfig, *, skip_norm_st
     """
     if isinstance(dataset, FakeDataset):
         return dataset
+    if isinstance(dataset, Mixture):
+        parts = [transform_dataset(part, data_config, skip_norm_stats=skip_norm_stats) for part in dataset.parts]
+        return Mixture(parts, dataset.shares)
     norm_stats = data_config.norm_stats
     if norm_stats is None and not skip_norm_stats:
         raise errors.MissingFileError(
@@ -180,20 +266,33 @@ def transform_dataset(dataset: Dataset, data_config: DataConfig, *, skip_norm_st
     )
 
 
-def used_keys(data_config: DataConfig, metadata: lerobot_metadata.LeRobotMetadata) -> set[str] | None:
+def used_keys(
+    data_config: DataConfig, metadata: lerobot_metadata.LeRobotMetadata, member: MixedDataset | None = None
+) -> set[str] | None:
     """Return the dataset keys that the repack transform reads; None if there is none, so that all may be used.
+
+    Args:
+        data_config: Has the repack transform.
+        metadata: The dataset.
+        member: Its entry in the mixture, which may set a prompt.
 
     Raises:
         DataError: Some of them are not in the dataset; the message lists all.
+        ConfigError: The entry's prompt would not reach the model.
     """
     repacks = [t for t in data_config.repack_transforms.inputs if isinstance(t, _transforms.RepackTransform)]
     if not repacks:
         return None
     used = set(_leaves(repacks[0].structure))
-    provided = {*metadata.features, "task"} | ({"prompt"} if data_config.prompt_from_task else set())
+    sets_prompt = member is not None and member.prompt is not None
+    if sets_prompt and "prompt" not in used:
+        raise errors.ConfigError(
+            f"mixture: the prompt of '{metadata.repo_id}' would not reach the model, this config's samples have none; leave it out"
+        )
+    provided = {*metadata.features, "task"} | ({"prompt"} if data_config.prompt_from_task or sets_prompt else set())
     if absent := sorted(used - provided):
         raise errors.DataError(
-            f"dataset '{data_config.repo_id}' ({metadata.root}): keys {absent} are missing; "
+            f"dataset '{metadata.repo_id}' ({metadata.root}): keys {absent} are missing; "
             f"found {sorted(metadata.features)}; record them, or choose a config that does not use them"
         )
     return used

@@ -1,6 +1,6 @@
 """Reader of LeRobot v2.0 and v2.1 datasets: numpy in, numpy out, images decoded only when and where they are asked for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
@@ -32,6 +32,7 @@ class LeRobotDataset:
         action_sequence_keys: Sequence[str] = ("action",),
         action_horizon: int = 1,
         image_keys: Sequence[str] | None = None,
+        column_keys: Sequence[str] | None = None,
     ) -> None:
         """Read the metadata and the number columns.
 
@@ -41,6 +42,7 @@ class LeRobotDataset:
             action_sequence_keys: Columns that are read as windows.
             action_horizon: Length of the windows, frames.
             image_keys: Cameras to decode; None: all.
+            column_keys: Number columns to hold, besides those that number the frames; None: all.
 
         Raises:
             MissingFileError: The dataset or one of its files is missing.
@@ -51,7 +53,13 @@ class LeRobotDataset:
         self._image_keys = tuple(self.meta.camera_keys if image_keys is None else image_keys)
         self._sequence_keys = tuple(action_sequence_keys)
         self._check_keys()
-        self._columns = lerobot_columns.read_columns(self.meta, self.meta.column_keys)
+        wanted = (
+            self.meta.column_keys
+            if column_keys is None
+            else {*column_keys, *lerobot_metadata.INDEX_KEYS, *action_sequence_keys}
+        )
+        keys = [key for key in self.meta.column_keys if key in wanted]
+        self._columns = lerobot_columns.read_columns(self.meta, keys)
         self._window = np.arange(action_horizon)
         # First frame of each episode, to find the episode of a frame.
         self._starts = np.array([episode.first_frame for episode in self.meta.episodes])
@@ -71,6 +79,11 @@ class LeRobotDataset:
                 f"{self.meta.root}: has no {', no '.join(problems)}; found cameras {list(self.meta.camera_keys)}, "
                 f"columns {list(self.meta.column_keys)}"
             )
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """The number columns held, by key; not to be changed."""
+        return self._columns
 
     def __len__(self) -> int:
         return self.meta.total_frames

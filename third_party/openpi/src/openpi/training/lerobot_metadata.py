@@ -1,5 +1,6 @@
 """The `meta/` folder of a LeRobot v2.0/v2.1 dataset: what it holds and where each episode's files lie."""
 
+import bisect
 from collections.abc import Mapping
 import dataclasses
 import json
@@ -7,9 +8,13 @@ import os
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from openpi.shared import errors
 
 SUPPORTED_VERSIONS = ("v2.0", "v2.1")
+# Columns that every dataset has; they number the frames and say nothing of the robot.
+INDEX_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _IMAGE_DTYPES = ("image", "video")
 
 
@@ -28,6 +33,7 @@ class Episode:
 class LeRobotMetadata:
     """Contents of the `meta/` folder."""
 
+    repo_id: str
     root: pathlib.Path
     # The content of info.json.
     info: Mapping[str, Any]
@@ -59,6 +65,21 @@ class LeRobotMetadata:
     def column_keys(self) -> tuple[str, ...]:
         """Keys whose values are numbers, stored as plain columns."""
         return tuple(key for key in self.features if key not in self.camera_keys)
+
+    def dim_names(self, key: str) -> list[str]:
+        """Name of each number of a column, as info.json has them; their indices where it has none."""
+        size = int(np.prod(self.features[key]["shape"]))
+        names = self.features[key].get("names")
+        # {"motors": [...]} and [[...]] are both in use.
+        while names and not isinstance(names, str) and len(names) == 1 and size > 1:
+            names = next(iter(names.values())) if isinstance(names, Mapping) else names[0]
+        is_complete = isinstance(names, list) and len(names) == size
+        return [str(name) for name in names] if is_complete else [str(i) for i in range(size)]
+
+    def episode_of(self, frame: int) -> Episode:
+        """Return the episode that holds a frame, counted over all episodes."""
+        starts = [episode.first_frame for episode in self.episodes]
+        return self.episodes[bisect.bisect_right(starts, frame) - 1]
 
     def is_video(self, key: str) -> bool:
         """Whether the images of camera `key` are stored as video."""
@@ -111,7 +132,7 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
         raise errors.DataError(
             f"{directory}: the dataset has no frames; convert at least one recording with 'make convert'"
         )
-    return LeRobotMetadata(root=directory, info=info, tasks=tasks, episodes=tuple(episodes))
+    return LeRobotMetadata(repo_id=repo_id, root=directory, info=info, tasks=tasks, episodes=tuple(episodes))
 
 
 def _check_info(info: Mapping[str, Any], info_path: pathlib.Path) -> None:

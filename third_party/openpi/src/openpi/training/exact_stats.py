@@ -1,0 +1,122 @@
+"""Mean, deviation and exact quantiles of vectors that come in blocks, of one dataset or of a weighted mixture of several.
+
+Only the tails are kept that the quantiles can depend on, so memory stays at a few hundredths of the data.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from openpi.shared import errors
+from openpi.shared import normalize
+
+# Share of the values below q01 and above q99.
+_TAIL = 0.01
+# Rounding of a sum of shares.
+_SLACK = 1e-12
+
+
+class VectorStats:
+    """Moments and tails of the vectors of one dataset."""
+
+    def __init__(self, num_vectors: int, share: float = 1.0) -> None:
+        """Prepare for `num_vectors` vectors in all; the length of the tails follows from it.
+
+        Args:
+            num_vectors: How many will come.
+            share: Share of this dataset in the mixture, 0..1. The smaller it is, the further into this dataset a
+                quantile of the mixture can lie.
+        """
+        self.share = share
+        self._expected = num_vectors
+        self._num_tail = min(math.ceil(_TAIL / share * num_vectors * (1 - _SLACK)) + 1, num_vectors)
+        self._count = 0
+
+    def update(self, vectors: np.ndarray) -> None:
+        """Take in float (n, d).
+
+        Raises:
+            DataError: A number is not finite.
+        """
+        if not np.isfinite(vectors).all():
+            raise errors.DataError(f"norm stats: {int((~np.isfinite(vectors)).sum())} values are not finite")
+        self._add_moments(vectors.astype(np.float64))
+        rows = np.ascontiguousarray(vectors.T)  # [d, n]: the tails are looked for along memory
+        low = high = rows
+        if self._count > len(vectors):
+            low, high = np.concatenate([self._low, rows], axis=1), np.concatenate([self._high, rows], axis=1)
+        n = self._num_tail
+        # [d, n]; not sorted
+        self._low = low if low.shape[1] <= n else np.partition(low, n - 1, axis=1)[:, :n].copy()
+        self._high = high if high.shape[1] <= n else np.partition(high, -n, axis=1)[:, -n:].copy()
+
+    def _add_moments(self, block: np.ndarray) -> None:
+        mean = block.mean(axis=0)
+        squares = np.square(block - mean).sum(axis=0)
+        if self._count == 0:
+            self._mean, self._squares = mean, squares
+        else:
+            # Parallel variance (Chan, Golub, LeVeque 1979): no difference of large squares.
+            total = self._count + len(block)
+            shift = mean - self._mean
+            self._squares += squares + shift**2 * (self._count * len(block) / total)
+            self._mean += shift * (len(block) / total)
+        self._count += len(block)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and variance (population) of all vectors, float64 (d,).
+
+        Raises:
+            ValueError: Fewer or more vectors came than were announced.
+        """
+        if self._count != self._expected:
+            raise ValueError(f"expected {self._expected} vectors, found {self._count}")
+        return self._mean, self._squares / self._count
+
+    def tails(self, dim: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Return the lowest values of a dimension, the highest ones, and the share of the mixture that each stands for."""
+        return self._low[dim], self._high[dim], self.share / self._count
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Distribution:
+    """Statistics, and what else a report says of the values; every field has shape [d]."""
+
+    stats: normalize.NormStats
+    low: np.ndarray
+    high: np.ndarray
+    # Share of the values outside q01..q99: those that quantile normalisation puts outside -1..1.
+    outside: np.ndarray
+
+
+def combine(parts: Sequence[VectorStats]) -> Distribution:
+    """Return the statistics of the mixture of `parts`, whose shares sum to 1.
+
+    A quantile q is the smallest value that at least the share q of all values does not exceed.
+    """
+    means, variances = (np.stack(values) for values in zip(*(part.moments() for part in parts), strict=True))
+    shares = np.array([part.share for part in parts])[:, None]
+    mean = (shares * means).sum(axis=0)
+    variance = (shares * (variances + np.square(means - mean))).sum(axis=0)
+    dims = [_tails_of([part.tails(dim) for part in parts]) for dim in range(len(mean))]
+    q01, q99, low, high, outside = (np.array(values) for values in zip(*dims, strict=True))
+    return Distribution(normalize.NormStats(mean=mean, std=np.sqrt(variance), q01=q01, q99=q99), low, high, outside)
+
+
+def _tails_of(tails: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[float, float, float, float, float]:
+    """q01, q99, smallest, largest value and share outside q01..q99 of one dimension."""
+    low, high = (np.concatenate([tail[side] for tail in tails]).astype(np.float64) for side in (0, 1))
+    low_mass, high_mass = (np.concatenate([np.full(len(tail[side]), tail[2]) for tail in tails]) for side in (0, 1))
+    order = np.argsort(low, kind="stable")
+    low, below = low[order], np.cumsum(low_mass[order])  # share up to and with each value
+    # Equal values belong together: the share up to a value is that at its last copy.
+    q01 = low[np.argmax(below >= _TAIL * (1 - _SLACK))]
+    order = np.argsort(high, kind="stable")[::-1]
+    high, high_mass = high[order], high_mass[order]
+    first_copy = np.searchsorted(-high, -high, side="left")
+    above = np.concatenate([[0.0], np.cumsum(high_mass)])[first_copy]  # share strictly above each value
+    q99 = high[np.flatnonzero(above <= _TAIL * (1 + _SLACK))[-1]]
+    outside = below[low < q01].max(initial=0.0) + high_mass[high > q99].sum()
+    return q01, q99, low[0], high[0], outside

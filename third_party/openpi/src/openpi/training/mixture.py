@@ -1,0 +1,86 @@
+"""Training on several datasets at once: which ones, how much of each, and under which prompt."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from openpi.shared import errors
+
+# Least share of a dataset: a block of the sample order must hold a few of its samples.
+_LEAST_SHARE = 0.002
+_FORM = "REPO_ID[:WEIGHT[:PROMPT]]"
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedDataset:
+    """One dataset of a mixture."""
+
+    # Name of the dataset.
+    repo_id: str
+    # Share of the samples, relative to the others' weights; None: its number of frames.
+    weight: float | None = None
+    # Prompt of all its samples; None: its own tasks.
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.repo_id or (self.weight is not None and not 0 < self.weight < float("inf")):
+            raise errors.ConfigError(f"mixture: found '{self}', expected {_FORM} with a weight above 0")
+
+    def __str__(self) -> str:
+        weight = "" if self.weight is None else f"{self.weight:g}"
+        parts = [self.repo_id, weight, self.prompt or ""]
+        return ":".join(parts).rstrip(":")
+
+    @classmethod
+    def parse(cls, text: str) -> "MixedDataset":
+        """Read `REPO_ID[:WEIGHT[:PROMPT]]`, for example "realman/towels:2" or "realman/cubes::pick up the cube".
+
+        Raises:
+            ValueError: The weight is not a number above 0.
+        """
+        repo_id, _, rest = text.partition(":")
+        weight, _, prompt = rest.partition(":")
+        try:
+            return cls(repo_id, float(weight) if weight else None, prompt or None)
+        except ValueError as e:
+            raise ValueError(f"found '{text}', expected {_FORM} with a weight above 0") from e
+
+
+MixedDatasetFlag = Annotated[
+    MixedDataset,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=_FORM,
+        instance_from_str=lambda texts: MixedDataset.parse(texts[0]),
+        is_instance=lambda value: isinstance(value, MixedDataset),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""A dataset of a mixture as one word of the command line."""
+
+
+def shares(members: Sequence[MixedDataset], num_frames: Sequence[int]) -> list[float]:
+    """Return the share of the samples that comes from each dataset; they sum to 1.
+
+    Raises:
+        ConfigError: Some datasets have a weight and others none, one is named twice, or a share is tiny.
+    """
+    names = [member.repo_id for member in members]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise errors.ConfigError(f"mixture: {twice} are named twice; give one of them the sum of the weights")
+    if len({member.weight is None for member in members}) > 1:
+        raise errors.ConfigError(
+            f"mixture: found weights for some of {names} only; give one to each, or none (shares by number of frames)"
+        )
+    weights = [
+        float(count if member.weight is None else member.weight)
+        for member, count in zip(members, num_frames, strict=True)
+    ]
+    found = [weight / sum(weights) for weight in weights]
+    if rare := [name for name, share in zip(names, found, strict=True) if share < _LEAST_SHARE]:
+        raise errors.ConfigError(
+            f"mixture: {rare} would be less than {_LEAST_SHARE:.1%} of the samples; raise the weight"
+        )
+    return found
