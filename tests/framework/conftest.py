@@ -3,7 +3,14 @@
 import pathlib
 import shutil
 
+import jax
 import pytest
+
+from openpi.shared import compile_cache
+
+# Tiny models take far longer to compile than to run: a second run of the tests finds most programs on the disk.
+if compile_cache.enable():
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @pytest.fixture
