@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from realman.arrays import Image
 from realman.arrays import JointVec
+from realman.errors import RealmanError
 from realman.errors import RobotError
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,28 @@ class Robot(Protocol):
 
     def disconnect(self) -> None:
         """Release the robot; safe to call twice."""
+        ...
+
+
+@runtime_checkable
+class BrakingRobot(Robot, Protocol):
+    """A robot that can come to rest more gently than `stop` does."""
+
+    def slow_stop(self) -> None:
+        """Refuse further targets and brake both arms along their path; bounded in time. `stop` must follow."""
+        ...
+
+
+@runtime_checkable
+class MeasuringRobot(Robot, Protocol):
+    """A robot that says how it is doing without taking pictures; neither call waits."""
+
+    def measure(self) -> JointVec:
+        """Return the newest measured position."""
+        ...
+
+    def ages_s(self) -> dict[str, float]:
+        """Return the age of whatever grows old when something breaks, by name: arms' states, cameras; s."""
         ...
 
 
@@ -112,6 +135,11 @@ class ShadowRobot:
         """Return the target as if it had been sent."""
         return target
 
+    def slow_stop(self) -> None:
+        """Brake the robot behind, if it can."""
+        if isinstance(self._robot, BrakingRobot):
+            self._robot.slow_stop()
+
     def stop(self) -> None:
         """Stop the robot behind: a stop is never held back."""
         self._robot.stop()
@@ -125,25 +153,43 @@ class ShadowRobot:
 def connected(robot: Robot) -> Iterator[Robot]:
     """Connect a robot; however the block ends, stop the arms first and then release them, whatever signals arrive.
 
+    After a regular end, a tripped watchdog or a lost policy the arms first brake along their path (`BrakingRobot`). After a
+    signal, or an error nobody foresaw, they are stopped at once.
+
     Raises:
         RobotError: The arms could not be stopped, and the block itself had not failed.
     """
     robot.connect()
-    has_failed, held = True, {}
+    failure: BaseException | None = None
+    held = {}
     try:
         # Two levels, so that a signal that raises on the way out still leads to the stop.
         try:
             yield robot
-            has_failed = False
+        except BaseException as e:
+            failure = e
+            raise
         finally:
             held = _ignore_signals()
     finally:
         try:
-            _stop(robot, has_failed=has_failed)
+            if failure is None or isinstance(failure, RealmanError) or getattr(failure, "is_gentle", False):
+                _brake(robot)
+            _stop(robot, has_failed=failure is not None)
         finally:
             robot.disconnect()
             for number, handler in held.items():
                 signal.signal(number, handler)
+
+
+def _brake(robot: Robot) -> None:
+    """Try the gentle stop first; the one that counts follows whatever comes of this."""
+    if not isinstance(robot, BrakingRobot):
+        return
+    try:
+        robot.slow_stop()
+    except Exception as e:
+        logger.warning("slow stop: %s; stopping at once", e)
 
 
 def _stop(robot: Robot, *, has_failed: bool) -> None:

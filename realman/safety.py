@@ -245,13 +245,12 @@ class SafetyLayer:
         Raises:
             RejectedError: The arms must not start from this state.
         """
-        check_start(state)
-        check_boxes(state, limits)
         self._limits = limits
         self._motion = Motion.at_rest(np.array(state, dtype=np.float64))
         self._wanted = self._motion.target
         self._is_first = True
         self._limit_ticks_in_a_row = 0
+        self.restart(state)
         self.range_clamps = np.zeros(spec.NUM_DIMS, dtype=np.int64)
         self.speed_clamps = np.zeros(spec.NUM_DIMS, dtype=np.int64)
         self.clamped_ticks = 0
@@ -271,11 +270,46 @@ class SafetyLayer:
         self._wanted = np.array(target, dtype=np.float64)
         return limited.target
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether the last command was a step."""
+        return bool(np.abs(self._motion.step).max() > _ROUNDING)
+
     def sent(self, target: JointVec) -> None:
         """Remember what the robot really sent; the next step is measured from it."""
         check_finite(target, "target sent by the robot")
         position = np.array(target, dtype=np.float64)
         self._motion = Motion(position, position - self._motion.position, self._wanted)
+
+    def brake(self) -> JointVec:
+        """Return the next target of a motion that comes to rest as fast as the acceleration allows; then it stays there.
+
+        A standstill at once would be one step of any size, which high follow would try to make.
+
+        Raises:
+            RejectedError: Braking would lead out of a workspace box.
+        """
+        step, change = self._motion.step, self._limits.max_step_change
+        slower = np.sign(step) * np.maximum(np.abs(step) - change, 0.0)
+        position = self._motion.position
+        # A start outside the range is legal, so braking must not be turned into a jump into it.
+        lower, upper = np.minimum(self._limits.lower, position), np.maximum(self._limits.upper, position)
+        self._wanted = np.clip(position + slower, lower, upper)
+        check_boxes(self._wanted, self._limits)
+        return self._wanted.copy()
+
+    def restart(self, state: JointVec) -> None:
+        """Go on from a measured state after a hold, as if the run began: the first-jump check applies to the next target.
+
+        Raises:
+            RejectedError: The arms must not start from this state.
+        """
+        check_start(state)
+        check_boxes(state, self._limits)
+        self._motion = Motion.at_rest(np.array(state, dtype=np.float64))
+        self._wanted = self._motion.target
+        self._is_first = True
+        self._limit_ticks_in_a_row = 0
 
     def held(self) -> None:
         """Remember that no target was sent for a while, so that the arms came to rest at the last one."""

@@ -5,23 +5,18 @@
 drives the simulated robot; `--site site.toml` names another one. Before real arms move:
   * clear the workspace, and keep a hand on the hardware emergency stop all the time;
   * look at the pre-flight table first: without --enable-motion nothing real moves;
-  * Ctrl-C stops both arms at any moment.
+  * Ctrl-C stops both arms at any moment; the keys are shown below the live view.
 
-Exit codes: 0 done, 1 stopped by an error (the arms are stopped), 130 or 143 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 done or ended by the key, 1 stopped by an error (the arms are stopped), 130 or 143 stopped by the stop key, Ctrl-C or
+SIGTERM.
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
-import json
 import logging
 import os
 from pathlib import Path
-import platform
-from typing import Any
-
-import numpy as np
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from realman import chunks
 from realman import cli
@@ -33,16 +28,22 @@ from realman import spec
 from realman import watchdogs
 from realman.client import API_KEY_ENV
 from realman.client import PolicyClient
+from realman.desk.keyboard import Keyboard
+from realman.desk.preflight import confirm
+from realman.desk.preflight import preflight
+from realman.desk.report import report
+from realman.desk.run import Run
+from realman.desk.steering import SteeredPolicy
+from realman.desk.steering import Steering
+from realman.desk.view import View
+from realman.desk.view import Watched
 from realman.errors import RealmanError
 from realman.errors import RejectedError
 from realman.pacing import Pacer
+from realman.recording import dataset
+from realman.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)
-
-SAFETY_LINES = (
-    "Real arms are about to move. Clear the workspace of people and things.",
-    "Keep a hand on the hardware emergency stop; Ctrl-C here stops both arms as well.",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,21 +74,16 @@ class Args:
     """Skip the confirmation."""
     dry_run: bool = False
     """Do everything but send targets to the robot."""
+    record: Path | None = None
+    """Record episodes into this folder: full pictures, state, and what was really sent. 'make convert' reads them."""
+    record_at_start: bool = True
+    """Begin an episode with the first step; else the key 'e' does."""
+    record_repo_id: str | None = None
+    """Make a LeRobot dataset of this name of the folder's recordings when the run has ended."""
+    view: bool = True
+    """Show the live view and take keys, in a terminal."""
     out_dir: Path = Path("data/client")
     """Where the run's figures (run.json) and its targets tick by tick (run.npz) go."""
-
-
-@dataclasses.dataclass
-class Run:
-    """One run with its outcome."""
-
-    site: site_config.Site
-    player: chunks.ChunkPlayer
-    record: control.RunRecord
-    pacer: Pacer | None = None
-    ended_by: str = "an internal error"
-    task_done: bool | None = None
-    """Whether the simulated task succeeded; None when nobody can tell."""
 
 
 def main(args: Args) -> int:
@@ -112,16 +108,22 @@ def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
     moves = not args.dry_run and (args.enable_motion or not site.is_real)
     if not moves:
         logger.warning("dry run: no target is sent to the robot%s", "; see --enable-motion" if site.is_real else "")
+    if args.record_repo_id:
+        dataset.check_target(args.record_repo_id)
     limits = safety.Limits.per_tick(site.safety, robot.fps)
-    with control.stop_on_signals(), _connect(args, site, robot.fps) as client:
-        player = chunks.make_player(site.execution, client, site.prompt, blend_steps=site.blend_steps)
-        run = Run(site, player, control.RunRecord())
+    steering = Steering(site.prompt)
+    with control.stop_on_signals(steering), _connect(args, site, robot.fps) as client:
+        run = Run(site, _player(site, client, steering), steering)
         try:
-            with _robot.connected(robot):
+            # The recording is finished when the arms have been stopped, not before.
+            with _recorder(args, run, robot, client) as recorder, _robot.connected(robot):
                 preflight(site, robot, client, limits)
                 if moves and site.is_real and not args.yes:
                     confirm()
-                drive(run, robot if moves else _robot.ShadowRobot(robot), limits, args.max_steps)
+                if recorder and args.record_at_start:
+                    recorder.start()
+                with _console(args, run, robot, client, recorder):
+                    drive(args, run, robot, client, limits, recorder, moves=moves)
         except control.StopSignal as stop:
             run.ended_by = str(stop)
             return 128 + stop.number
@@ -130,7 +132,66 @@ def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
             raise
         finally:
             report(run, args.out_dir)
-    return 0
+    return finish_recording(args, client.info.cameras, recorder)
+
+
+def _player(site: site_config.Site, client: PolicyClient, steering: Steering) -> chunks.ChunkPlayer:
+    policy = SteeredPolicy(client, steering)
+    return chunks.make_player(site.execution, policy, site.prompt, blend_steps=site.blend_steps)
+
+
+@contextlib.contextmanager
+def _recorder(args: Args, run: Run, robot: _robot.Robot, client: PolicyClient) -> Iterator[Recorder | None]:
+    """A recorder, if one is asked for."""
+    if args.record is None:
+        yield None
+        return
+    steering, default = run.steering, client.info.metadata.get("default_prompt")
+    if not (steering.prompt or default):
+        raise RejectedError("recording: no task text is known; give --prompt")
+    has_real_time = run.site.has_real_time or run.site.sim.realtime
+    with Recorder(
+        args.record,
+        client.info.cameras,
+        robot.fps,
+        lambda: steering.prompt or default,
+        may_wait=not has_real_time,
+    ) as recorder:
+        yield recorder
+
+
+@contextlib.contextmanager
+def _console(
+    args: Args, run: Run, robot: _robot.Robot, client: PolicyClient, recorder: Recorder | None
+) -> Iterator[None]:
+    """Keys and view, as far as there is a terminal for them."""
+    steering, site = run.steering, run.site
+
+    def set_prompt(text: str) -> None:
+        steering.prompt = text
+        logger.info("prompt: the next request carries '%s'", text)
+
+    actions = {" ": steering.toggle_pause, "s": steering.stop, "q": steering.end}
+    names = "space pause/go on   p prompt   s slow stop   q end"
+    if recorder:
+        actions |= {"e": recorder.toggle, "x": recorder.discard}
+        names += "   e episode begin/save   x discard"
+    with Keyboard(actions if args.view else {}, "p" if args.view else "", set_prompt) as keyboard:
+        watched = Watched(
+            run=run,
+            horizon=client.info.action_horizon,
+            keyboard=keyboard,
+            ages_s=robot.ages_s if isinstance(robot, _robot.MeasuringRobot) else None,
+            age_limits_s={
+                "arm": site.rm65.max_state_age_s,
+                "cam": site.rm65.max_camera_age_s,
+                "prediction": site.safety.max_policy_age_ms / 1000,
+            },
+            recording=recorder.status if recorder else None,
+            keys=names + "   Ctrl-C stop at once",
+        )
+        with View(watched) if args.view else contextlib.nullcontext():
+            yield
 
 
 def _connect(args: Args, site: site_config.Site, fps: float) -> PolicyClient:
@@ -147,122 +208,58 @@ def _connect(args: Args, site: site_config.Site, fps: float) -> PolicyClient:
     )
 
 
-def preflight(site: site_config.Site, robot: _robot.Robot, client: PolicyClient, limits: safety.Limits) -> None:
-    """Check robot, cameras and one prediction before anything moves, and print what was found.
-
-    Raises:
-        RejectedError: The run must not start.
-        ServerError: The prediction failed.
-    """
-    observation = robot.observe()
-    safety.check_start(observation.state)
-    if missing := [name for name in client.info.cameras if name not in observation.images]:
-        raise RejectedError(
-            f"robot: no frame of {', '.join(missing)}; the policy needs {', '.join(client.info.cameras)}"
-        )
-    prediction = client.infer(observation.state, observation.images, site.prompt)
-    safety.check_first_jump(prediction.actions[0], observation.state, limits)
-    jump = np.abs(prediction.actions[0] - observation.state)[list(spec.JOINT_DIMS)].max()
-    info, settings = client.info, site.safety
-    findings = robot.preflight if isinstance(robot, _robot.InspectedRobot) else []
-    rows = {
-        "robot": f"{site.robot}, {robot.fps:g} Hz",
-        **{f"{f.arm}: {f.check}": f.found for f in findings},
-        "server": f"{info.address}, {info.metadata.get('config', 'unnamed policy')}",
-        "cameras": ", ".join(info.cameras),
-        "prompt": site.prompt or "the server's default",
-        "chunk": f"{client.action_chunk} of {info.action_horizon} steps, then predict again ({site.execution})",
-        "limits": f"{settings.max_joint_speed_deg_s:g} deg/s, {settings.joint_margin_deg:g} deg from the joints' ends",
-        "first prediction": f"{prediction.round_trip_s * 1000:.0f} ms, {np.rad2deg(jump):.1f} deg from the arms",
-        "versions": f"python {platform.python_version()}, numpy {np.__version__}",
-    }
-    table = Table(title="Pre-flight", title_justify="left", show_header=False)
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    Console(stderr=True).print(table)
-
-
-def confirm() -> None:
-    """Ask once before real arms move.
-
-    Raises:
-        RejectedError: The answer was not "yes".
-    """
-    console = Console(stderr=True)
-    for line in SAFETY_LINES:
-        console.print(line, style="bold yellow")
-    try:
-        answer = console.input("Type 'yes' to start: ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() != "yes":
-        raise RejectedError("motion: not confirmed; nothing moved")
-
-
-def drive(run: Run, robot: _robot.Robot, limits: safety.Limits, max_steps: int | None) -> None:
+def drive(
+    args: Args,
+    run: Run,
+    robot: _robot.Robot,
+    client: PolicyClient,
+    limits: safety.Limits,
+    recorder: Recorder | None,
+    *,
+    moves: bool,
+) -> None:
     """Run the loop to its end."""
     # Simulated time advances with each target, so there is nothing to wait for and no frame can be too old.
     site = run.site
     # A prediction beside the motion takes real time, so the simulation must too.
-    if site.has_real_time or site.sim.realtime or isinstance(run.player, chunks.AsyncPlayer):
+    if site.has_real_time or site.sim.realtime or site.execution != "sync":
         run.pacer = Pacer(robot.fps)
     dogs = watchdogs.Watchdogs.of(site.safety) if site.has_real_time else None
-    control.run(robot, run.player, limits, run.record, max_steps=max_steps, pacer=run.pacer, watchdogs=dogs)
-    run.ended_by = f"{len(run.record.sent)} steps done"
-    if isinstance(robot, _robot.TaskRobot):
+
+    def renew() -> chunks.ChunkPlayer:
+        # The figures go on; only the plan is forgotten.
+        fresh = _player(site, client, run.steering)
+        fresh.round_trips_s, fresh.infer_s = run.player.round_trips_s, run.player.infer_s
+        run.player = fresh
+        return fresh
+
+    control.run(
+        robot if moves else _robot.ShadowRobot(robot),
+        run.player,
+        limits,
+        run.record,
+        max_steps=args.max_steps,
+        pacer=run.pacer,
+        watchdogs=dogs,
+        steering=run.steering,
+        renew=renew,
+        measure=robot.measure if isinstance(robot, _robot.MeasuringRobot) else None,
+        witness=recorder,
+    )
+    run.ended_by = "the end key" if run.steering.is_ending else f"{len(run.record.sent)} steps done"
+    if moves and isinstance(robot, _robot.TaskRobot):
         run.task_done = robot.is_task_done()
 
 
-def report(run: Run, out_dir: Path) -> None:
-    """Print the run's figures and write them to `out_dir`; nothing when the run never began."""
-    if not run.record.sent:
-        return
-    summary = {
-        "ended_by": run.ended_by,
-        "task_done": run.task_done,
-        "prompt": run.site.prompt,
-        **run.record.summary(run.player, run.pacer),
-    }
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "run.json").write_text(json.dumps(summary, indent=1) + "\n")
-    np.savez_compressed(out_dir / "run.npz", **run.record.arrays())
-    console = Console()
-    console.print(_summary_table(summary))
-    console.print(
-        f"figures {out_dir / 'run.json'}, targets {out_dir / 'run.npz'}", highlight=False, markup=False, soft_wrap=True
-    )
-
-
-def _summary_table(summary: dict[str, Any]) -> Table:
-    table = Table(title="Run", title_justify="left", show_header=False)
-    rows = {
-        "ended by": summary["ended_by"],
-        "task": {None: "not judged", True: "done", False: "not done"}[summary["task_done"]],
-        "steps": f"{summary['steps']} in {summary['duration_s']:.1f} s, {summary['stand_stills']} stand-stills included; "
-        f"{summary['stalled_steps']} held for a late chunk",
-        "predictions": f"{summary['predictions']}, {_milliseconds(summary['round_trip_ms'])}",
-        "on the server": _milliseconds(summary["infer_ms"]),
-        "late steps": _late(summary),
-        "limited steps": f"{summary['clamped_steps']} (range: {_counts(summary['range_clamps'])}; "
-        f"speed: {_counts(summary['speed_clamps'])})",
-    }
-    for name, value in rows.items():
-        table.add_row(name, Text(value))
-    return table
-
-
-def _milliseconds(latency: dict[str, float] | None) -> str:
-    return f"p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms, max {latency['max']:.0f} ms" if latency else "-"
-
-
-def _late(summary: dict[str, Any]) -> str:
-    if summary["late_steps"] is None:
-        return "- (simulated time)"
-    return f"{summary['late_steps']}, worst {summary['worst_late_ms']:.1f} ms"
-
-
-def _counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+def finish_recording(args: Args, cameras: tuple[str, ...], recorder: Recorder | None) -> int:
+    """Make the dataset that was asked for, or say how; returns the exit code."""
+    if recorder is None or not recorder.saved:
+        return 0
+    assert args.record is not None
+    if args.record_repo_id:
+        return dataset.convert(args.record, args.record_repo_id, cameras)
+    logger.info("%d episodes recorded; %s", len(recorder.saved), dataset.command(args.record, cameras))
+    return 0
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ class Cameras(Protocol):
         ...
 
     def latest(self) -> dict[str, Frame]:
-        """Return the newest frame of each camera at once, without waiting."""
+        """Return the newest frame of each camera at once, without waiting.
+
+        Raises:
+            RobotError: A camera broke down.
+        """
         ...
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from realman.arrays import Image
 from realman.cameras import Frame
 from realman.errors import RealmanError
+from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 
 logger = logging.getLogger(__name__)
@@ -87,8 +88,14 @@ class ThreadedCameras:
             )
 
     def latest(self) -> dict[str, Frame]:
-        """Return the newest frame of each camera at once; a broken camera's last frame stays and grows old."""
+        """Return the newest frame of each camera at once, without waiting.
+
+        Raises:
+            RobotError: A source broke down since `open`; what it said.
+        """
         with self._changed:
+            if self._errors:
+                raise self._errors[0]
             return dict(self._frames)
 
     def close(self) -> None:
@@ -109,10 +116,14 @@ class ThreadedCameras:
                     self._frames |= {name: Frame(image, begin_s) for name, image in images.items()}
                     self._changed.notify_all()
                 self._is_closing.wait(max(0.0, begin_s + self._period_s - time.monotonic()))
-        except RealmanError as e:
-            logger.error("%s", e)
+        except Exception as e:
+            # Device libraries raise what they like; whatever it is, this camera is dead and the loop must know.
+            error = (
+                e if isinstance(e, RealmanError) else RobotError(f"camera {', '.join(source.names)}: broke down ({e})")
+            )
+            logger.error("%s", error)
             with self._changed:
-                self._errors.append(e)
+                self._errors.append(error)
                 self._changed.notify_all()
         finally:
             source.close()

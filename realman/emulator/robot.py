@@ -98,6 +98,19 @@ class EmulatedRobot:
         """Send both arms and grippers towards a target; see `Rm65Robot.send`."""
         return self._connected().send(target)
 
+    def measure(self) -> JointVec:
+        """Return the newest measured position; see `Rm65Robot.measure`."""
+        return self._connected().measure()
+
+    def ages_s(self) -> dict[str, float]:
+        """Return the ages of states and frames; see `Rm65Robot.ages_s`."""
+        return self._robot.ages_s() if self._robot else {}
+
+    def slow_stop(self) -> None:
+        """Brake both arms along their path; see `Rm65Robot.slow_stop`."""
+        if self._robot is not None:
+            self._robot.slow_stop()
+
     def stop(self) -> None:
         """Stop both arms now; see `Rm65Robot.stop`."""
         if self._robot is not None:

@@ -84,7 +84,11 @@ class Arm:
         settings, arm = self._settings, sdk.new_arm()
         call = f"{self.name}: connect"
         if not sdk.bounded(
-            lambda: sdk.open_handle(arm, self._host, settings.tcp_port), settings.connect_timeout_s, call
+            lambda: sdk.open_handle(arm, self._host, settings.tcp_port),
+            settings.connect_timeout_s,
+            call,
+            # A handle that comes too late would keep one of the SDK's few places for ever.
+            undo=arm.rm_delete_robot_arm,
         ):
             raise RobotTimeoutError(
                 f"{self.name}: no RealMan controller answers at port {settings.tcp_port}; check power, network and address"
@@ -133,6 +137,20 @@ class Arm:
             self.gripper.halt()
         if self._gate.acquire(timeout=_GATE_WAIT_S):
             self._gate.release()
+
+    def slow_stop(self) -> None:
+        """Let no further command pass, brake along the path and wait for the standstill, but not long.
+
+        Raises:
+            RobotError: The SDK did not do it, or the arm cannot be seen to stand still.
+        """
+        if self._sdk_arm is None:
+            return
+        self.close_gate()
+        timeout_s = self._settings.stop_timeout_s
+        code = sdk.bounded(self._sdk_arm.rm_set_arm_slow_stop, timeout_s, f"{self.name}: slow stop")
+        codes.check(code, self.name, "rm_set_arm_slow_stop")
+        _wait_for_standstill(self.name, self._ask_joints)
 
     def stop(self) -> None:
         """Stop at once through the SDK, or without it if it hangs or lost its connection; wait for the standstill.

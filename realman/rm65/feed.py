@@ -75,6 +75,11 @@ class StateFeed:
             time_s=time.monotonic(),
         )
 
+    def age_s(self) -> float:
+        """Return the age of the newest state, s; infinite when there is none."""
+        state = self._state
+        return time.monotonic() - state.time_s if state else float("inf")
+
     def latest(self) -> ArmState:
         """Return the newest state.
 

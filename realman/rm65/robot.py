@@ -11,6 +11,7 @@ import numpy as np
 from realman import spec
 from realman.arrays import JointVec
 from realman.cameras import Cameras
+from realman.cameras import Frame
 from realman.errors import NotConnectedError
 from realman.errors import RejectedError
 from realman.errors import RobotError
@@ -95,17 +96,33 @@ class Rm65Robot:
         """
         self._require_connected()
         state, time_s = self._measure()
-        images = {}
-        for name, frame in (self._cameras.latest() if self._cameras else {}).items():
-            age_s = time.monotonic() - frame.time_s
-            if age_s > self._settings.max_camera_age_s:
+        frames = self._fresh_frames()
+        images = {name: frame.image for name, frame in frames.items()}
+        return RobotObservation(state=state, images=images, time_s=min([time_s, *(f.time_s for f in frames.values())]))
+
+    def measure(self) -> JointVec:
+        """Return the newest measured position; see `observe` for what may be wrong."""
+        self._require_connected()
+        return self._measure()[0]
+
+    def ages_s(self) -> dict[str, float]:
+        """Return the ages of the arms' states and of the cameras' newest frames, s."""
+        now_s = time.monotonic()
+        frames = self._cameras.latest() if self._cameras and self._is_connected else {}
+        ages = {f"{side} arm": arm.feed.age_s() for side, arm in self._arms.items()}
+        return ages | {name: now_s - frame.time_s for name, frame in frames.items()}
+
+    def _fresh_frames(self) -> dict[str, Frame]:
+        frames = self._cameras.latest() if self._cameras else {}
+        now_s, limit_s = time.monotonic(), self._settings.max_camera_age_s
+        for name, frame in frames.items():
+            age_s = now_s - frame.time_s
+            if age_s > limit_s:
                 raise RobotTimeoutError(
                     f"camera '{name}': the newest frame is {age_s * 1000:.0f} ms old "
-                    f"(at most {self._settings.max_camera_age_s * 1000:.0f} ms); check its cable"
+                    f"(at most {limit_s * 1000:.0f} ms); check its cable"
                 )
-            images[name] = frame.image
-            time_s = min(time_s, frame.time_s)
-        return RobotObservation(state=state, images=images, time_s=time_s)
+        return frames
 
     def _measure(self) -> tuple[JointVec, float]:
         """Return the state of both arms and the time of the older one."""
@@ -130,7 +147,7 @@ class Rm65Robot:
         Raises:
             NotConnectedError: Not connected.
             RejectedError: Stopped, not finite, or an arm does not follow.
-            RobotTimeoutError: An arm's state is too old.
+            RobotTimeoutError: An arm's state, a gripper's or a camera's picture is too old.
             RobotError: A controller reports an error, or the connection is lost.
         """
         self._require_connected()
@@ -138,6 +155,8 @@ class Rm65Robot:
             raise RejectedError("rm65: stopped, so no motion is accepted; connect again first")
         check_finite(target, "target")
         measured, _ = self._measure()
+        # At each tick, not only when the next chunk is asked for: nobody moves on what a dead camera last saw.
+        self._fresh_frames()
         previous = measured if self._previous is None else self._previous
         self._look_whether_arms_follow(previous, measured)
         sent = self._limit(target, previous)
@@ -173,21 +192,35 @@ class Rm65Robot:
         for side, arm in self._arms.items():
             arm.send(command[_JOINTS[side]], is_high=is_high)
 
+    def slow_stop(self) -> None:
+        """Brake both arms along their path at the same time; no target passes until the next `connect`. `stop` must follow.
+
+        Raises:
+            RobotError: An arm did not brake.
+        """
+        self._close_gates()
+        problems = _in_parallel([arm.slow_stop for arm in self._arms.values()])
+        if problems:
+            raise RobotError("; ".join(str(e) for e in problems))
+
     def stop(self) -> None:
         """Stop both arms now, at the same time; no target passes until the next `connect`. Safe to call at any time.
 
         Raises:
             RobotError: An arm could not be stopped, or could not be seen to stand still; press the emergency stop.
         """
-        self._is_stopped = True
         # First close every gate, then stop: a target that passed after the stop would set an arm moving again.
+        self._close_gates()
+        problems = _in_parallel([arm.stop for arm in self._arms.values()])
+        if problems:
+            raise RobotError(f"{'; '.join(str(e) for e in problems)}; press the emergency stop")
+
+    def _close_gates(self) -> None:
+        self._is_stopped = True
         for arm in self._arms.values():
             arm.close_gate()
         if self._stream:
             self._stream.halt()
-        problems = _in_parallel([arm.stop for arm in self._arms.values()])
-        if problems:
-            raise RobotError(f"{'; '.join(str(e) for e in problems)}; press the emergency stop")
 
     def disconnect(self) -> None:
         """Release arms, grippers and cameras; safe to call twice. It does not stop a motion, `stop` does."""

@@ -6,10 +6,12 @@ can be opened again (1.1.6), so that is called at exit only.
 
 import atexit
 from collections.abc import Callable
+import concurrent.futures
 import contextlib
 import logging
 import sys
 import threading
+import time
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -24,6 +26,9 @@ _T = TypeVar("_T")
 _LOG_ERRORS_ONLY = 3
 _GRIPPER_TIMEOUT = 1
 """Seconds, and never 0: with 0 a non-blocking gripper call sleeps a whole second inside the SDK (1.0.4 .. 1.1.6)."""
+
+_GRACE_S = 2.0
+"""How long a late call of an earlier run may still take before it counts as hung: a busy machine is late, a lost lock is for ever."""
 
 _lock = threading.Lock()
 _is_started = False
@@ -55,7 +60,7 @@ def new_arm() -> Any:
     """
     global _is_started
     sdk = load()
-    if calls := _hung_calls():
+    if calls := _hung_calls(_GRACE_S):
         raise RobotError(f"rm65: the SDK hangs since an earlier run ({', '.join(calls)}); start the program again")
     with _lock:
         if _is_started:
@@ -91,37 +96,59 @@ def move_gripper(arm: Any, position: int) -> int:
     return int(arm.rm_set_gripper_position(position, False, _GRIPPER_TIMEOUT))
 
 
-def bounded(function: Callable[[], _T], timeout_s: float, what: str) -> _T:
+def bounded(function: Callable[[], _T], timeout_s: float, what: str, undo: Callable[[], object] | None = None) -> _T:
     """Run an SDK call that may never return.
+
+    Args:
+        function: The call.
+        timeout_s: How long it may take.
+        what: It, for messages.
+        undo: Called in the call's own thread if it does come back after all, when nobody wants its result any more.
 
     Raises:
         RobotTimeoutError: It did not return in time. Its thread stays behind, as nothing can end it.
     """
-    result: list[_T] = []
-    errors: list[BaseException] = []
+    done: concurrent.futures.Future[_T] = concurrent.futures.Future()
 
     def run() -> None:
+        # Whoever marks the future first decides: the result is taken, or undone.
         try:
-            result.append(function())
+            result = function()
         except BaseException as e:
-            errors.append(e)
+            if done.set_running_or_notify_cancel():
+                done.set_exception(e)
+            return
+        if done.set_running_or_notify_cancel():
+            done.set_result(result)
+        elif undo is not None:
+            undo()
 
     thread = threading.Thread(target=run, name=what, daemon=True)
     _running.add(thread)
     thread.start()
-    thread.join(timeout_s)
-    if not thread.is_alive():
-        _running.discard(thread)
-    if errors:
-        raise errors[0]
-    if not result:
-        raise RobotTimeoutError(f"{what}: the SDK did not return within {timeout_s:g} s")
-    return result[0]
+    try:
+        return done.result(timeout_s)
+    except TimeoutError:
+        if not done.cancel():
+            return done.result()
+        raise RobotTimeoutError(f"{what}: the SDK did not return within {timeout_s:g} s") from None
+    finally:
+        _forget_finished()
 
 
-def _hung_calls() -> list[str]:
-    """Name the calls that never came back; their locks are lost to this process."""
-    return sorted(thread.name for thread in _running if thread.is_alive())
+def _forget_finished() -> None:
+    for thread in list(_running):
+        if not thread.is_alive():
+            _running.discard(thread)
+
+
+def _hung_calls(grace_s: float = 0.0) -> list[str]:
+    """Name the calls that do not come back, not even within a grace; their locks are lost to this process."""
+    until_s = time.monotonic() + grace_s
+    for thread in list(_running):
+        thread.join(max(0.0, until_s - time.monotonic()))
+    _forget_finished()
+    return sorted(thread.name for thread in _running)
 
 
 def _destroy() -> None:

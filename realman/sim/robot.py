@@ -88,6 +88,18 @@ class SimRobot:
         images = {camera: self._renderer.render(scene.data, camera) for camera in self._cameras if self._renderer}
         return RobotObservation(state=scene.state(), images=images, time_s=time.monotonic())
 
+    def measure(self) -> JointVec:
+        """Measured state, without pictures.
+
+        Raises:
+            NotConnectedError: Not connected.
+        """
+        return self._connected().state()
+
+    def ages_s(self) -> dict[str, float]:
+        """Nothing grows old where time is simulated."""
+        return {}
+
     def send(self, target: JointVec) -> JointVec:
         """Command a target and run one tick of physics.
 

@@ -4,6 +4,7 @@ import sys
 import time
 import types
 
+import cv2
 import numpy as np
 import pytest
 
@@ -189,15 +190,65 @@ def test_a_picture_that_never_changes_is_a_frozen_camera_and_one_changed_bit_is_
         check.grab()
 
 
-def test_a_frozen_camera_ages_in_the_drivers_eyes():
+def wait_for_the_end_of(cameras: ThreadedCameras, error: type[Exception], match: str) -> None:
+    """Look at the newest frames, as the driver does at each tick, until a camera says what is wrong with it."""
+    until = time.monotonic() + 10
+    with pytest.raises(error, match=match):  # noqa: PT012 - which look fails is not known
+        while time.monotonic() < until:
+            cameras.latest()
+            time.sleep(0.01)
+
+
+def test_a_frozen_camera_tells_the_driver_what_is_wrong():
     cameras = ThreadedCameras([FrozenCheck(StillSource(), 0.05)], max_fps=200)
     cameras.open()
-    last = cameras.latest()["cam_high"].time_s
-    until = time.monotonic() + 10
-    while cameras.latest()["cam_high"].time_s != last or time.monotonic() < last + 0.1:
-        last = cameras.latest()["cam_high"].time_s
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    time.sleep(0.05)
-    assert cameras.latest()["cam_high"].time_s == last
+    wait_for_the_end_of(cameras, RobotTimeoutError, "camera 'cam_high': the picture has not changed")
     cameras.close()
+
+
+def test_a_library_that_raises_what_it_likes_is_a_broken_camera():
+    class Broken(StillSource):
+        def grab(self) -> dict[str, np.ndarray]:
+            if self.grabs:
+                raise ZeroDivisionError("inside the device's library")
+            self.grabs = True
+            return super().grab()
+
+        grabs = False
+
+    cameras = ThreadedCameras([Broken()], max_fps=200)
+    cameras.open()
+    wait_for_the_end_of(cameras, RobotError, "camera cam_high: broke down .inside the device's library.")
+    cameras.close()
+
+
+@pytest.fixture
+def video(tmp_path) -> str:
+    """Ten frames that differ, in a file that OpenCV opens like any device; mostly red."""
+    path = str(tmp_path / "video.avi")
+    writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
+    for t in range(10):
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[..., 2], frame[..., 0] = 200, 5 * t
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_opencv_itself_opens_a_stream_and_its_end_is_an_unplugged_camera(video):
+    settings = CameraSettings("opencv", device=video, width_px=64, height_px=48)
+    cameras = ThreadedCameras([settings.source("cam_high")], max_fps=100)
+    cameras.open()
+    frame = cameras.latest()["cam_high"]
+    assert frame.image.shape == (48, 64, 3)
+    np.testing.assert_allclose(frame.image[..., 0].mean(), 200, atol=10)
+    wait_for_the_end_of(cameras, RobotError, "cam_high.*delivers no frame; check its cable")
+    cameras.close()
+
+
+def test_a_stream_of_another_size_says_what_to_set(video):
+    source = CameraSettings("opencv", device=video).source("cam_low")
+    source.open()
+    with pytest.raises(RobotError, match="frame of 48x64x3, expected 480x640x3; set 'width_px' and 'height_px'"):
+        source.grab()
+    source.close()

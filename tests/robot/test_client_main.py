@@ -21,6 +21,7 @@ from realman.errors import RejectedError
 from realman.errors import ServerError
 from realman.errors import SiteError
 from realman.robot import RobotObservation
+from realman.safety import SafetySettings
 from realman.site_config import SIM_SITE
 from realman.site_config import ServerSettings
 from realman.site_config import Site
@@ -107,7 +108,11 @@ def start(example, server, tmp_path, robot, site: Site = SIM_SITE, **flags) -> i
 
 
 def real_site(port: int) -> Site:
-    return Site(robot="rm65", server=ServerSettings(port=port))
+    """A real robot's site on a test machine, which may be late at any moment."""
+    patient = SafetySettings(
+        max_observation_age_ms=60_000, max_policy_age_ms=60_000, max_overrun_ms=60_000, max_late_ticks=1_000_000
+    )
+    return Site(robot="rm65", server=ServerSettings(port=port), safety=patient)
 
 
 def test_a_good_run_ends_with_a_summary_and_the_task_judged(example, tmp_path, capsys):

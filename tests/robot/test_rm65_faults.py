@@ -19,6 +19,7 @@ from realman.errors import RejectedError
 from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.errors import SiteError
+from realman.rm65 import GripperSettings
 from realman.rm65 import Rm65Robot
 from realman.rm65 import Rm65Settings
 
@@ -38,7 +39,7 @@ class Cell:
     def arm(self, side: str = "right"):
         return self.emulator.controllers[side]
 
-    def drive_until(self, error: type[Exception], match: str, seconds: float = 10.0) -> None:
+    def drive_until(self, error: type[Exception], match: str, seconds: float = 30.0) -> None:
         """Keep the arms moving until the driver complains."""
         until = time.monotonic() + seconds
         with pytest.raises(error, match=match):  # noqa: PT012 - which of the calls fails is not known
@@ -67,10 +68,11 @@ def cell() -> Iterator[Cell]:
         "127.0.0.2",
         tcp_port=port,
         push_port=push_port,
-        max_state_age_s=1.0,
-        reply_timeout_s=1.0,
-        stop_timeout_s=1.0,
-        connect_timeout_s=10.0,
+        max_state_age_s=3.0,
+        reply_timeout_s=2.0,
+        stop_timeout_s=5.0,
+        connect_timeout_s=20.0,
+        gripper=GripperSettings(max_age_s=4.0),
     )
     with Emulator(two_arms(port, push_port)) as emulator:
         cell = Cell(emulator, settings, Rm65Robot(settings))
@@ -117,7 +119,7 @@ def test_everything_that_keeps_an_arm_from_moving_is_told_at_once(cell):
 def test_another_kind_of_arm_is_refused():
     port, push_port = free_ports()
     arms = [dataclasses.replace(a, product="RML63-BI") for a in two_arms(port, push_port)]
-    robot = Rm65Robot(Rm65Settings("127.0.0.1", "127.0.0.2", tcp_port=port, push_port=push_port, max_state_age_s=1.0))
+    robot = Rm65Robot(Rm65Settings("127.0.0.1", "127.0.0.2", tcp_port=port, push_port=push_port, max_state_age_s=20.0))
     with Emulator(arms), pytest.raises(RejectedError, match="expected an RM65 with 6 joints"):
         robot.connect()
 
@@ -126,7 +128,7 @@ def test_an_arm_that_starts_beyond_its_range_is_refused():
     port, push_port = free_ports()
     narrow = (178.0, 130.0, 60.0, 178.0, 128.0, 360.0)
     arms = [dataclasses.replace(a, joint_limit_deg=narrow) for a in two_arms(port, push_port)]
-    robot = Rm65Robot(Rm65Settings("127.0.0.1", "127.0.0.2", tcp_port=port, push_port=push_port, max_state_age_s=1.0))
+    robot = Rm65Robot(Rm65Settings("127.0.0.1", "127.0.0.2", tcp_port=port, push_port=push_port, max_state_age_s=20.0))
     with Emulator(arms), pytest.raises(RejectedError, match=r"elbow at 70.0 deg \(range -60..60\)"):
         robot.connect()
 
@@ -229,7 +231,7 @@ from realman.errors import RobotError
 from realman.rm65 import Rm65Robot, Rm65Settings
 
 port, push_port = free_ports()
-settings = Rm65Settings("127.0.0.1", "127.0.0.2", tcp_port=port, push_port=push_port, max_state_age_s=1.0)
+settings = Rm65Settings("127.0.0.1", "127.0.0.2", tcp_port=port, push_port=push_port, max_state_age_s=20.0)
 with Emulator(two_arms(port, push_port, generation=3)) as emulator:
     robot = Rm65Robot(settings)
     robot.connect()

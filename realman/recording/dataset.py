@@ -1,0 +1,51 @@
+"""The recordings of a run as a LeRobot dataset, where the packages for it are installed; else the command that makes it."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+from realman.errors import SiteError
+
+logger = logging.getLogger(__name__)
+
+_NEEDED = ("pyarrow", "tqdm", "psutil")
+
+
+def can_convert() -> bool:
+    """Whether this installation can write datasets; a robot PC need not."""
+    return all(importlib.util.find_spec(name) for name in _NEEDED)
+
+
+def check_target(repo_id: str) -> None:
+    """Refuse a dataset that exists already, before anything is recorded.
+
+    Raises:
+        SiteError: This installation cannot write datasets.
+        DatasetError: The dataset exists, or the name is none.
+    """
+    if not can_convert():
+        raise SiteError(
+            f"--record-repo-id: needs {', '.join(_NEEDED)}, which a robot PC lacks; leave it out, and run "
+            "'make convert' on the recordings where the training runs"
+        )
+    from realman import convert
+    from realman.dataset import staging
+
+    staging.check_target(convert.dataset_dir(None, repo_id), overwrite=False)
+
+
+def convert(folder: Path, repo_id: str, cameras: tuple[str, ...]) -> int:
+    """Make a LeRobot v2.1 dataset of all recordings of a folder; return an exit code.
+
+    Raises:
+        EpisodeError: A recording is bad.
+        DatasetError: The dataset cannot be written.
+    """
+    from realman import convert as _convert
+
+    return _convert.main(_convert.Args(raw_dir=folder, repo_id=repo_id, cameras=cameras))
+
+
+def command(folder: Path, cameras: tuple[str, ...]) -> str:
+    """The command that makes a dataset of a folder, for messages."""
+    return f"make convert DATA={folder} REPO_ID=realman/rollouts ARGS='--cameras {' '.join(cameras)}'"
