@@ -15,14 +15,16 @@ from realman.cameras.settings import open_cameras
 from realman.chunks import BLEND_STEPS
 from realman.chunks import Execution
 from realman.errors import SiteError
+from realman.replay import ReplayRobot
+from realman.rm65 import GripperSettings
 from realman.rm65 import Rm65Robot
 from realman.rm65 import Rm65Settings
 from realman.robot import Robot
 from realman.safety import SafetySettings
 
-RobotName = Literal["sim", "emulated", "rm65"]
+RobotName = Literal["sim", "emulated", "replay", "rm65"]
 """'sim': simulated arms in simulated time. 'emulated': the driver and the vendor's SDK against emulated controllers, in
-real time. 'rm65': the real arms."""
+real time. 'replay': a recorded episode or the log of a run. 'rm65': the real arms."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,16 @@ class SimSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReplaySettings:
+    """What robot = "replay" plays."""
+
+    path: str | None = None
+    """A recording (episode_<n>.hdf5), which has pictures to predict from, or a run.npz, which has none."""
+    fps: int = spec.DEFAULT_FPS
+    """Frames a second of it."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
     """One robot with its server and limits."""
 
@@ -72,6 +84,7 @@ class Site:
     cameras: dict[str, CameraSettings] = dataclasses.field(default_factory=dict)
     """Cameras of the real robot by name."""
     sim: SimSettings = dataclasses.field(default_factory=SimSettings)
+    replay: ReplaySettings = dataclasses.field(default_factory=ReplaySettings)
 
     def __post_init__(self) -> None:
         if self.blend_steps < 1:
@@ -87,7 +100,7 @@ class Site:
     @property
     def has_real_time(self) -> bool:
         """Whether the robot goes on while nobody sends; else its time advances with each target."""
-        return self.robot != "sim"
+        return self.robot in ("emulated", "rm65")
 
 
 SIM_SITE = Site(
@@ -105,7 +118,12 @@ SIM_SITE = Site(
         max_late_ticks=1_000_000,
     ),
     rm65=Rm65Settings(
-        max_state_age_s=1.0, max_camera_age_s=10.0, reply_timeout_s=2.0, stop_timeout_s=2.0, connect_timeout_s=20.0
+        max_state_age_s=5.0,
+        max_camera_age_s=10.0,
+        reply_timeout_s=5.0,
+        stop_timeout_s=5.0,
+        connect_timeout_s=60.0,
+        gripper=GripperSettings(max_age_s=10.0),
     ),
 )
 """The site when no file is given: a simulated robot, where the whole speed is free, a lost policy harms nothing and the
@@ -122,6 +140,10 @@ def open_robot(site: Site) -> Robot:
         if not site.cameras:
             raise SiteError("site: robot = 'rm65' needs its cameras; add tables such as [cameras.cam_high]")
         return Rm65Robot(site.rm65, open_cameras(site.cameras))
+    if site.robot == "replay":
+        if site.replay.path is None:
+            raise SiteError("site: robot = 'replay' needs what to play; add [replay] path = \"...\", or --replay")
+        return ReplayRobot(Path(site.replay.path), site.replay.fps)
     try:
         if site.robot == "sim":
             from realman.sim.robot import SimRobot

@@ -53,7 +53,10 @@ class Args:
     site: Path | None = None
     """Settings of the robot site (TOML); by default a simulated robot. See site.example.toml."""
     robot: site_config.RobotName | None = None
-    """Which robot: 'sim', 'emulated' (the real driver against emulated controllers) or 'rm65'; by default the site's."""
+    """Which robot: 'sim', 'emulated' (the real driver against emulated controllers), 'replay' (a recording) or 'rm65'; by default the
+    site's."""
+    replay: Path | None = None
+    """What the robot 'replay' plays: a recording (.hdf5) or the log of a run (run.npz); means --robot replay."""
     prompt: str | None = None
     """Task text; by default the site's, else the server's."""
     host: str | None = None
@@ -99,7 +102,10 @@ def resolve_site(args: Args) -> site_config.Site:
     site = default if args.site is None else site_config.load_site(args.site)
     flags = {"host": args.host, "port": args.port, "connect_timeout_s": args.connect_timeout}
     server = dataclasses.replace(site.server, **{k: v for k, v in flags.items() if v is not None})
-    flags = {"robot": args.robot, "prompt": args.prompt, "execution": args.execution}
+    robot = args.robot or ("replay" if args.replay else None)
+    if args.replay:
+        site = dataclasses.replace(site, replay=dataclasses.replace(site.replay, path=str(args.replay)))
+    flags = {"robot": robot, "prompt": args.prompt, "execution": args.execution}
     return dataclasses.replace(site, server=server, **{k: v for k, v in flags.items() if v})
 
 
@@ -132,7 +138,7 @@ def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
             raise
         finally:
             report(run, args.out_dir)
-    return finish_recording(args, client.info.cameras, recorder)
+    return finish_recording(args, recorder)
 
 
 def _player(site: site_config.Site, client: PolicyClient, steering: Steering) -> chunks.ChunkPlayer:
@@ -152,7 +158,6 @@ def _recorder(args: Args, run: Run, robot: _robot.Robot, client: PolicyClient) -
     has_real_time = run.site.has_real_time or run.site.sim.realtime
     with Recorder(
         args.record,
-        client.info.cameras,
         robot.fps,
         lambda: steering.prompt or default,
         may_wait=not has_real_time,
@@ -251,14 +256,14 @@ def drive(
         run.task_done = robot.is_task_done()
 
 
-def finish_recording(args: Args, cameras: tuple[str, ...], recorder: Recorder | None) -> int:
+def finish_recording(args: Args, recorder: Recorder | None) -> int:
     """Make the dataset that was asked for, or say how; returns the exit code."""
     if recorder is None or not recorder.saved:
         return 0
     assert args.record is not None
     if args.record_repo_id:
-        return dataset.convert(args.record, args.record_repo_id, cameras)
-    logger.info("%d episodes recorded; %s", len(recorder.saved), dataset.command(args.record, cameras))
+        return dataset.convert(args.record, args.record_repo_id)
+    logger.info("%d episodes recorded; %s", len(recorder.saved), dataset.command(args.record))
     return 0
 
 

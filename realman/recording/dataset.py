@@ -4,7 +4,10 @@ import importlib.util
 import logging
 from pathlib import Path
 
+from realman import spec
 from realman.errors import SiteError
+from realman.raw.episode import open_episode
+from realman.raw.folder import find_episodes
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ def check_target(repo_id: str) -> None:
     staging.check_target(convert.dataset_dir(None, repo_id), overwrite=False)
 
 
-def convert(folder: Path, repo_id: str, cameras: tuple[str, ...]) -> int:
+def convert(folder: Path, repo_id: str) -> int:
     """Make a LeRobot v2.1 dataset of all recordings of a folder; return an exit code.
 
     Raises:
@@ -43,9 +46,17 @@ def convert(folder: Path, repo_id: str, cameras: tuple[str, ...]) -> int:
     """
     from realman import convert as _convert
 
-    return _convert.main(_convert.Args(raw_dir=folder, repo_id=repo_id, cameras=cameras))
+    return _convert.main(_convert.Args(raw_dir=folder, repo_id=repo_id, cameras=cameras_of(folder)))
 
 
-def command(folder: Path, cameras: tuple[str, ...]) -> str:
+def cameras_of(folder: Path) -> tuple[str, ...]:
+    """Cameras of the first recording of a folder."""
+    with open_episode(find_episodes(folder)[0]) as episode:
+        return episode.cameras
+
+
+def command(folder: Path) -> str:
     """The command that makes a dataset of a folder, for messages."""
-    return f"make convert DATA={folder} REPO_ID=realman/rollouts ARGS='--cameras {' '.join(cameras)}'"
+    cameras = cameras_of(folder)
+    flags = "" if cameras == spec.CAMERAS else f" ARGS='--cameras {' '.join(cameras)}'"
+    return f"make convert DATA={folder} REPO_ID=realman/rollouts{flags}"

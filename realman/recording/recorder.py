@@ -1,6 +1,6 @@
 """Records a run from a thread of its own. The loop only hands over references; when the disk is too slow, the recording ends."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import concurrent.futures
 import contextlib
 import logging
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import cv2
 
+from realman import spec
 from realman.arrays import Image
 from realman.arrays import JointVec
 from realman.errors import EpisodeError
@@ -45,7 +46,7 @@ class _End(NamedTuple):
 
 
 class Recorder:
-    """Implements `realman.control.Witness`. Methods may be called from any thread and never wait, but `close`.
+    """Implements `realman.control.Witness`; all cameras of the robot are recorded. Methods may be called from any thread and never wait, but `close`.
 
     Attributes:
         saved: Recordings finished so far.
@@ -54,7 +55,6 @@ class Recorder:
     def __init__(
         self,
         folder: Path,
-        cameras: Sequence[str],
         fps: float,
         task: Callable[[], str | None],
         *,
@@ -65,7 +65,6 @@ class Recorder:
 
         Args:
             folder: Where episode_<n>.hdf5 go; numbers go on from those that are there.
-            cameras: Whose pictures are recorded.
             fps: Frames per second.
             task: Returns the task of the moment; another one begins another episode.
             max_waiting_bytes: Pictures that may wait in memory.
@@ -76,7 +75,6 @@ class Recorder:
         """
         self.saved: list[Path] = []
         self._folder = folder
-        self._cameras = tuple(cameras)
         self._fps = fps
         self._task = task
         self._max_waiting_bytes = max_waiting_bytes
@@ -165,7 +163,7 @@ class Recorder:
         return f"{self._note}; {len(self.saved)} episodes saved in {self._folder}"
 
     def _capacity(self, observation: RobotObservation) -> int:
-        frame_bytes = sum(observation.images[name].nbytes for name in self._cameras)
+        frame_bytes = sum(image.nbytes for image in observation.images.values())
         return max(_MIN_WAITING, self._max_waiting_bytes // max(frame_bytes, 1))
 
     def _end(self, end: _End) -> None:
@@ -178,7 +176,7 @@ class Recorder:
     def _run(self) -> None:
         episode: EpisodeFile | None = None
         task = ""
-        with concurrent.futures.ThreadPoolExecutor(len(self._cameras) or 1) as pool:
+        with concurrent.futures.ThreadPoolExecutor(len(spec.CAMERAS)) as pool:
             while (item := self._queue.get()) is not None:
                 try:
                     if isinstance(item, _End):
@@ -190,7 +188,8 @@ class Recorder:
                         episode = None
                     if episode is None:
                         task = item.task
-                        episode = EpisodeFile(next_episode(self._folder), self._cameras, self._fps, task)
+                        cameras = tuple(item.observation.images)
+                        episode = EpisodeFile(next_episode(self._folder), cameras, self._fps, task)
                     self._append(episode, item, pool)
                 except EpisodeError as e:
                     self._give_up(episode, e)
@@ -200,8 +199,8 @@ class Recorder:
 
     def _append(self, episode: EpisodeFile, frame: _Frame, pool: concurrent.futures.Executor) -> None:
         observation = frame.observation
-        encoded = pool.map(lambda name: self._jpeg(name, observation.images[name]), self._cameras)
-        jpegs = dict(zip(self._cameras, encoded, strict=True))
+        encoded = pool.map(self._jpeg, observation.images, observation.images.values())
+        jpegs = dict(zip(observation.images, encoded, strict=True))
         episode.append(observation.state, frame.sent, jpegs, observation.time_s)
 
     def _jpeg(self, camera: str, image: Image) -> bytes:

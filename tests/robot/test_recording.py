@@ -32,7 +32,7 @@ def observation(t: int, size: tuple[int, int] = (48, 64)) -> RobotObservation:
 
 
 def recorder(folder, **options) -> Recorder:
-    return Recorder(folder, CAMERAS, 50.0, options.pop("task", lambda: "fold"), **options)
+    return Recorder(folder, 50.0, options.pop("task", lambda: "fold"), **options)
 
 
 def feed(rec: Recorder, frames: range) -> None:

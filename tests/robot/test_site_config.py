@@ -45,7 +45,7 @@ def test_values_are_read_and_whole_numbers_may_stand_for_floats(tmp_path):
         ("[server]\nport = 0", "'port' is 0; expected 1..65535"),
         ("[server]\nreply_timeout_s = inf", "'reply_timeout_s' is inf"),
         ("server = 'here'", r"'server' is 'here'; expected a table \[server\]"),
-        ("robot = 'rm75'", "'robot' is 'rm75'; expected one of 'sim', 'emulated', 'rm65'"),
+        ("robot = 'rm75'", "'robot' is 'rm75'; expected one of 'sim', 'emulated', 'replay', 'rm65'"),
         ("[rm65]\nfollow = 'fast'", "'rm65.follow' is 'fast'; expected one of 'low', 'high'"),
         (
             "[rm65.gripper]\nkind = 'eg2'\nrate = 3",
