@@ -130,9 +130,15 @@ class Arm:
             code = self._sdk_arm.rm_movej_canfd(degrees, is_high)
         codes.check(code, self.name, "rm_movej_canfd")
 
+    def shut(self) -> None:
+        """Let no further command pass; returns at once."""
+        self._is_open = False
+        if self.gripper:
+            self.gripper.shut()
+
     def close_gate(self) -> None:
         """Let no further command pass; one on its way is waited for, but not long."""
-        self._is_open = False
+        self.shut()
         if self.gripper:
             self.gripper.halt()
         if self._gate.acquire(timeout=_GATE_WAIT_S):

@@ -209,9 +209,13 @@ class GripperWorker:
             raise error
         return opening
 
+    def shut(self) -> None:
+        """Send nothing from now on; returns at once."""
+        self._is_halted = True
+
     def halt(self) -> None:
         """Send nothing from now on; a command on its way is waited for, but not long."""
-        self._is_halted = True
+        self.shut()
         if self._gate.acquire(timeout=_HALT_WAIT_S):
             self._gate.release()
 

@@ -217,6 +217,9 @@ class Rm65Robot:
 
     def _close_gates(self) -> None:
         self._is_stopped = True
+        # All at once before any is waited for: one arm's slow gripper must not let the other arm move on.
+        for arm in self._arms.values():
+            arm.shut()
         for arm in self._arms.values():
             arm.close_gate()
         if self._stream:
