@@ -12,3 +12,12 @@ JointTraj = Float[np.ndarray, "t 14"]
 
 Image = UInt8[np.ndarray, "h w 3"]
 """One RGB camera frame."""
+
+Bytes = UInt8[np.ndarray, " _"]
+"""Raw bytes, often a view of a larger buffer."""
+
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+"""A picture whose size has nothing to do with that of others in the same call."""
+
+StoredFrame = Bytes | Pixels
+"""A frame as it was recorded: the bytes of a JPEG, or raw in the recorded channel order."""

@@ -32,7 +32,7 @@ from realman.dataset.pool import dask_crew
 from realman.dataset.pool import local_crew
 from realman.dataset.staging import check_target
 from realman.dataset.staging import parse_shard
-from realman.dataset.video import CodecName
+from realman.dataset.video_codecs import CodecName
 from realman.errors import DatasetError
 from realman.raw import RawOptions
 from realman.raw import find_episodes

@@ -26,10 +26,9 @@ from realman.dataset.staging import EpisodeRecord
 from realman.dataset.staging import Workbench
 from realman.dataset.stats import Stats
 from realman.dataset.stats import vector_stats
-from realman.dataset.video import CodecName
-from realman.dataset.video import VideoWriter
-from realman.dataset.video import check_size
-from realman.dataset.video import video_info
+from realman.dataset.video_codecs import CodecName
+from realman.dataset.video_codecs import check_size
+from realman.dataset.video_codecs import video_info
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
 from realman.raw.episode import Episode
@@ -39,7 +38,7 @@ from realman.raw.plausible import Doubt
 
 Mode = Literal["image", "video"]
 
-_WRITER_REVISION = 2
+_WRITER_REVISION = 3
 """Raise it when the bytes written for the same recording change, so that half-built datasets are not mixed."""
 
 _PNG_PART = 0.6
@@ -232,6 +231,9 @@ def _write_images(
 
 def _write_videos(cameras: Sequence[CameraFrames], job: RawJob, bench: Workbench) -> None:
     """Encode the cameras one after the other, or as many at a time as there are threads: encoders need much memory."""
+    # Here, for the codec library takes a fifth of the converter's start, and only this mode needs it.
+    from realman.dataset.video import VideoWriter
+
     num_done = itertools.count(1)
     stop = threading.Event()
 

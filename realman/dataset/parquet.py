@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from realman.arrays import Bytes
 from realman.dataset import files
 from realman.dataset.layout import IMAGE
 from realman.dataset.layout import VIDEO
@@ -19,7 +20,7 @@ from realman.dataset.layout import keys_of
 
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
-Column = np.ndarray | Sequence[tuple[bytes, str]]
+Column = np.ndarray | Sequence[tuple[bytes | Bytes, str]]
 """Numbers (t,) or (t, d), or per frame an encoded image and its file name."""
 
 
@@ -100,10 +101,15 @@ class EpisodeTable:
 def _to_arrow(column: Column, kind: pa.DataType) -> pa.Array:
     if kind == IMAGE_TYPE:
         data, names = zip(*column, strict=True)
-        return pa.StructArray.from_arrays(
-            [pa.array(data, pa.binary()), pa.array(names, pa.string())], fields=list(IMAGE_TYPE)
-        )
+        return pa.StructArray.from_arrays([_to_binary(data), pa.array(names, pa.string())], fields=list(IMAGE_TYPE))
     values = np.asarray(column)
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), kind.value_type), kind.list_size)
     return pa.array(values, kind)
+
+
+def _to_binary(data: Sequence[bytes | Bytes]) -> pa.Array:
+    """Copy buffers into one of the right size; Arrow's own builder copies what it has again each time it must grow."""
+    offsets = np.cumsum([0, *map(len, data)], dtype=np.int32)
+    content = np.concatenate([np.frombuffer(d, np.uint8) for d in data])
+    return pa.Array.from_buffers(pa.binary(), len(data), [None, pa.py_buffer(offsets), pa.py_buffer(content)])

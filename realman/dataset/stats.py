@@ -9,6 +9,7 @@ from jaxtyping import Shaped
 import numpy as np
 
 from realman.arrays import Image
+from realman.raw.camera import every_nth
 
 Stats = dict[str, list[Any]]
 """min, max, mean, std as nested lists of one entry per number (images: shape (3, 1, 1)), count as a list of one."""
@@ -66,7 +67,7 @@ class ImageStats:
     def add(self, image: Image) -> None:
         """Count one sampled frame of full size."""
         stride = image_stride(*image.shape[:2])
-        self.add_counts(level_counts(np.ascontiguousarray(image[::stride, ::stride])))
+        self.add_counts(level_counts(every_nth(image, stride)))
 
     def add_counts(self, counts: LevelCounts) -> None:
         """Count one sampled frame whose pixels, every n-th of them (`image_stride`), were counted already."""

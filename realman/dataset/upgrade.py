@@ -25,7 +25,6 @@ from realman.dataset.stats import ImageStats
 from realman.dataset.stats import Stats
 from realman.dataset.stats import sample_frames
 from realman.dataset.stats import vector_stats
-from realman.dataset.video import read_frames
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
 
@@ -205,7 +204,9 @@ def _link_or_copy(source: Path, target: Path) -> None:
 def _image_stats(column: pa.ChunkedArray, place: str) -> Stats:
     stats = ImageStats()
     for t in sample_frames(len(column)):
-        bgr = cv2.imdecode(np.frombuffer(column[t].as_py()["bytes"], np.uint8), cv2.IMREAD_COLOR)
+        bgr = cv2.imdecode(
+            np.frombuffer(column[t].as_py()["bytes"], np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
         if bgr is None:
             raise EpisodeError(f"{place} cannot be decoded at frame {t}; copy the dataset again")
         stats.add(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
@@ -213,6 +214,9 @@ def _image_stats(column: pa.ChunkedArray, place: str) -> Stats:
 
 
 def _video_stats(path: Path, num_frames: int) -> Stats:
+    # Here, so that only who has videos loads the codec library.
+    from realman.dataset.video import read_frames
+
     stats = ImageStats()
     try:
         for image in read_frames(path, set(sample_frames(num_frames))):

@@ -15,7 +15,7 @@ _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2
 def decode_small(data: bytes) -> Image | None:
     """Decode a picture to RGB, JPEGs at a reduced size; None if it cannot be decoded."""
     try:
-        height, _ = jpeg.image_size(data)
+        height = jpeg.read_header(data).height
     except ValueError:  # a PNG
         height = SMALL_HEIGHT_PX
     factor = max((f for f in _REDUCED if height // f >= SMALL_HEIGHT_PX), default=1)

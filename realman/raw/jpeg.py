@@ -1,19 +1,50 @@
 """The few bytes of a JPEG that tell, without decoding it, whether it is whole and how large its picture is."""
 
+from typing import NamedTuple
+
+from realman.arrays import Bytes
+
 _START = b"\xff\xd8"
 _END = b"\xff\xd9"
 
 # Start-of-frame markers, ITU-T T.81 table B.1: C0..CF without DHT (C4), JPG (C8) and DAC (CC).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
+_TAILS = (256, 16 * 1024)
+"""Bytes at the end of a padded buffer to search first: most paddings are short."""
 
-def is_whole(data: bytes) -> bool:
+
+class Header(NamedTuple):
+    """What comes before the pixels, to the end of the frame header."""
+
+    data: bytes
+    height: int
+    """px"""
+    width: int
+    """px"""
+
+
+def is_whole(data: Bytes) -> bool:
     """Whether `data` starts and ends as a JPEG does."""
-    return data.startswith(_START) and data.endswith(_END)
+    return data[:2].tobytes() == _START and data[-2:].tobytes() == _END
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Height and width in pixels, from the frame header.
+def without_padding(data: Bytes) -> Bytes:
+    """A view of `data` without the zeros at its end; a JPEG ends with ffd9, so they are never part of it."""
+    for size in (*_TAILS, len(data)):
+        start = max(0, len(data) - size)
+        if tail := data[start:].tobytes().rstrip(b"\0"):
+            return data[: start + len(tail)]
+    return data[:0]
+
+
+def starts_like(data: Bytes, header: Header) -> bool:
+    """Whether `data` is a whole JPEG with this very header, as most pictures of a camera are."""
+    return data[: len(header.data)].tobytes() == header.data and data[-2:].tobytes() == _END
+
+
+def read_header(data: bytes) -> Header:
+    """Find the size of the picture in the frame header.
 
     Raises:
         ValueError: Not a JPEG, cut off, or not a colour picture; the text says which.
@@ -31,7 +62,8 @@ def image_size(data: bytes) -> tuple[int, int]:
             # Segment: marker (2), length (2), bits per sample (1), height (2), width (2), components (1).
             if data[at + 9] != 3:
                 raise ValueError(f"is a JPEG of {data[at + 9]} channels, expected 3")
-            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
+            return Header(data[: at + 10], height, width)
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise ValueError("is a JPEG without a frame header")

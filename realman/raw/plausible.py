@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Literal, get_args
 
 from jaxtyping import Float64
+from jaxtyping import Int64
 import numpy as np
 
 from realman import spec
-from realman.arrays import Image
+from realman.arrays import StoredFrame
 from realman.raw.options import Traj
 
 Doubt = Literal["jump", "timestamps", "frozen", "black"]
@@ -93,9 +94,12 @@ def timestamp_problems(times: Float64[np.ndarray, " t"], fps: int, *, has_fps: b
         yield f"no frames for {longest:.2f} s before frame {int(np.argmax(steps)) + 1}, by its timestamps{remedy}"
 
 
-def is_black(image: Image) -> bool:
-    """Whether a picture, or every n-th pixel of it, shows nothing at all."""
-    return bool(image.mean() < _BLACK_MEAN and image.std() < _BLACK_STD)
+def is_black(counts: Int64[np.ndarray, "3 256"]) -> bool:
+    """Whether a picture shows nothing at all, by its number of pixels of each level in each colour channel."""
+    levels, of_level = np.arange(counts.shape[1]), counts.sum(0)
+    mean = of_level @ levels / of_level.sum()
+    variance = of_level @ (levels - mean) ** 2 / of_level.sum()
+    return bool(mean < _BLACK_MEAN and variance < _BLACK_STD**2)
 
 
 class CameraWatch:
@@ -113,18 +117,14 @@ class CameraWatch:
         seen = range(spec.NUM_DIMS)[spec.ARM_SLICES[side]] if side else range(spec.NUM_DIMS)
         self._motion = state[:, [dim for dim in seen if dim in spec.JOINT_DIMS]]
         self._fps = fps
-        self._last: bytes | Image | None = None
+        self._last: StoredFrame | None = None
         self._since = 0
         self._frozen: tuple[int, int] | None = None
         self._black: list[int] = []
 
-    def pass_by(self, t: int, frame: bytes | Image) -> None:
+    def pass_by(self, t: int, frame: StoredFrame) -> None:
         """See frame `t` as it is stored; frames come in order."""
-        if isinstance(frame, bytes):
-            same = frame == self._last
-        else:
-            same = isinstance(self._last, np.ndarray) and np.array_equal(frame, self._last)
-        if not same:
+        if self._last is None or not np.array_equal(frame, self._last):
             self._end_run(t)
             self._since = t
         self._last = frame

@@ -1,5 +1,6 @@
 """The LeRobot v2.1 format, part by part, against datasets that LeRobot itself wrote."""
 
+import io
 import json
 
 import av
@@ -8,11 +9,13 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
+from PIL import Image
 import pyarrow.parquet as pq
 import pytest
 
 from realman import spec
 from realman.dataset import layout
+from realman.dataset import png
 from realman.dataset.parquet import EpisodeTable
 from realman.dataset.parquet import make_schema
 from realman.dataset.stats import ImageStats
@@ -20,7 +23,7 @@ from realman.dataset.stats import sample_frames
 from realman.dataset.stats import vector_stats
 from realman.dataset.video import VideoWriter
 from realman.dataset.video import read_frames
-from realman.dataset.video import video_info
+from realman.dataset.video_codecs import video_info
 from realman.errors import DatasetError
 
 SIZES = tuple((camera, 48, 64) for camera in spec.CAMERAS)
@@ -109,6 +112,26 @@ def test_image_statistics_equal_those_of_all_strided_pixels(seed, size):
         ("std", pixels.std(0)),
     ):
         np.testing.assert_allclose(np.squeeze(found[name]), expected, rtol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    levels=st.sampled_from([1, 2, 9, 256]),
+)
+def test_a_png_shows_every_reader_the_same_picture(seed, size, levels):
+    image = np.random.default_rng(seed).integers(0, levels, (*size, 3)).astype(np.uint8)
+    data = png.encode(image)
+    np.testing.assert_array_equal(Image.open(io.BytesIO(data)), image)
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1], image)
+
+
+def test_a_png_of_a_noisy_camera_is_as_small_as_opencvs():
+    y, x = np.mgrid[:480, :640]
+    waves = np.stack([127 + 100 * np.sin(0.02 * y * (c + 1) + 0.015 * x) for c in range(3)], -1)
+    image = np.clip(waves + np.random.default_rng(0).normal(0, 3, waves.shape), 0, 255).astype(np.uint8)
+    assert len(png.encode(image)) < 1.01 * len(cv2.imencode(".png", image)[1])
 
 
 def test_chunks_hold_a_thousand_episodes():

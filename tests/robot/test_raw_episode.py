@@ -1,11 +1,15 @@
 """Reading recordings: every form a file may have gives the same numbers and pictures, in the contract's layout and units."""
 
+import io
+
+import cv2
 import h5py
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 import numpy as np
+from PIL import Image
 import pytest
 
 from realman import spec
@@ -100,6 +104,51 @@ def test_compressed_chunks_are_read_whole_and_blocks_stay_small(tmp_path):
         assert stream.block_rows % 64 == 0
         stream = CameraStream(large, place="large", color="rgb")
         assert stream.block_rows * 480 * 640 * 3 <= 4 * 2**20
+
+
+@settings(max_examples=40)
+@given(order=st.lists(st.integers(0, 29), max_size=40), chunk_rows=st.sampled_from([None, 4]))
+def test_frames_are_right_in_whatever_order_they_are_read(tmp_path_factory, order, chunk_rows):
+    data = np.arange(30 * 2 * 2 * 3, dtype=np.int64).astype(np.uint8).reshape(30, 2, 2, 3)
+    storage = {} if chunk_rows is None else {"chunks": (chunk_rows, 2, 2, 3), "compression": "gzip"}
+    with h5py.File(tmp_path_factory.mktemp("order") / "frames.hdf5", "w") as file:
+        stream = CameraStream(file.create_dataset("frames", data=data, **storage), place="frames", color="rgb")
+        for t in [*order, *range(30), *order]:
+            np.testing.assert_array_equal(stream.stored(t), data[t])
+
+
+_SUBSAMPLINGS = {
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+    "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 999),
+    size=st.sampled_from([(480, 640), (300, 402), (17, 33), (8, 8)]),
+    quality=st.sampled_from([40, 85, 95, 100]),
+    subsampling=st.sampled_from(sorted(_SUBSAMPLINGS)),
+    progressive=st.booleans(),
+    stride=st.integers(1, 4),
+)
+def test_pixels_are_those_that_pillow_decodes(tmp_path_factory, seed, size, quality, subsampling, progressive, stride):
+    """Pillow is what the official library decodes with; a reader that saves work must not change a single level."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (size[0] // 8 + 1, size[1] // 8 + 1, 3), np.uint8)
+    image = cv2.add(cv2.resize(coarse, size[::-1]), rng.integers(0, 30, (*size, 3), np.uint8))
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, _SUBSAMPLINGS[subsampling]]
+    data = cv2.imencode(".jpg", image, [*flags, cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)])[1].tobytes()
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    with h5py.File(tmp_path_factory.mktemp("jpeg") / "frames.hdf5", "w") as file:
+        padded = np.frombuffer(data + bytes(seed), np.uint8)
+        stream = CameraStream(file.create_dataset("frames", data=padded[None]), place="frames", color="rgb")
+        stored = stream.stored(0)
+        assert stored.tobytes() == data
+        np.testing.assert_array_equal(stream.decode(stored, 0, stride), expected[::stride, ::stride])
 
 
 contract_numbers = hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.just(14)), elements=st.floats(0, 1, width=32))

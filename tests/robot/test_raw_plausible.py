@@ -8,6 +8,7 @@ import pytest
 
 from realman import spec
 from realman.checks import check_episode
+from realman.dataset.stats import level_counts
 from realman.errors import EpisodeError
 from realman.raw import RawOptions
 from realman.raw import open_episode
@@ -32,7 +33,7 @@ def moving(dim, num_frames=200):
 def watch(frames, state, camera="cam_high"):
     eye = CameraWatch(camera, state, FPS)
     for t, frame in enumerate(frames):
-        eye.pass_by(t, frame)
+        eye.pass_by(t, np.frombuffer(frame, np.uint8) if isinstance(frame, bytes) else frame)
     return eye.problems()
 
 
@@ -115,11 +116,13 @@ def test_raw_pictures_are_compared_as_well():
 
 def test_black_pictures_are_black_and_dark_ones_are_not():
     rng = np.random.default_rng(0)
-    assert is_black(np.zeros((8, 8, 3), np.uint8))
-    assert is_black(rng.integers(0, 9, (48, 64, 3), np.uint8))
+    assert is_black(level_counts(np.zeros((8, 8, 3), np.uint8)))
+    assert is_black(level_counts(rng.integers(0, 9, (48, 64, 3), np.uint8)))
+    assert not is_black(level_counts(rng.integers(0, 20, (48, 64, 3), np.uint8)))
+    assert not is_black(level_counts(np.full((48, 64, 3), 17, np.uint8)))
     dark = np.zeros((48, 64, 3), np.uint8)
     dark[10:14, 10:30] = 90
-    assert not is_black(dark)
+    assert not is_black(level_counts(dark))
 
 
 def test_recorded_clocks_and_jumps_make_an_episode_bad_unless_accepted(tmp_path, write_recording):
