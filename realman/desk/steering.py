@@ -49,6 +49,8 @@ class SteeredPolicy:
     def __init__(self, policy: ChunkPolicy, steering: Steering) -> None:
         """Ask `policy` for what `steering` wants."""
         self._policy = policy
+        # The same, for what only some policies can do.
+        self._any: Any = policy
         self._steering = steering
 
     @property
@@ -56,12 +58,17 @@ class SteeredPolicy:
         """Steps to execute of each prediction."""
         return self._policy.action_chunk
 
-    def infer(
-        self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None, **options: Any
-    ) -> Prediction:
-        """Return the next actions; `prompt` gives way to the present one."""
-        return self._policy.infer(state, images, self._steering.prompt, **options)
+    @property
+    def fps(self) -> float:
+        """Rate of the policy's steps, Hz."""
+        return float(self._any.fps)
 
-    def __getattr__(self, name: str) -> Any:
-        """Whatever else a player may ask of the policy behind."""
-        return getattr(self._policy, name)
+    def require_rtc(self) -> None:
+        """Raise `ServerError` unless the policy's chunks can go on from the previous one."""
+        self._any.require_rtc()
+
+    def infer(
+        self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None, *more: Any, **options: Any
+    ) -> Prediction:
+        """Return the next actions; `prompt` gives way to the present one, whatever else is asked is handed on."""
+        return self._any.infer(state, images, self._steering.prompt, *more, **options)
