@@ -12,7 +12,7 @@ HOST    ?= 127.0.0.1
 PORT    ?= 8000
 ARGS    ?=
 # EXP: name of the training run. When serving, none means the run of CONFIG that was saved last.
-# CKPT: a step's folder, a run's (its newest step is meant) or a folder of runs.
+# CKPT: a step's folder, a run's (its newest step is meant), a folder of runs, or a bundle that `make export` wrote.
 CKPT    ?= checkpoints/$(CONFIG)$(addprefix /,$(EXP))
 # GPU=cuda12 or GPU=cuda13 installs JAX for that CUDA generation; empty means CPU.
 GPU     ?=
@@ -29,14 +29,14 @@ need = $(if $($(1)),,$(error $@ needs $(1): make $@ $(1)=$(2)))
 # $(call flag,--name,VAR): the flag, only when VAR was given.
 flag = $(if $($(2)),$(1) "$($(2))")
 
-.PHONY: help setup sample convert inspect verify norm-stats train serve offline client emulator \
+.PHONY: help setup sample convert inspect verify norm-stats train export serve offline client emulator \
   patches check-patches apply-patches demo test test-all test-compat \
   bench-convert bench-serve bench-model bench-client lint fmt types lock clean
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=value ...]"
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: DATA REPO_ID CONFIG EXP CKPT HOST PORT PROMPT GPU ARGS (further flags of the command)"
+	@echo "Variables: DATA REPO_ID CONFIG EXP CKPT OUT HOST PORT PROMPT GPU ARGS (further flags of the command)"
 
 setup: $(READY) ## Install everything into .venv (GPU=cuda12 or GPU=cuda13 for an accelerator)
 
@@ -65,9 +65,13 @@ norm-stats: $(READY) ## Normalisation statistics of the dataset, for CONFIG
 train: $(READY) ## Fine-tune CONFIG on the dataset (EXP names the run, else run1)
 	$(PY) $(FRAMEWORK)/scripts/train.py "$(CONFIG)" --exp-name "$(or $(EXP),run1)" --data.repo-id "$(REPO_ID)" $(ARGS)
 
-serve: $(READY) ## Serve the newest checkpoint of CONFIG (of the run EXP, or CKPT=folder)
+export: $(READY) ## Pack the newest checkpoint of CONFIG (of the run EXP, or CKPT=folder) for serving offline (OUT=folder)
+	$(PY) $(FRAMEWORK)/scripts/export.py --config-name "$(CONFIG)" --checkpoint-dir "$(CKPT)" $(call flag,--out,OUT) $(ARGS)
+
+# A bundle knows its config: only a CONFIG that was asked for is then passed on.
+serve: $(READY) ## Serve the newest checkpoint of CONFIG (of the run EXP, or CKPT=folder; a bundle needs no CONFIG)
 	$(PY) $(FRAMEWORK)/scripts/serve_policy.py --host "$(HOST)" --port "$(PORT)" $(call flag,--default-prompt,PROMPT) $(ARGS) \
-	  policy:checkpoint --policy.config "$(CONFIG)" --policy.dir "$(CKPT)"
+	  policy:checkpoint $(if $(and $(wildcard $(CKPT)/bundle.json),$(filter file,$(origin CONFIG))),,--policy.config "$(CONFIG)") --policy.dir "$(CKPT)"
 
 offline: $(READY) ## Replay a recorded episode through the running server: errors, plot, JSON
 	$(PY) examples/realman/offline.py --host "$(HOST)" --port "$(PORT)" --data "$(or $(DATA),data/sample/heldout)" \

@@ -16,6 +16,7 @@ import socket
 from typing import Any
 
 from openpi.models import model as _model
+from openpi.policies import bundle
 from openpi.policies import checkpoint_folder
 from openpi.policies import example_observation
 from openpi.policies import policy as _policy
@@ -47,13 +48,13 @@ class EnvMode(enum.Enum):
     LIBERO = "libero"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(kw_only=True)
 class Checkpoint:
-    """Serve a checkpoint of your own."""
+    """Serve a checkpoint of your own, or an exported bundle."""
 
-    # Name of the training config, for example pi0_realman.
-    config: str
-    # Folder of one step, for example checkpoints/pi0_realman/exp/20000, or of a run, for its newest step.
+    # Name of the training config, for example pi0_realman. A bundle knows it.
+    config: str | None = None
+    # Folder of one step, for example checkpoints/pi0_realman/exp/20000, of a run, for its newest step, or of a bundle.
     dir: str
 
 
@@ -180,10 +181,10 @@ def main(args: Args) -> None:
 def load_checkpoint(args: Args) -> Served:
     """Load the policy of a checkpoint and describe it."""
     checkpoint = args.policy if isinstance(args.policy, Checkpoint) else DEFAULT_CHECKPOINT[args.env]
-    train_config = _config.get_config(checkpoint.config)
+    step_dir = checkpoint_folder.resolve(checkpoint.dir)
+    train_config = _config.get_config(bundle.config_name(step_dir, checkpoint.config))
     if args.num_steps is not None and train_config.model.model_type == _model.ModelType.PI0_FAST:
         raise ConfigError(f"--num-steps has no meaning for '{train_config.name}', a pi0-FAST model; leave it out")
-    step_dir = checkpoint_folder.resolve(checkpoint.dir)
     sample_kwargs = None if args.num_steps is None else {"num_steps": args.num_steps}
     policy = _policy_config.create_trained_policy(
         train_config, step_dir, default_prompt=args.default_prompt, sample_kwargs=sample_kwargs
@@ -193,7 +194,7 @@ def load_checkpoint(args: Args) -> Served:
     metadata = contract_metadata.describe_checkpoint(
         train_config, data_config, step_dir, example=example, default_prompt=args.default_prompt
     )
-    return Served(policy, metadata, example, f"config '{checkpoint.config}', checkpoint {step_dir}")
+    return Served(policy, metadata, example, f"config '{train_config.name}', checkpoint {step_dir}")
 
 
 def load_replay(args: Args, replay: Replay) -> Served:

@@ -61,7 +61,7 @@ class FastCodec:
             MissingFileError: There is no such folder, or a file is missing in it.
             DataError: A file does not hold what a FAST processor's does.
         """
-        config_path, bpe_path = _locate(source)
+        config_path, bpe_path = locate(source)
         try:
             config = json.loads(config_path.read_text())
             scale, min_coefficient = float(config["scale"]), int(config["min_token"])
@@ -139,7 +139,7 @@ class FastCodec:
         return scipy.fft.idct(coefficients / self._scale, axis=0, norm="ortho").astype(np.float32)
 
 
-def _locate(source: pathlib.Path | str) -> tuple[pathlib.Path, pathlib.Path]:
+def locate(source: pathlib.Path | str) -> tuple[pathlib.Path, pathlib.Path]:
     """Return the local paths of a processor's two files."""
     folder = pathlib.Path(source).expanduser()
     if folder.is_dir():

@@ -8,16 +8,21 @@ import pathlib
 import numpy as np
 import sentencepiece
 
+from openpi.models import fast_codec
 from openpi.models.fast_codec import FastCodec
+from openpi.models.prompt_text import TEXT_MODEL_FILE
 from openpi.models.prompt_text import PromptFitter
 from openpi.models.prompt_text import format_state
 from openpi.models.prompt_text import load_sentencepiece
+from openpi.models.prompt_text import locate_sentencepiece
 from openpi.shared import errors
 
 logger = logging.getLogger(__name__)
 
 _NUM_RESERVED = 128
 """Last ids of PaliGemma's vocabulary that no action takes (the model's segmentation tokens)."""
+
+_FAST_DIR = "fast"
 
 _ANSWER_START = "Action: "
 _ANSWER_END = "|"
@@ -52,6 +57,24 @@ class FASTTokenizer:
         self._given_first_action_token = first_action_token
         self._fitter = PromptFitter()
         self._has_warned = False
+
+    def files(self) -> dict[str, pathlib.Path]:
+        """Return the local files that it reads, by their names in a folder for `from_folder`."""
+        config_path, bpe_path = fast_codec.locate(self._fast_tokenizer_path)
+        return {
+            TEXT_MODEL_FILE: locate_sentencepiece(self._model_path),
+            f"{_FAST_DIR}/{fast_codec.CONFIG_FILE}": config_path,
+            f"{_FAST_DIR}/{fast_codec.BPE_FILE}": bpe_path,
+        }
+
+    def from_folder(self, folder: pathlib.Path) -> "FASTTokenizer":
+        """Return the same tokenizer, reading the files of `folder`."""
+        return FASTTokenizer(
+            self._max_len,
+            folder / _FAST_DIR,
+            model_path=folder / TEXT_MODEL_FILE,
+            first_action_token=self._given_first_action_token,
+        )
 
     @functools.cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:

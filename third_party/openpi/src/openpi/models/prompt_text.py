@@ -14,11 +14,19 @@ logger = logging.getLogger(__name__)
 
 PALIGEMMA_URL = "gs://big_vision/paligemma_tokenizer.model"
 
+TEXT_MODEL_FILE = "text.model"
+"""Name of a tokenizer's SentencePiece model in a folder of its own."""
+
 PALIGEMMA_VOCAB_SIZE = 257_152
 """Rows of the embedding table of the released models: the tokenizer's pieces, image locations and segments."""
 
 _STATE_BIN_EDGES = np.linspace(-1.0, 1.0, 256 + 1)[:-1]
 """Left edges of 256 equal bins over the range of normalised states (formula: as pi0.5 was trained with)."""
+
+
+def locate_sentencepiece(path: pathlib.Path | str | None) -> pathlib.Path:
+    """Return the local file of a SentencePiece model; None means PaliGemma's, from the download cache."""
+    return pathlib.Path(path) if path else download.maybe_download(PALIGEMMA_URL, gs={"token": "anon"})
 
 
 def load_sentencepiece(path: pathlib.Path | str | None) -> sentencepiece.SentencePieceProcessor:
@@ -27,9 +35,9 @@ def load_sentencepiece(path: pathlib.Path | str | None) -> sentencepiece.Sentenc
     Raises:
         DataError: The file is something else.
     """
-    path = path or download.maybe_download(PALIGEMMA_URL, gs={"token": "anon"})
+    path = locate_sentencepiece(path)
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=pathlib.Path(path).read_bytes())
+        return sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
     except RuntimeError as e:
         raise errors.DataError(f"{path}: not a SentencePiece model") from e
 

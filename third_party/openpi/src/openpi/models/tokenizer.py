@@ -9,10 +9,12 @@ import sentencepiece
 
 from openpi.models.fast_tokenizer import FASTTokenizer
 from openpi.models.prompt_text import PALIGEMMA_VOCAB_SIZE
+from openpi.models.prompt_text import TEXT_MODEL_FILE
 from openpi.models.prompt_text import PromptFitter
 from openpi.models.prompt_text import discretize_state
 from openpi.models.prompt_text import format_state
 from openpi.models.prompt_text import load_sentencepiece
+from openpi.models.prompt_text import locate_sentencepiece
 from openpi.shared import errors
 
 __all__ = [
@@ -45,6 +47,14 @@ class PaligemmaTokenizer:
         self._max_len = max_len
         self._model_path = model_path
         self._fitter = PromptFitter()
+
+    def files(self) -> dict[str, pathlib.Path]:
+        """Return the local files that it reads, by their names in a folder for `from_folder`."""
+        return {TEXT_MODEL_FILE: locate_sentencepiece(self._model_path)}
+
+    def from_folder(self, folder: pathlib.Path) -> "PaligemmaTokenizer":
+        """Return the same tokenizer, reading the files of `folder`."""
+        return PaligemmaTokenizer(self._max_len, folder / TEXT_MODEL_FILE)
 
     @functools.cached_property
     def _processor(self) -> sentencepiece.SentencePieceProcessor:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from openpi import transforms as _transforms
 from openpi.models import model as _model
+from openpi.policies import bundle as _bundle
 from openpi.policies import checkpoint_folder
 from openpi.policies import policy as _policy
 from openpi.shared import normalize
@@ -27,11 +28,13 @@ def create_trained_policy(
     default_prompt: str | None = None,
     norm_stats: dict[str, normalize.NormStats] | None = None,
 ) -> _policy.Policy:
-    """Load a checkpoint. Needs nothing but that folder (and a big model's tokenizer): no dataset, no training assets.
+    """Load a checkpoint or a bundle. Needs nothing but that folder: no dataset, no training assets.
+
+    The tokenizer of a big model comes from the download cache, but from a bundle if it is one.
 
     Args:
         train_config: The config that the checkpoint was trained with.
-        checkpoint_dir: A step's folder, or a run's folder for its newest step; local or remote.
+        checkpoint_dir: A step's folder, a run's folder for its newest step, or a bundle; local or remote.
         repack_transforms: Around everything else, for clients with other keys.
         sample_kwargs: Fixed arguments of the model's `sample_actions`, for example `{"num_steps": 5}`.
         default_prompt: For requests without one; comes before the config's own default.
@@ -41,13 +44,19 @@ def create_trained_policy(
         UserError: the folder is no checkpoint, not one of this config, or has no statistics.
     """
     step_dir = checkpoint_folder.resolve(checkpoint_dir)
+    bundle = _bundle.find(step_dir)
+    if bundle is not None:
+        train_config = bundle.fit(train_config)
+        bundle.verify()
     # Without an assets folder nothing is looked up: the statistics of the training set may have changed since.
     data_config = train_config.data.create(None, train_config.model)
+    if bundle is not None:
+        data_config = bundle.fit_data(data_config)
     if norm_stats is None:
         norm_stats = checkpoint_folder.load_norm_stats(step_dir, data_config.asset_id)
     logger.info("loading '%s' from %s", train_config.name, step_dir)
     params = _model.restore_params(
-        step_dir / checkpoint_folder.PARAMS_DIR, restore_type=jax.Array, dtype=_compute_dtype(train_config.model)
+        step_dir / checkpoint_folder.PARAMS_DIR, restore_type=jax.Array, dtype=compute_dtype(train_config.model)
     )
     repack = repack_transforms or _transforms.Group()
     data, model = data_config.data_transforms, data_config.model_transforms
@@ -72,6 +81,6 @@ def create_trained_policy(
     )
 
 
-def _compute_dtype(model_config: _model.BaseModelConfig) -> Any:
-    """The type that the weights are held in: the one that the model computes in, bfloat16 unless the config says more."""
+def compute_dtype(model_config: _model.BaseModelConfig) -> Any:
+    """Return the type that weights are held in: the one that the model computes in, bfloat16 unless the config says more."""
     return jnp.dtype(getattr(model_config, "dtype", "bfloat16"))

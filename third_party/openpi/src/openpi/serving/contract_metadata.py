@@ -9,6 +9,7 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.models import model as _model
+from openpi.policies import bundle as _bundle
 from openpi.policies import checkpoint_folder
 from openpi.shared import normalize
 from openpi.training.data_config import DataConfig
@@ -45,15 +46,16 @@ def describe_checkpoint(
     Args:
         train_config: The config of the checkpoint.
         data_config: Its data config, created.
-        step_dir: Folder of the step.
+        step_dir: Folder of the step, or a bundle, which is known by the step that it was made from.
         example: An observation as clients send it, if one is known for the robot.
         default_prompt: What the server says for clients that say nothing.
     """
     stats_file = checkpoint_folder.find_norm_stats(step_dir, data_config.asset_id) / normalize.FILE_NAME
+    bundle = _bundle.find(step_dir)
     details = {
         "config": train_config.name,
-        "checkpoint": f"{step_dir.parent.name}/{step_dir.name}",
-        "step": checkpoint_folder.step_of(step_dir),
+        "checkpoint": f"{step_dir.parent.name}/{step_dir.name}" if bundle is None else bundle.checkpoint,
+        "step": checkpoint_folder.step_of(step_dir) if bundle is None else bundle.step,
         "model": train_config.model.model_type.value,
         "action_horizon": train_config.model.action_horizon,
         "state_dim": None if example is None else _state_dim(example),

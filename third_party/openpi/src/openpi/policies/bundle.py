@@ -1,0 +1,246 @@
+"""An offline bundle: one folder with all that serving a policy needs, so that a robot's machine needs no network and no cache.
+
+    bundle.json              what it is, how it was made, size and SHA-256 of every other file
+    params/                  weights for inference (orbax), averaged if training averaged, adapters (LoRA) merged
+    assets/<asset_id>/       normalisation statistics
+    tokenizer/               files of the tokenizer
+
+It has the layout of a step's folder and can be used as one. `bundle_writer` makes it.
+"""
+
+from collections.abc import Mapping
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import logging
+import pathlib
+from typing import Any
+
+from openpi import transforms as _transforms
+from openpi.models import lora_merge
+from openpi.shared import errors
+from openpi.training.data_config import DataConfig
+from openpi.training.train_config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+MANIFEST_FILE = "bundle.json"
+TOKENIZER_DIR = "tokenizer"
+
+FORMAT = "openpi-bundle"
+VERSION = 1
+"""Raised when an older program could not read the folder any more."""
+
+QUANTILES, Z_SCORES = "quantiles", "z-scores"
+"""How statistics are applied; said by the bundle, because nothing else that lies in a checkpoint tells it."""
+
+_HASH_THREADS = 4
+_REMEDY = "copy or export it again"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """A bundle whose manifest has been read; `verify` looks at the other files."""
+
+    folder: pathlib.Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def config(self) -> str:
+        """Name of the training config."""
+        return self.manifest["config"]
+
+    @property
+    def checkpoint(self) -> str:
+        """Run and step that it was made from, such as "run1/20000"."""
+        return self.manifest["source"]["checkpoint"]
+
+    @property
+    def step(self) -> int | None:
+        """Training step that it was made from."""
+        return self.manifest["source"]["step"]
+
+    def verify(self) -> None:
+        """Compare every file with its size and SHA-256.
+
+        Raises:
+            DataError: Names the files that are missing or damaged.
+        """
+        with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as executor:
+            found = executor.map(self._problem, *zip(*self.manifest["files"].items(), strict=True))
+            problems = [problem for problem in found if problem is not None]
+        if problems:
+            raise errors.DataError(
+                f"{self.folder}: {len(problems)} files of the bundle are missing or damaged: {'; '.join(problems[:3])}; "
+                + _REMEDY
+            )
+
+    def _problem(self, name: str, expected: Mapping[str, Any]) -> str | None:
+        path = self.folder / name
+        if not path.is_file():
+            return f"'{name}' is missing"
+        if (size := path.stat().st_size) != expected["bytes"]:
+            return f"'{name}' has {size} bytes, expected {expected['bytes']}"
+        return None if sha256_of(path) == expected["sha256"] else f"'{name}' has another SHA-256"
+
+    def fit(self, config: TrainConfig) -> TrainConfig:
+        """Return the training config with the model that the bundle holds.
+
+        Raises:
+            ConfigError: It is not the config that the bundle was made with, or has changed since.
+        """
+        if config.name != self.config:
+            raise errors.ConfigError(
+                f"{self.folder}: a bundle of config '{self.config}', found '{config.name}'; leave the config out"
+            )
+        current = {"model": describe(config.model), "data": describe_data(config)}
+        differing = [
+            difference
+            for part, fields in current.items()
+            for difference in _differences(self.manifest[part], fields, part)
+        ]
+        if differing:
+            raise errors.ConfigError(
+                f"{self.folder}: config '{self.config}' has changed since the bundle was made: {'; '.join(differing[:4])}; "
+                "export it again, or serve it with the program that made it"
+            )
+        if self.manifest["adapters"] is None:
+            return config
+        return dataclasses.replace(config, model=lora_merge.without_adapters(config.model))
+
+    def fit_data(self, data_config: DataConfig) -> DataConfig:
+        """Return the data config with the bundle's tokenizer and its way to normalise."""
+        recorded = self.manifest["normalization"]
+        if recorded != (by_config := normalization_of(data_config)):
+            logger.warning(
+                "%s: normalises by %s, as recorded; its config says %s now", self.folder, recorded, by_config
+            )
+        return dataclasses.replace(
+            data_config,
+            use_quantile_norm=recorded == QUANTILES,
+            model_transforms=_with_tokenizer(data_config.model_transforms, self.folder / TOKENIZER_DIR),
+        )
+
+
+def find(folder: pathlib.Path) -> Bundle | None:
+    """Read the manifest of a bundle; None for any other folder.
+
+    Raises:
+        DataError: It was to be a bundle, but the manifest is missing or damaged, or of a newer version.
+    """
+    path = folder / MANIFEST_FILE
+    if not path.exists():
+        if (folder / TOKENIZER_DIR).is_dir():
+            raise errors.DataError(f"{folder}: an incomplete bundle, '{MANIFEST_FILE}' is missing; {_REMEDY}")
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"found format {manifest['format']!r:.40}, expected '{FORMAT}'")
+        if manifest["version"] > VERSION:
+            raise errors.DataError(
+                f"{path}: version {manifest['version']}, this program reads up to {VERSION}; update it"
+            )
+        _check_manifest(manifest)
+    except errors.DataError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise errors.DataError(f"{path}: not a bundle's manifest ({type(e).__name__}: {e}); {_REMEDY}") from e
+    return Bundle(folder, manifest)
+
+
+def config_name(folder: pathlib.Path, given: str | None) -> str:
+    """Return the name of the training config of a step's folder: as given, or as a bundle says.
+
+    Raises:
+        ConfigError: None is given, and the folder is no bundle.
+    """
+    if given is not None:
+        return given
+    if (found := find(folder)) is None:
+        raise errors.ConfigError(f"{folder}: not a bundle, so its config must be named; give --policy.config")
+    return found.config
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that are plain values, dataclasses, or lists and dicts of those, for JSON."""
+    fields = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    return {name: value for name, value in fields.items() if value is not _NOT_PLAIN}
+
+
+def describe_data(config: TrainConfig) -> dict[str, Any]:
+    """Return what a config says about data that serving depends on: not which dataset it was."""
+    return {
+        name: value for name, value in describe(config.data).items() if name not in ("repo_id", "assets", "base_config")
+    }
+
+
+def normalization_of(data_config: DataConfig) -> str:
+    """Name the way in which statistics are applied."""
+    return QUANTILES if data_config.use_quantile_norm else Z_SCORES
+
+
+def tokenizers_of(group: _transforms.Group) -> list[Any]:
+    """Return the different tokenizers of the transforms of a group."""
+    found = {id(t.tokenizer): t.tokenizer for t in (*group.inputs, *group.outputs) if hasattr(t, "tokenizer")}
+    return list(found.values())
+
+
+def sha256_of(path: pathlib.Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_NOT_PLAIN = object()
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return describe(value)
+    if isinstance(value, list | tuple):
+        items = [_plain(item) for item in value]
+        return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else items
+    if isinstance(value, Mapping):
+        return {str(key): item for key, v in value.items() if (item := _plain(v)) is not _NOT_PLAIN}
+    return _NOT_PLAIN
+
+
+def _differences(recorded: Any, current: Any, place: str) -> list[str]:
+    """Compare what is recorded with what is now; what is now only is a setting that came later, with its default."""
+    if isinstance(recorded, Mapping) and isinstance(current, Mapping):
+        return [
+            difference
+            for key, value in recorded.items()
+            for difference in _differences(value, current.get(key), f"{place}.{key}")
+        ]
+    return [] if recorded == current else [f"{place} was {recorded!r}, is {current!r}"]
+
+
+def _with_tokenizer(group: _transforms.Group, folder: pathlib.Path) -> _transforms.Group:
+    moved = {id(tokenizer): tokenizer.from_folder(folder) for tokenizer in tokenizers_of(group)}
+
+    def move(transform: _transforms.DataTransformFn) -> _transforms.DataTransformFn:
+        if not hasattr(transform, "tokenizer"):
+            return transform
+        return dataclasses.replace(transform, tokenizer=moved[id(transform.tokenizer)])  # type: ignore[type-var]
+
+    return _transforms.Group(inputs=[move(t) for t in group.inputs], outputs=[move(t) for t in group.outputs])
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    for key, kind in {"config": str, "model": dict, "data": dict, "source": dict, "files": dict}.items():
+        if not isinstance(manifest[key], kind):
+            raise TypeError(f"'{key}' is {manifest[key]!r:.40}")
+    if manifest["normalization"] not in (QUANTILES, Z_SCORES):
+        raise ValueError(f"'normalization' is {manifest['normalization']!r:.40}")
+    if not manifest["files"] or not {"checkpoint", "step"} <= manifest["source"].keys() or "adapters" not in manifest:
+        raise ValueError("'files', 'source' or 'adapters' lacks entries")
+    for name, expected in manifest["files"].items():
+        if pathlib.PurePosixPath(name).is_absolute() or ".." in name.split("/"):
+            raise ValueError(f"'files' names {name!r:.80}, outside the bundle")
+        if not isinstance(expected["bytes"], int) or not isinstance(expected["sha256"], str):
+            raise TypeError(f"'files' has no size or SHA-256 of {name!r:.80}")

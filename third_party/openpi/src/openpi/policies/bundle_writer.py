@@ -1,0 +1,213 @@
+"""Makes an offline bundle of a checkpoint; see `bundle` for what it holds."""
+
+import datetime as dt
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import shutil
+from typing import Any
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from openpi.models import checkpoint_params
+from openpi.models import lora_merge
+from openpi.policies import bundle as _bundle
+from openpi.policies import checkpoint_folder
+from openpi.policies import policy_config
+from openpi.shared import array_typing as at
+from openpi.shared import errors
+from openpi.shared import normalize
+from openpi.training.data_config import DataConfig
+from openpi.training.train_config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+# Beside the files themselves, for the file system and whatever else writes meanwhile.
+_SPARE_BYTES = 64 * 2**20
+
+_PACKAGES = ("jax", "flax", "orbax-checkpoint", "numpy")
+
+
+class BundleExistsError(errors.UserError, FileExistsError):
+    """There is something at the bundle's place already."""
+
+
+def export(
+    config: TrainConfig,
+    checkpoint_dir: pathlib.Path | str,
+    out: pathlib.Path | str,
+    *,
+    dtype: at.DTypeLike | None = None,
+    overwrite: bool = False,
+) -> _bundle.Bundle:
+    """Write a bundle; it appears at its place when it is whole.
+
+    Args:
+        config: The config that the checkpoint was trained with.
+        checkpoint_dir: A step's folder, or a run's for its newest step.
+        out: Folder to make.
+        dtype: Type of the weights; by default the one that the model computes in (bfloat16 unless the config says more),
+            in which the policy then answers exactly as from the checkpoint.
+        overwrite: Replace what is at `out`.
+
+    Raises:
+        UserError: The checkpoint does not fit the config, merging its adapters changes what the model computes, there is
+            something at `out`, or too little room. Nothing is left behind.
+    """
+    out = pathlib.Path(out).expanduser().absolute()
+    step_dir = checkpoint_folder.resolve(checkpoint_dir)
+    if _bundle.find(step_dir) is not None:
+        raise errors.DataError(f"{step_dir}: a bundle already; give the folder of a checkpoint")
+    if out.exists() and not overwrite:
+        raise BundleExistsError(f"{out}: exists already; choose another folder, or replace it with --overwrite")
+    data_config = config.data.create(None, config.model)
+    files = _other_files(step_dir, data_config)
+    params, adapters = _inference_params(config, step_dir, dtype or policy_config.compute_dtype(config.model))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _check_room(out.parent, params, files)
+    staging = _fresh_staging(out)
+    try:
+        _write(staging, params, files)
+        manifest = _manifest(config, data_config, step_dir, params, adapters, staging)
+        (staging / _bundle.MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+        _move(staging, out)
+    except OSError as e:
+        raise errors.UserError(f"{out}: the bundle could not be written ({e})") from e
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return _bundle.Bundle(out, manifest)
+
+
+def _other_files(step_dir: pathlib.Path, data_config: DataConfig) -> dict[str, pathlib.Path]:
+    """Return statistics and tokenizer files, by their name in the bundle."""
+    stats_dir = checkpoint_folder.find_norm_stats(step_dir, data_config.asset_id)
+    normalize.load(stats_dir)  # damaged ones are of no use elsewhere
+    files = {path.relative_to(step_dir).as_posix(): path for path in stats_dir.iterdir() if path.is_file()}
+    tokenizers = _bundle.tokenizers_of(data_config.model_transforms)
+    for tokenizer in tokenizers:
+        if len(tokenizers) > 1 or not hasattr(tokenizer, "files"):
+            raise errors.ConfigError(
+                f"a bundle holds one tokenizer of this project, found {', '.join(type(t).__name__ for t in tokenizers)}"
+            )
+        files |= {f"{_bundle.TOKENIZER_DIR}/{name}": path for name, path in tokenizer.files().items()}
+    return files
+
+
+def _inference_params(
+    config: TrainConfig, step_dir: pathlib.Path, dtype: at.DTypeLike
+) -> tuple[at.Params, dict[str, Any] | None]:
+    """Return the weights, and how merging the adapters went if there are any."""
+    path = step_dir / checkpoint_folder.PARAMS_DIR
+    params = checkpoint_params.restore_params(path, restore_type=np.ndarray)
+    adapters = None
+    model_config = lora_merge.without_adapters(config.model)
+    if model_config != config.model:
+        config.model.load(params)  # says what is missing, before anything is merged
+        merged = lora_merge.merge(params, config.model)
+        check = lora_merge.check(params, merged, config.model)
+        logger.info("adapters (LoRA) merged: %s", check)
+        if not check.is_good:
+            raise errors.DataError(f"{path}: adapters cannot be merged into the weights: {check}; nothing was written")
+        adapters = {"merged": True, "difference": check.difference, "effect": check.effect}
+        params = merged
+    elif lora_merge.has_adapters(params):
+        raise errors.DataError(
+            f"{path}: holds adapters (LoRA), but config '{config.name}' has none; name the config that it was trained with"
+        )
+    model_config.load(params, remove_extra_params=False)
+    return _cast(params, dtype), adapters
+
+
+def _cast(params: at.Params, dtype: at.DTypeLike) -> at.Params:
+    flat = flax.traverse_util.flatten_dict(params)
+    # One by one, and the given ones let go, so that little is held twice.
+    return flax.traverse_util.unflatten_dict({path: np.asarray(flat.pop(path)).astype(dtype) for path in list(flat)})
+
+
+def _check_room(folder: pathlib.Path, params: at.Params, files: dict[str, pathlib.Path]) -> None:
+    needed = sum(leaf.nbytes for leaf in flax.traverse_util.flatten_dict(params).values())
+    needed += sum(path.stat().st_size for path in files.values()) + _SPARE_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise errors.UserError(
+            f"{folder}: {free / 1e9:.2f} GB free, the bundle takes {needed / 1e9:.2f} GB; make room or choose another disk"
+        )
+
+
+def _fresh_staging(out: pathlib.Path) -> pathlib.Path:
+    """Make a hidden folder beside the bundle's place; those that killed exports left there go away."""
+    prefix = f".{out.name}.partial-"
+    for left in out.parent.glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix)
+        if pid.isdecimal() and not pathlib.Path(f"/proc/{pid}").exists():
+            logger.info("removing %s, left by an export that was killed", left)
+            shutil.rmtree(left)
+    staging = out.parent / f"{prefix}{os.getpid()}"
+    staging.mkdir()
+    return staging
+
+
+def _write(folder: pathlib.Path, params: at.Params, files: dict[str, pathlib.Path]) -> None:
+    for name, source in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder / checkpoint_folder.PARAMS_DIR, {checkpoint_params.PARAMS_KEY: params})
+
+
+def _manifest(
+    config: TrainConfig,
+    data_config: DataConfig,
+    step_dir: pathlib.Path,
+    params: at.Params,
+    adapters: dict[str, Any] | None,
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    leaves = flax.traverse_util.flatten_dict(params).values()
+    written = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        "format": _bundle.FORMAT,
+        "version": _bundle.VERSION,
+        "config": config.name,
+        "model": _bundle.describe(config.model),
+        "data": _bundle.describe_data(config),
+        "normalization": _bundle.normalization_of(data_config),
+        "weights": {"dtype": str(jnp.dtype(next(iter(leaves)).dtype)), "count": sum(leaf.size for leaf in leaves)},
+        "adapters": adapters,
+        "source": {
+            "checkpoint": f"{step_dir.parent.name}/{step_dir.name}",
+            "step": checkpoint_folder.step_of(step_dir),
+        },
+        "created": dt.datetime.now(tz=dt.UTC).isoformat(timespec="seconds"),
+        "made_with": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        },
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _bundle.sha256_of(path)}
+            for path in written
+        },
+    }
+
+
+def _move(staging: pathlib.Path, out: pathlib.Path) -> None:
+    """Put the bundle at its place; what was there goes away only now."""
+    old = staging.with_name(f"{staging.name}-old")
+    if out.exists():
+        out.rename(old)
+    try:
+        staging.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)
