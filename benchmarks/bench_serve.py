@@ -1,7 +1,7 @@
 """How much time a policy server adds to its model, and whether it stays fair, responsive and small. Loopback, one machine.
 
     python benchmarks/bench_serve.py                        # everything, about three minutes
-    python benchmarks/bench_serve.py --client-python .venv-client/bin/python    # and the published openpi-client
+    python benchmarks/bench_serve.py --requests 50 --seconds 5 --memory-requests 500 --inference-seconds 2    # a look
 
 The model is one that computes nothing, behind the whole chain of the RealMan robot (checks, resizing, tokens, normalisation),
 in a server process of its own.
@@ -11,8 +11,10 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 import threading
@@ -21,6 +23,9 @@ import urllib.request
 
 import numpy as np
 import psutil
+import published_client
+import rich.console
+import rich.table
 import tyro
 
 from openpi_client import memory
@@ -29,21 +34,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 HOST = "127.0.0.1"
 CAMERAS = ("cam_high", "cam_left_wrist", "cam_right_wrist", "cam_low")
 
-# What the published client is asked to do, in its own environment; prints the sum of the actions and its versions.
-_PYPI_CLIENT = """
-import sys, importlib.metadata, numpy, websockets
-from openpi_client import websocket_client_policy
-client = websocket_client_policy.WebsocketClientPolicy("127.0.0.1", int(sys.argv[1]))
-images = {name: numpy.full((224, 224, 3), 7, numpy.uint8) for name in ("cam_high", "cam_left_wrist", "cam_right_wrist")}
-for _ in range(20):
-    actions = client.infer({"state": numpy.linspace(0, 1, 14), "images": images, "prompt": "wave"})["actions"]
-assert actions.shape[1] == 14 and client.get_server_metadata()["robot"] == "realman_rm65_dual"
-try:
-    client.infer({"state": numpy.zeros(13), "images": images, "prompt": "wave"})
-except RuntimeError as e:
-    print(f"openpi-client {importlib.metadata.version('openpi-client')}, websockets {websockets.__version__}: "
-          f"20 answers right, a bad one told: {str(e).splitlines()[-1]}")
-"""
+_FAIR_MODEL_MS = 20
 
 
 @dataclasses.dataclass
@@ -52,16 +43,31 @@ class Args:
 
     # Requests of each overhead measurement.
     requests: int = 300
-    # Seconds of the fairness measurement.
+    # Clients of the fairness measurement, and for how long they ask.
+    clients: int = 8
     seconds: float = 60.0
     # Requests of the memory measurement.
     memory_requests: int = 10_000
-    # Python of an environment with the published openpi-client.
-    client_python: pathlib.Path | None = None
+    # Length of the inference during which /healthz is asked.
+    inference_seconds: float = 10.0
+    # Try openpi's published client as well (installs it into .venv-published-client on the first run).
+    published_client: bool = True
     # Write the figures to this JSON file as well.
     out: pathlib.Path | None = None
     # Be the server, with a model that takes so many ms (used by the benchmark itself).
     serve_ms: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    measured: str
+    goal: str = ""
+    ratio: float | None = None
+    """Measured by goal: below 1 is good."""
+    figures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def main(args: Args) -> None:
@@ -70,23 +76,62 @@ def main(args: Args) -> None:
         serve(args.serve_ms)
         return
     memory.keep_freed_memory()  # as the robot's program does
-    figures: dict[str, object] = {}
-    with _server() as (port, process):
-        for name, cameras, size in (("3 x 224x224", 3, (224, 224)), ("4 x 480x640", 4, (480, 640))):
-            figures[f"overhead, {name}"] = overhead(port, _request(cameras, size), args.requests)
-        if args.client_python is not None:
-            command = [str(args.client_python), "-c", _PYPI_CLIENT, str(port)]
-            run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={"PATH": ""})
-            figures["published client"] = run.stdout.strip() or run.stderr.strip().splitlines()[-1]
-        figures["memory"] = memory_use(port, process, args.memory_requests)
-    with _server(model_ms=20) as (port, _):
-        figures["8 clients, 20 ms model"] = fairness(port, 8, args.seconds)
-    with _server(model_ms=10_000) as (port, _):
-        figures["healthz during a 10 s inference"] = health(port)
-    for name, value in figures.items():
-        print(f"{name}: {_line(value)}")
+    rows = list(measure(args))
+    table = rich.table.Table("of goal", "what", "goal", "measured", title=_machine())
+    for row in rows:
+        table.add_row("" if row.ratio is None else f"{row.ratio:.2f}", row.what, row.goal, row.measured)
+    rich.console.Console(width=150).print(table)
     if args.out is not None:
-        args.out.write_text(json.dumps(figures, indent=2) + "\n")
+        args.out.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2) + "\n")
+
+
+def measure(args: Args) -> Iterator[Row]:
+    """Yield the rows of the table."""
+    with _server() as (port, process):
+        for name, cameras, size, goal_ms in (("3 x 224x224", 3, (224, 224), 2), ("4 x 480x640", 4, (480, 640), 10)):
+            yield from _overhead_rows(
+                f"beyond the model, {name}", goal_ms, overhead(port, _request(cameras, size), args.requests)
+            )
+        if args.published_client:
+            yield Row("openpi's published client", published_client.check(port), "works")
+        used = memory_use(port, process, args.memory_requests)
+        yield Row(
+            f"server's memory, request {args.memory_requests // 10:,} to {args.memory_requests:,}",
+            f"{used['after_a_tenth_mb']:.1f} to {used['after_all_mb']:.1f} MB",
+            "flat",
+            figures=used,
+        )
+    with _server(model_ms=_FAIR_MODEL_MS) as (port, _):
+        fair = fairness(port, args.clients, args.seconds)
+        yield Row(
+            f"{args.clients} clients for {args.seconds:g} s, {_FAIR_MODEL_MS} ms model: answers of each",
+            f"{fair['fewest_answers']} to {fair['most_answers']}; median {fair['median_ms']:.0f} ms, longest {fair['longest_ms']:.0f} ms",
+            "none starved",
+            figures=fair,
+        )
+    with _server(model_ms=1000 * args.inference_seconds) as (port, _):
+        alive = health(port)
+        yield Row(
+            f"/healthz during an inference of {args.inference_seconds:g} s",
+            f"longest {alive['longest_ms']:.1f} ms, median {alive['median_ms']:.1f} ms of {alive['count']}",
+            "50 ms",
+            alive["longest_ms"] / 50,
+            alive,
+        )
+
+
+def _overhead_rows(what: str, goal_ms: float, spent: dict[str, float]) -> Iterator[Row]:
+    phases = ("queue", "preprocess", "postprocess", "rest")
+    parts = ", ".join(f"{phase} {spent[f'{phase}_ms']:.2f}" for phase in phases)
+    yield Row(
+        what, f"median {spent['median_ms']:.2f} ms ({parts})", f"{goal_ms} ms", spent["median_ms"] / goal_ms, spent
+    )
+    yield Row("  its 99%", f"{spent['p99_ms']:.2f} ms", f"{goal_ms} ms", spent["p99_ms"] / goal_ms)
+
+
+def _machine() -> str:
+    load = os.getloadavg()[0]
+    return f"policy server over loopback, {os.cpu_count()} cores, {platform.machine()}, load {load:.1f} at the end"
 
 
 def overhead(port: int, request: dict, count: int) -> dict[str, float]:
@@ -172,11 +217,13 @@ def memory_use(port: int, process: psutil.Process, count: int) -> dict[str, floa
 def serve(model_ms: float) -> None:
     """Be the server: print the port, serve until killed."""
     memory.keep_freed_memory()  # as scripts/serve_policy.py does
+    logging.getLogger("openpi").setLevel(logging.ERROR)  # a bad request is part of the programme
     import jax.numpy as jnp
 
     from openpi import transforms
     from openpi.models import model as _model
     from openpi.policies import policy
+    from openpi.policies import policy_config
     from openpi.policies import realman_policy
     from openpi.serving import contract_metadata
     from openpi.serving.websocket_policy_server import WebsocketPolicyServer
@@ -201,7 +248,11 @@ def serve(model_ms: float) -> None:
     stats = {key: transforms.NormStats(*np.split(np.arange(56.0), 4)) for key in ("state", "actions")}
     made = Slow(
         Still(train_config.model),
-        transforms=[*data.data_transforms.inputs, transforms.Normalize(stats), *data.model_transforms.inputs],
+        transforms=[
+            *data.data_transforms.inputs,
+            transforms.Normalize(stats),
+            *policy_config.with_resize_threads(data.model_transforms.inputs),
+        ],
         output_transforms=[
             *data.model_transforms.outputs,
             transforms.Unnormalize(stats),
@@ -229,12 +280,6 @@ def _request(num_cameras: int, size: tuple[int, int]) -> dict:
     rng = np.random.default_rng(0)
     images = {name: rng.integers(0, 256, (*size, 3), dtype=np.uint8) for name in CAMERAS[:num_cameras]}
     return {"state": np.linspace(0, 1, 14), "images": images, "prompt": "put the cube into the tray"}
-
-
-def _line(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name.replace('_', ' ')} {number:.4g}" for name, number in value.items())
-    return str(value)
 
 
 if __name__ == "__main__":

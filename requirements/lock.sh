@@ -12,3 +12,5 @@ for cuda in cuda12 cuda13; do compile --extra sim --extra "$cuda" --group dev -o
 
 "$uv" pip compile requirements/upstream.in --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
   -o requirements/upstream.lock
+"$uv" pip compile requirements/published-client.in --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+  -o requirements/published-client.lock

@@ -352,3 +352,16 @@ def test_apply_tree_changes_only_selected_leaves_and_checks_when_strict():
     assert transforms.apply_tree(tree, selector, lambda x, y: x + y) == {"a": 1, "b": {"c": 12}}
     with pytest.raises(errors.DataError, match=r"keys \['z'\] are missing"):
         transforms.apply_tree(tree, selector, lambda x, y: x + y, strict=True)
+
+
+def test_images_resized_at_the_same_time_are_those_resized_one_by_one():
+    rng = np.random.default_rng(0)
+    images = {f"camera_{i}": rng.integers(0, 256, (48 + i, 64, 3), dtype=np.uint8) for i in range(3)}
+    images["already"] = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    one_by_one = transforms.ResizeImages(28, 28)({"image": images, "state": 1})
+    together = transforms.ResizeImages(28, 28, num_threads=3)({"image": images, "state": 1})
+    assert list(together["image"]) == list(one_by_one["image"])
+    for name, image in one_by_one["image"].items():
+        np.testing.assert_array_equal(together["image"][name], image)
+    with pytest.raises(ValueError, match="expected uint8"):
+        transforms.ResizeImages(28, 28, num_threads=3)({"image": {"a": np.zeros((3, 4, 3)), "b": images["camera_0"]}})

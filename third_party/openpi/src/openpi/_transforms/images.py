@@ -1,7 +1,9 @@
 """Transforms of camera images."""
 
 from collections.abc import Sequence
+import concurrent.futures
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -17,13 +19,26 @@ class ResizeImages(DataTransformFn):
 
     height: int
     width: int
+    # Threads that share the images of one sample. For a robot that waits; a data loader has samples enough to share.
+    num_threads: int = 1
 
     def __call__(self, data: DataDict) -> DataDict:
         """Return the sample with resized images."""
-        resized = {
-            name: image_tools.resize_with_pad(image, self.height, self.width) for name, image in data["image"].items()
-        }
-        return {**data, "image": resized}
+        images = data["image"]
+        is_shared = self.num_threads > 1 and sum(image.shape[:2] != self._size for image in images.values()) > 1
+        resize = self._executor.map if is_shared else map
+        return {**data, "image": dict(zip(images, resize(self._resize, images.values()), strict=True))}
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return (self.height, self.width)
+
+    def _resize(self, image: np.ndarray) -> np.ndarray:
+        return image_tools.resize_with_pad(image, self.height, self.width)
+
+    @functools.cached_property
+    def _executor(self) -> concurrent.futures.ThreadPoolExecutor:
+        return concurrent.futures.ThreadPoolExecutor(self.num_threads, thread_name_prefix="resize")
 
 
 @dataclasses.dataclass(frozen=True)

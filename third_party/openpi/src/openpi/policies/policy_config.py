@@ -1,7 +1,9 @@
 """Builds a policy from a training config and one of its checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import dataclasses
 import logging
+import os
 import pathlib
 from typing import Any
 
@@ -17,6 +19,9 @@ from openpi.shared import normalize
 from openpi.training import config as _config
 
 logger = logging.getLogger(__name__)
+
+# One for each camera slot.
+_MAX_RESIZE_THREADS = 3
 
 
 def create_trained_policy(
@@ -68,7 +73,7 @@ def create_trained_policy(
             _transforms.InjectDefaultPrompt(default_prompt),
             *data.inputs,
             _transforms.Normalize(norm_stats, use_quantiles=quantiles),
-            *model.inputs,
+            *with_resize_threads(model.inputs),
         ],
         output_transforms=[
             *model.outputs,
@@ -79,6 +84,15 @@ def create_trained_policy(
         sample_kwargs=sample_kwargs,
         metadata=train_config.policy_metadata,
     )
+
+
+def with_resize_threads(transforms: Sequence[_transforms.DataTransformFn]) -> list[_transforms.DataTransformFn]:
+    """Let the cameras of one observation be resized at the same time: the robot waits for it."""
+    num_threads = min(_MAX_RESIZE_THREADS, os.cpu_count() or 1)
+    return [
+        dataclasses.replace(t, num_threads=num_threads) if isinstance(t, _transforms.ResizeImages) else t
+        for t in transforms
+    ]
 
 
 def compute_dtype(model_config: _model.BaseModelConfig) -> Any:
