@@ -1,11 +1,15 @@
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
 import multiprocessing
 import os
 import pathlib
+import subprocess
+import sys
 import threading
+import time
 import urllib.parse
 
 import pytest
@@ -25,6 +29,7 @@ OBJECTS = {
 
 
 SHAKY = bytes(range(250)) * 4000
+HALF = 500_000
 
 
 def md5(content):
@@ -43,6 +48,8 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
             self.answer(b"half", claimed_length=8)
         elif url.path in ("/bucket/shaky", "/bucket/changing"):
             self.answer_in_pieces()
+        elif url.path == "/bucket/stalling":
+            self.answer_half_and_wait()
         elif url.path == "/bucket/spoilt":
             self.answer(b"spoilt", checksum=md5(b"whole"))
         else:
@@ -68,6 +75,21 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(rest[:400_000])
 
+    def answer_half_and_wait(self):
+        """Send half of it, and the other half when the test says so."""
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        self.server.requests[-1] += f" from {start}"
+        assert start == 0 or self.headers["If-Range"] == '"1"'
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(SHAKY) - start))
+        self.send_header("ETag", '"1"')
+        self.send_header("x-goog-hash", f"md5={md5(SHAKY)}")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(SHAKY[start : max(start, HALF)])
+            self.server.go_on.wait(60)
+            self.wfile.write(SHAKY[max(start, HALF) :])
+
     def answer(self, body, claimed_length=None, checksum=None):
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Length", str(claimed_length or len(body or b"")))
@@ -84,6 +106,8 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
 def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BucketHandler) as server:
         server.requests = []
+        server.go_on = threading.Event()
+        server.go_on.set()
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -157,10 +181,11 @@ def test_a_missing_remote_file_is_named_and_leaves_nothing(bucket, cache, url):
 
 
 def test_a_connection_that_breaks_off_leaves_nothing_in_the_cache(bucket, cache):
-    with pytest.raises(errors.UserError, match=r"broke off after 4 of 8 bytes.*put it at '.*/bucket/broken'"):
+    with pytest.raises(
+        errors.UserError, match=r"broke off after 4 of 8 bytes\); 0\.0 MB have arrived.*put it at '.*/bucket/broken'"
+    ):
         download.maybe_download("gs://bucket/broken")
     assert not (cache / "bucket").exists()
-    assert [path.suffix for path in (cache / ".downloads").iterdir()] == [".lock"]
 
 
 def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(bucket, monkeypatch, caplog):
@@ -182,13 +207,74 @@ def test_a_file_with_the_wrong_checksum_is_refused(bucket, cache):
     assert not (cache / "bucket").exists()
 
 
-def test_what_a_killed_download_left_is_not_mixed_in(bucket, cache):
-    download.maybe_download("gs://bucket/runs/7/params")
-    (lock,) = (cache / ".downloads").glob("*.lock")
-    lock.with_suffix(".partial").mkdir()
-    (lock.with_suffix(".partial") / "leftover").write_text("old")
-    path = download.maybe_download("gs://bucket/runs/7/params", force_download=True)
-    assert not list(path.rglob("leftover"))
+def partial_folder(cache):
+    (folder,) = (cache / ".downloads").glob("*.partial")
+    return folder
+
+
+FETCH = "import sys; from openpi.shared import download; print(download.maybe_download(sys.argv[1]))"
+
+
+@contextlib.contextmanager
+def killed_while_it_fetches(url, bucket, started):
+    """Kill a process by SIGKILL once `started()` is true; the server's handler waits meanwhile."""
+    process = subprocess.Popen([sys.executable, "-c", FETCH, url])
+    deadline_s = time.monotonic() + 60
+    while not started():
+        assert process.poll() is None
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    bucket.go_on.set()
+    yield
+
+
+def test_a_killed_download_goes_on_where_it_ended(bucket, cache):
+    def started():
+        files = list((cache / ".downloads").glob("*.partial/content"))
+        return files and files[0].stat().st_size == HALF
+
+    bucket.go_on.clear()
+    with killed_while_it_fetches("gs://bucket/stalling", bucket, started):
+        assert not (cache / "bucket").exists()
+        bucket.requests.clear()
+        assert download.maybe_download("gs://bucket/stalling").read_bytes() == SHAKY
+        assert bucket.requests == [f"/bucket/stalling from {HALF}"]
+    assert not list((cache / ".downloads").glob("*.partial"))
+
+
+def test_a_killed_download_of_a_folder_fetches_only_what_it_lacks(bucket, cache, monkeypatch):
+    def broken(url, *args, **kwargs):
+        if "/d/" in url:
+            raise OSError("the power went off")
+        fetch(url, *args, **kwargs)
+
+    fetch = http_file.fetch
+    monkeypatch.setattr(http_file, "fetch", broken)
+    with pytest.raises(errors.UserError, match="power went off"):
+        download.maybe_download("gs://bucket/runs/7/params")
+    monkeypatch.setattr(http_file, "fetch", fetch)
+    (partial_folder(cache) / "content/leftover").write_text("of an older version")
+    bucket.requests.clear()
+    path = download.maybe_download("gs://bucket/runs/7/params")
+    assert sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()) == [
+        "_METADATA",
+        "d/0 1+",
+    ]
+    assert "/bucket/runs/7/params/_METADATA" not in bucket.requests
+
+
+def test_half_a_file_of_another_version_is_not_gone_on_with(bucket, cache):
+    with pytest.raises(errors.UserError, match="broke off"):
+        download.maybe_download("gs://bucket/broken")
+    (note,) = (partial_folder(cache) / "notes").iterdir()
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"etag": '"old"', "size": 100}))
+    with pytest.raises(errors.UserError, match="broke off after 4 of 8 bytes"):
+        download.maybe_download("gs://bucket/broken")
+    note.write_text("not JSON")
+    with pytest.raises(errors.UserError, match="broke off after 4 of 8 bytes"):
+        download.maybe_download("gs://bucket/broken")
 
 
 def test_a_failed_forced_download_keeps_the_old_version(bucket, cache):

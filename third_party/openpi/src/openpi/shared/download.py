@@ -1,12 +1,13 @@
 """Remote files and folders, kept in a local cache.
 
 The cache is `$OPENPI_DATA_HOME` or `~/.cache/openpi`; `gs://bucket/a/b` is kept at `<cache>/bucket/a/b`. A download goes to a
-folder of its own and moves into place when it is whole and its checksum right, so what lies in the cache is never half. With `OPENPI_OFFLINE=1`
-nothing is fetched. `gs://` needs no extra package: public buckets are read over https.
+folder of its own and moves into place when it is whole and its checksum right, so what lies in the cache is never half; one that
+broke off or was killed goes on where it ended. With `OPENPI_OFFLINE=1` nothing is fetched. `gs://` needs no extra package: public buckets are read over https.
 """
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import datetime as dt
 import fcntl
 import hashlib
@@ -85,13 +86,44 @@ def maybe_download(url: str, *, force_download: bool = False, **kwargs: Any) -> 
         logger.info("downloading %s to %s", url, path)
         try:
             _fetch(url, parsed, part, kwargs)
+        except errors.MissingFileError:
+            part.remove()
+            raise
         except errors.UserError:
             raise
         except (OSError, http.client.HTTPException, ImportError, ValueError) as e:
-            reason = f"{type(e).__name__}: {e}"
-            raise errors.UserError(f"{url}: download failed ({reason}); put it at '{path}' ({_cache_hint()})") from e
-        _replace(part, path)
+            raise errors.UserError(
+                f"{url}: download failed ({type(e).__name__}: {e}); {part.describe()}or put it at '{path}' ({_cache_hint()})"
+            ) from e
+        _replace(part.content, path)
+        part.remove()
     return path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """An unfinished download: what has arrived, and beside it what is known of it."""
+
+    folder: pathlib.Path
+
+    @property
+    def content(self) -> pathlib.Path:
+        """The file or folder that is to move into place."""
+        return self.folder / "content"
+
+    def note_of(self, url: str) -> pathlib.Path:
+        """Where `http_file` keeps what it knows of a file."""
+        return self.folder / "notes" / hashlib.sha256(url.encode()).hexdigest()[:32]
+
+    def describe(self) -> str:
+        """Say how to go on, for the end of a message."""
+        files = [self.content] if self.content.is_file() else self.content.rglob("*")
+        arrived = sum(path.stat().st_size for path in files if path.is_file())
+        return f"{arrived / 1e6:.1f} MB have arrived and are kept: try again, " if arrived else "try again, "
+
+    def remove(self) -> None:
+        """Forget it."""
+        _remove(self.folder)
 
 
 def _cache_hint() -> str:
@@ -120,19 +152,16 @@ def _is_fresh(cache_dir: pathlib.Path, path: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _exclusive(cache_dir: pathlib.Path, path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Keep other processes from fetching the same path; give a place for the unfinished download that is empty."""
+def _exclusive(cache_dir: pathlib.Path, path: pathlib.Path) -> Iterator[_Part]:
+    """Keep other processes from fetching the same path; give the place of the unfinished download."""
     work_dir = cache_dir / ".downloads"  # no host's name starts with a dot
     work_dir.mkdir(exist_ok=True)
     key = hashlib.sha256(path.relative_to(cache_dir).as_posix().encode()).hexdigest()[:32]
-    part = work_dir / f"{key}.partial"
     with (work_dir / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _remove(part)  # of a process that was killed
-        try:
-            yield part
-        finally:
-            _remove(part)
+        part = _Part(work_dir / f"{key}.partial")
+        part.folder.mkdir(exist_ok=True)
+        yield part
 
 
 def _remove(path: pathlib.Path) -> None:
@@ -149,58 +178,75 @@ def _replace(part: pathlib.Path, path: pathlib.Path) -> None:
     part.rename(path)
 
 
-def _fetch(url: str, parsed: urllib.parse.ParseResult, part: pathlib.Path, options: dict[str, Any]) -> None:
+def _fetch(url: str, parsed: urllib.parse.ParseResult, part: _Part, options: dict[str, Any]) -> None:
     # A token other than "anon" is for a private bucket, which takes a login that only gcsfs knows to do.
     is_public = options.get("gs", {}).get("token", "anon") == "anon"
     if parsed.scheme == "gs" and is_public:
         _fetch_gcs(parsed.netloc, parsed.path.strip("/"), part)
     elif parsed.scheme in ("http", "https"):
-        _fetch_http({url: part})
+        _fetch_http(part, {url: _Object(part.content)})
     else:
-        _fetch_fsspec(url, part, options)
+        _remove(part.content)
+        _fetch_fsspec(url, part.content, options)
 
 
-def _fetch_gcs(bucket: str, name: str, part: pathlib.Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Object:
+    """A file to fetch, and what a listing says about it."""
+
+    target: pathlib.Path
+    size: int = 0
+    generation: str | None = None
+
+
+def _fetch_gcs(bucket: str, name: str, part: _Part) -> None:
     """Fetch an object, or else all objects below a folder, of a public bucket."""
     base = os.environ.get(GCS_ENV) or _GCS_URL
     base = (base if "://" in base else f"http://{base}").rstrip("/")
-    with contextlib.suppress(errors.MissingFileError):
-        _fetch_http({f"{base}/{bucket}/{urllib.parse.quote(name)}": part})
-        return
+    if not part.content.is_dir():  # left by an attempt that knew better
+        with contextlib.suppress(errors.MissingFileError):
+            _fetch_http(part, {f"{base}/{bucket}/{urllib.parse.quote(name)}": _Object(part.content)})
+            return
     folder = f"{name}/"
     # Names that end in "/" are placeholders of empty folders.
-    sizes = {n: size for n, size in _list_gcs(base, bucket, folder).items() if not n.endswith("/")}
-    if not sizes:
+    listed = [item for item in _list_gcs(base, bucket, folder) if not item["name"].endswith("/")]
+    if not listed:
         raise errors.MissingFileError(f"gs://{bucket}/{name}: no such file or folder")
-    targets = {n: part / n.removeprefix(folder).lstrip("/") for n in sizes}
-    if any(".." in target.parts for target in targets.values()):
+    objects = {
+        f"{base}/{bucket}/{urllib.parse.quote(item['name'])}": _Object(
+            part.content / item["name"].removeprefix(folder).lstrip("/"), int(item["size"]), item.get("generation")
+        )
+        for item in listed
+    }
+    targets = {obj.target for obj in objects.values()}
+    if any(".." in target.parts for target in targets):
         raise errors.DataError(f"gs://{bucket}/{name}: an object's name points outside its folder")
-    urls = {f"{base}/{bucket}/{urllib.parse.quote(n)}": target for n, target in targets.items()}
-    _fetch_http(urls, total_bytes=sum(sizes.values()))
+    _fetch_http(part, objects, total_bytes=sum(obj.size for obj in objects.values()))
+    for path in part.content.rglob("*"):
+        if path.is_file() and path not in targets:
+            path.unlink()  # of a version that is not there any more
 
 
-def _list_gcs(base: str, bucket: str, prefix: str) -> dict[str, int]:
-    """Return the size of every object whose name starts with `prefix` (JSON API of Google Cloud Storage, objects.list)."""
-    sizes: dict[str, int] = {}
-    query = {"prefix": prefix, "fields": "items(name,size),nextPageToken"}
+def _list_gcs(base: str, bucket: str, prefix: str) -> Iterator[dict[str, str]]:
+    """Yield name, size and generation of every object below a prefix (JSON API of Google Cloud Storage, objects.list)."""
+    query = {"prefix": prefix, "fields": "items(name,size,generation),nextPageToken"}
     while True:
         url = f"{base}/storage/v1/b/{urllib.parse.quote(bucket, safe='')}/o?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(url, timeout=http_file.TIMEOUT_S) as response:
             page = json.load(response)
-        sizes |= {item["name"]: int(item["size"]) for item in page.get("items", ())}
+        yield from page.get("items", ())
         if "nextPageToken" not in page:
-            return sizes
+            return
         query["pageToken"] = page["nextPageToken"]
 
 
-def _fetch_http(targets: dict[str, pathlib.Path], total_bytes: int | None = None) -> None:
+def _fetch_http(part: _Part, objects: dict[str, _Object], total_bytes: int | None = None) -> None:
     """Fetch files by URL, with a progress bar over all bytes."""
     with tqdm.tqdm(total=total_bytes, unit="B", unit_scale=True, unit_divisor=1024, disable=None) as progress:
-        for number, (url, target) in enumerate(targets.items(), start=1):
-            progress.set_description(f"file {number}/{len(targets)}")
-            target.parent.mkdir(parents=True, exist_ok=True)
+        for number, (url, wanted) in enumerate(objects.items(), start=1):
+            progress.set_description(f"file {number}/{len(objects)}")
             try:
-                http_file.fetch(url, target, progress)
+                http_file.fetch(url, wanted.target, part.note_of(url), progress, generation=wanted.generation)
             except urllib.error.HTTPError as e:
                 if e.code == http.HTTPStatus.NOT_FOUND:
                     raise errors.MissingFileError(f"{url}: no such file on the server") from e

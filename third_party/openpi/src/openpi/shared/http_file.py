@@ -1,8 +1,10 @@
-"""Fetching one file over HTTP: whole, in spite of connections that break off."""
+"""Fetching one file over HTTP: whole, in spite of connections that break off and programs that are killed."""
 
 import base64
+import dataclasses
 import hashlib
 import http.client
+import json
 import logging
 import pathlib
 import time
@@ -23,66 +25,112 @@ _ATTEMPTS = 5
 _PAUSE_S = 1.0
 
 
-def fetch(url: str, target: pathlib.Path, progress: tqdm.tqdm) -> None:
-    """Fetch a file; where the server can, a connection that breaks off is taken up where it ended, a few times.
+@dataclasses.dataclass(frozen=True)
+class _Version:
+    """What the server says about a file; kept beside it, so that another process can go on."""
+
+    url: str
+    size: int | None = None
+    # A strong validator: equal ones promise equal bytes.
+    etag: str | None = None
+    # Checksum, base64, and number of the version; Google Cloud Storage gives them.
+    md5: str | None = None
+    generation: str | None = None
+
+
+def fetch(
+    url: str, target: pathlib.Path, note: pathlib.Path, progress: tqdm.tqdm, *, generation: str | None = None
+) -> None:
+    """Fetch a file; where the server can, what has arrived before is not fetched again.
+
+    Args:
+        url: Address.
+        target: File to write; after an error it holds what has arrived.
+        note: File beside it that tells which version that is; belongs to this function.
+        progress: Moved on by every byte.
+        generation: Version that is wanted, where the store numbers them.
 
     Raises:
-        OSError: The file could not be fetched whole, or its checksum is wrong (what has arrived is left at `target`); for
-            an answer like "not found" an HTTPError, and nothing is left.
+        OSError: The file could not be fetched whole, or its checksum is wrong, and then nothing is left; for an answer like
+            "not found" an HTTPError.
     """
-    with target.open("wb") as file:
-        download = _Download(url, file, progress)
+    known = _read_note(note, url)
+    if known is None or (generation is not None and known.generation != generation):
+        target.unlink(missing_ok=True)
+        known = _Version(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("a+b") as file:
+        download = _Download(known, file, note, progress)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 download.go_on()
-            except urllib.error.HTTPError:
-                target.unlink()
-                raise
             except (OSError, http.client.HTTPException) as e:
+                if isinstance(e, urllib.error.HTTPError) and e.code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                    target.unlink()
+                    raise
                 if attempt == _ATTEMPTS or not download.can_resume:
                     raise
                 logger.warning("%s: %s; going on after %d bytes", url, e, file.tell())
                 time.sleep(attempt * _PAUSE_S)
             else:
-                download.check()
-                return
+                break
+        try:
+            download.check()
+        except OSError:
+            target.unlink()
+            note.unlink(missing_ok=True)
+            raise
+
+
+def _read_note(note: pathlib.Path, url: str) -> _Version | None:
+    try:
+        version = _Version(**json.loads(note.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return version if version.url == url else None
 
 
 class _Download:
     """One file on its way, over one or several connections."""
 
-    def __init__(self, url: str, file: BinaryIO, progress: tqdm.tqdm) -> None:
-        self._url = url
+    def __init__(self, version: _Version, file: BinaryIO, note: pathlib.Path, progress: tqdm.tqdm) -> None:
+        """Take up what `file` holds of `version`."""
+        self._version = version
         self._file = file
+        self._note = note
         self._progress = progress
-        self._version: str | None = None
-        self._md5: str | None = None
         self._digest = hashlib.md5(usedforsecurity=False)
+        file.seek(0)
+        while block := file.read(_BLOCK_BYTES):
+            self._digest.update(block)
+        if file.tell():
+            logger.info("%s: going on after %d bytes that are here already", version.url, file.tell())
+            progress.update(file.tell())
 
     @property
     def can_resume(self) -> bool:
         """Whether something has arrived, and the server can tell that the rest belongs to it."""
-        return self._file.tell() > 0 and self._version is not None
+        return self._file.tell() > 0 and self._version.etag is not None
 
     def go_on(self) -> None:
-        """Read to the end over a new connection.
+        """Read to the end over a new connection, unless all is here.
 
         Raises:
             OSError: The connection broke off.
         """
-        headers = {"Range": f"bytes={self._file.tell()}-", "If-Range": self._version} if self.can_resume else {}
-        with urllib.request.urlopen(urllib.request.Request(self._url, headers=headers), timeout=TIMEOUT_S) as response:
+        if self._file.tell() and self._file.tell() == self._version.size:
+            return
+        resume = {"Range": f"bytes={self._file.tell()}-", "If-Range": self._version.etag} if self.can_resume else {}
+        request = urllib.request.Request(self._version.url, headers=resume)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 self._begin(response.headers)
-            expected = response.headers.get("Content-Length")
-            size = None if expected is None else self._file.tell() + int(expected)
-            if self._progress.total is None:
-                self._progress.total = size
-            while block := response.read(_BLOCK_BYTES):
+            while block := response.read1(_BLOCK_BYTES):
                 self._file.write(block)
                 self._digest.update(block)
                 self._progress.update(len(block))
         # A connection that breaks off looks like the end of the file.
+        size = self._version.size
         if size is not None and self._file.tell() != size:
             raise OSError(f"connection broke off after {self._file.tell()} of {size} bytes")
 
@@ -93,8 +141,8 @@ class _Download:
             OSError: What has arrived is something else.
         """
         found = base64.b64encode(self._digest.digest()).decode()
-        if self._md5 is not None and found != self._md5:
-            raise OSError(f"found MD5 {found} of {self._file.tell()} bytes, expected {self._md5}")
+        if self._version.md5 not in (None, found):
+            raise OSError(f"found MD5 {found} of {self._file.tell()} bytes, expected {self._version.md5}")
 
     def _begin(self, headers: http.client.HTTPMessage) -> None:
         """Start at the first byte, also when the server does not resume or the file has changed meanwhile."""
@@ -102,8 +150,17 @@ class _Download:
         self._file.seek(0)
         self._file.truncate()
         self._digest = hashlib.md5(usedforsecurity=False)
-        version = headers.get("ETag")
-        # A weak tag ("W/...") does not promise equal bytes.
-        self._version = None if version is None or version.startswith("W/") else version
+        etag, length = headers.get("ETag"), headers.get("Content-Length")
         sums = ",".join(headers.get_all("x-goog-hash", [])).split(",")
-        self._md5 = next((part.strip().removeprefix("md5=") for part in sums if part.strip().startswith("md5=")), None)
+        self._version = _Version(
+            self._version.url,
+            size=None if length is None else int(length),
+            # A weak tag ("W/...") does not promise equal bytes.
+            etag=None if etag is None or etag.startswith("W/") else etag,
+            md5=next((part.strip().removeprefix("md5=") for part in sums if part.strip().startswith("md5=")), None),
+            generation=headers.get("x-goog-generation"),
+        )
+        if self._progress.total is None:
+            self._progress.total = self._version.size
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        self._note.write_text(json.dumps(dataclasses.asdict(self._version)))
