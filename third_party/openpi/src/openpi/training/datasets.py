@@ -189,6 +189,7 @@ def _open(data_config: DataConfig, member: MixedDataset, action_horizon: int) ->
         action_sequence_keys=data_config.action_sequence_keys,
         action_horizon=action_horizon,
         image_keys=[key for key in metadata.camera_keys if used is None or key in used],
+        shrink_jpeg_to=_model.IMAGE_RESOLUTION if data_config.reduced_jpeg else None,
         column_keys=None if used is None else [key for key in metadata.column_keys if key in used],
     )
 

@@ -33,6 +33,7 @@ class LeRobotDataset:
         action_horizon: int = 1,
         image_keys: Sequence[str] | None = None,
         column_keys: Sequence[str] | None = None,
+        shrink_jpeg_to: tuple[int, int] | None = None,
     ) -> None:
         """Read the metadata and the number columns.
 
@@ -43,6 +44,8 @@ class LeRobotDataset:
             action_horizon: Length of the windows, frames.
             image_keys: Cameras to decode; None: all.
             column_keys: Number columns to hold, besides those that number the frames; None: all.
+            shrink_jpeg_to: Height and width, px, that images will be fitted into: JPEGs may then be decoded smaller.
+                Faster and not quite the same picture.
 
         Raises:
             MissingFileError: The dataset or one of its files is missing.
@@ -67,7 +70,10 @@ class LeRobotDataset:
         picture_keys = [key for key in self._image_keys if not self.meta.is_video(key)]
         self._sources = [
             (source, keys)
-            for source, keys in ((ParquetImages(self.meta), picture_keys), (VideoImages(self.meta), video_keys))
+            for source, keys in (
+                (ParquetImages(self.meta, shrink_jpeg_to), picture_keys),
+                (VideoImages(self.meta), video_keys),
+            )
             if keys
         ]
 

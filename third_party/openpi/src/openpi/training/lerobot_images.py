@@ -3,9 +3,10 @@
 Both sources may be used by many threads at once and keep a bounded number of files open.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import fractions
 import threading
+from typing import Any
 
 import av
 import cv2
@@ -15,14 +16,17 @@ import pyarrow.parquet as pq
 
 from openpi.shared import errors
 from openpi.training import lerobot_columns
+from openpi.training import lerobot_pictures
 from openpi.training.bounded_cache import BoundedCache
 from openpi.training.lerobot_metadata import LeRobotMetadata
 
 _MAX_OPEN_PARQUET_FILES = 128
-# A video decoder holds threads and reference frames, tens of MB.
-_MAX_OPEN_VIDEOS = 16
-# Pages kept for files whose row groups span many frames (LeRobot's own writer), bytes of encoded pictures.
+# Opening one takes 1 ms, holding it 2 MB (640x480, AV1).
+_MAX_OPEN_VIDEOS = 96
+# Row groups kept of files where several frames share one, bytes of encoded pictures.
 _MAX_PAGE_BYTES = 512 * 2**20
+# Places of pictures, 16 bytes a frame and camera: those of ten million frames of three cameras.
+_MAX_PLACES_BYTES = 512 * 2**20
 
 _REMEDY = "convert this recording again, or remove the episode"
 
@@ -30,9 +34,19 @@ _REMEDY = "convert this recording again, or remove the episode"
 class ParquetImages:
     """Images stored as encoded bytes (PNG or JPEG) in the episodes' parquet files."""
 
-    def __init__(self, metadata: LeRobotMetadata) -> None:
-        """Remember the dataset; files are opened when first needed."""
+    def __init__(self, metadata: LeRobotMetadata, shrink_to: tuple[int, int] | None = None) -> None:
+        """Remember the dataset; files are opened when first needed.
+
+        Args:
+            metadata: The dataset.
+            shrink_to: Height and width, px, that a picture will be fitted into. JPEGs are then decoded at a half, a
+                quarter or an eighth of their size, where that is still no smaller; None: at their own.
+        """
         self._metadata = metadata
+        self._shrink_to = shrink_to
+        self._places: BoundedCache[dict[str, lerobot_pictures.Runs] | None] = BoundedCache(
+            _MAX_PLACES_BYTES, lerobot_pictures.weigh
+        )
         self._files: BoundedCache[_EpisodeFile] = BoundedCache(_MAX_OPEN_PARQUET_FILES)
         self._pages: BoundedCache[pa.Table] = BoundedCache(_MAX_PAGE_BYTES, lambda table: table.nbytes)
 
@@ -50,20 +64,58 @@ class ParquetImages:
         Raises:
             DataError: A picture cannot be decoded.
         """
+        runs = self._places.get(
+            (episode_index, tuple(keys)), lambda: lerobot_pictures.find(self._metadata, episode_index, keys)
+        )
+        encoded = self._read_group(episode_index, frame, keys) if runs is None else _read_runs(runs, frame)
+        return {key: self._decode(encoded[key], episode_index, frame, key) for key in keys}
+
+    def _read_group(self, episode_index: int, frame: int, keys: Sequence[str]) -> dict[str, Any]:
         file = self._files.get(episode_index, lambda: _EpisodeFile(self._metadata, episode_index))
         group, row = file.locate(frame)
         table = self._pages.get((episode_index, group, tuple(keys)), lambda: file.read_group(group, keys))
-        return {key: self._decode(table[key][row], episode_index, frame, key) for key in keys}
+        cells = {key: table[key][row] for key in keys}
+        return {key: cell["bytes"].as_buffer() if cell.is_valid else None for key, cell in cells.items()}
 
-    def _decode(self, cell: pa.StructScalar, episode_index: int, frame: int, key: str) -> np.ndarray:
+    def _decode(self, encoded: Any, episode_index: int, frame: int, key: str) -> np.ndarray:
         place = f"{self._metadata.data_path(episode_index)}: episode {episode_index}, frame {frame}, '{key}'"
-        encoded = cell["bytes"].as_buffer() if cell.is_valid else None
-        if encoded is None or encoded.size == 0:
+        data = None if encoded is None else np.frombuffer(encoded, np.uint8)
+        if data is None or data.size == 0:
             raise errors.DataError(f"{place}: the picture is empty; {_REMEDY}")
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        image = cv2.imdecode(data, self._flag(key) if is_jpeg(data) else cv2.IMREAD_COLOR)
         if image is None:
-            raise errors.DataError(f"{place}: the picture ({encoded.size} bytes) cannot be decoded; {_REMEDY}")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+            raise errors.DataError(f"{place}: the picture ({data.size} bytes) cannot be decoded; {_REMEDY}")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+
+    def _flag(self, key: str) -> int:
+        if self._shrink_to is None:
+            return cv2.IMREAD_COLOR
+        height, width = _image_size(self._metadata.features[key])
+        # Fitting keeps the proportions: the larger ratio decides.
+        ratio = max(height / self._shrink_to[0], width / self._shrink_to[1])
+        return next((flag for factor, flag in _REDUCED if factor <= ratio), cv2.IMREAD_COLOR)
+
+
+# Decoding at a part of the size skips most of the inverse cosine transform.
+_REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
+
+
+def _read_runs(runs: Mapping[str, lerobot_pictures.Runs], frame: int) -> dict[str, bytes | None]:
+    return {key: run.read(frame) for key, run in runs.items()}
+
+
+def is_jpeg(data: np.ndarray) -> bool:
+    """Whether encoded bytes (n,) begin as a JPEG does."""
+    return data[:2].tobytes() == b"\xff\xd8"
+
+
+def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width, px, of a camera; both orders of the axes are in use."""
+    shape = list(feature["shape"])
+    names = feature.get("names") or []
+    is_first = list(names)[:1] in (["channels"], ["channel"]) or (not names and shape[0] == 3)
+    height, width = shape[1:] if is_first else shape[:2]
+    return int(height), int(width)
 
 
 class _EpisodeFile:

@@ -37,6 +37,8 @@ def resize_with_pad(
         raise ValueError(
             f"image: found {images.dtype} {list(images.shape)}, expected uint8 [..., height, width, channels]"
         )
+    if images.ndim == 3:
+        return _resize_one(images, height, width, method)
     frames = images.reshape(-1, *images.shape[-3:])
     resized = np.stack([_resize_one(frame, height, width, method) for frame in frames])
     return resized.reshape(*images.shape[:-3], *resized.shape[-3:])
