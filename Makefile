@@ -31,7 +31,7 @@ flag = $(if $($(2)),$(1) "$($(2))")
 
 .PHONY: help setup sample convert inspect verify norm-stats train export serve offline client emulator \
   patches check-patches apply-patches demo test test-all test-compat \
-  bench-convert bench-serve bench-model bench-client lint fmt types lock clean
+  bench-convert bench-serve bench-model bench-client bench-train lint fmt types lock clean
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -105,7 +105,7 @@ test-all: $(READY) ## Run every test this machine can run
 test-compat: $(READY) ## Run the framework's tests with the versions that the original openpi pins
 	bash requirements/compat.sh $(ARGS)
 
-bench-convert bench-serve bench-model bench-client: $(READY)
+bench-convert bench-serve bench-model bench-client bench-train: $(READY)
 bench-convert: ## Time the converter beside the official writer and cp
 	$(PY) benchmarks/bench_convert.py $(ARGS)
 
@@ -117,6 +117,9 @@ bench-model: ## Time a training step and sampling; count operations
 
 bench-client: ## Time the robot client: loop jitter, seams, stopping, size of its environment
 	$(PY) benchmarks/bench_client.py $(ARGS)
+
+bench-train: ## Time norm stats and the data loader beside the official lerobot, and the train loop
+	$(PY) benchmarks/bench_train.py $(ARGS)
 
 lint: $(READY) ## Check style and types
 	$(PY) -m ruff check .

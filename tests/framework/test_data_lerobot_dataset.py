@@ -143,6 +143,29 @@ def test_a_newer_dataset_version_is_refused(damaged):
         LeRobotDataset("x", root=damaged)
 
 
+def test_version_2_0_reads_like_2_1(damaged):
+    (damaged / "meta/episodes_stats.jsonl").unlink()  # 2.0 has one stats.json, which nothing here reads
+    path = damaged / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"codebase_version": "v2.0"}))
+    older, newer = LeRobotDataset("x", root=damaged), open_golden("image")
+    for i in (0, 12, 27):
+        for key, value in newer[i].items():
+            np.testing.assert_array_equal(older[i][key], value)
+
+
+def test_only_the_columns_asked_for_are_held():
+    dataset = open_golden("image", image_keys=(), column_keys=["observation.state"])
+    assert "observation.effort" not in dataset.columns
+    assert {"observation.state", "action", "task_index"} <= dataset.columns.keys()
+
+
+def test_a_column_that_a_file_lacks_is_named(damaged):
+    path = damaged / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["action"]), path)
+    with pytest.raises(errors.DataError, match=r"episode_000001.parquet: columns \['action'\] are missing; found"):
+        LeRobotDataset("x", root=damaged)
+
+
 def test_a_missing_episode_file_is_named(damaged):
     (damaged / "data/chunk-000/episode_000001.parquet").unlink()
     with pytest.raises(errors.MissingFileError, match=r"episode_000001.parquet: episode 1 is missing"):

@@ -1,0 +1,56 @@
+"""Reads a dataset with the official lerobot as openpi does; runs in lerobot's environment, for `bench_train.py`.
+
+    python official_reader.py DATASET_FOLDER NUM_ITEMS DUMP.npz
+
+Prints samples/s of `LeRobotDataset.__getitem__` over random items in one process, and through a torch DataLoader with two worker
+processes. The first few of the items go into DUMP.npz, with their indices.
+"""
+
+from importlib import import_module
+from pathlib import Path
+import sys
+import time
+
+import numpy as np
+
+ACTION_HORIZON = 50
+NUM_DUMPED = 6
+NUM_WORKERS = 2
+# Small, so that a few items make enough batches.
+BATCH_SIZE = 4
+NUM_BATCHES = 12
+
+
+def main(root: Path, num_items: int, dump: Path) -> None:
+    """Open, read, and print two rates."""
+    dataset_class = import_module("lerobot.datasets.lerobot_dataset").LeRobotDataset
+    metadata = import_module("lerobot.datasets.lerobot_dataset").LeRobotDatasetMetadata(root.name, root=root)
+    windows = {"action": [t / metadata.fps for t in range(ACTION_HORIZON)]}
+    dataset = dataset_class(root.name, root=root, delta_timestamps=windows, video_backend="pyav")
+    order = np.random.default_rng(0).permutation(len(dataset))[:num_items].tolist()
+    items = [dataset[i] for i in order[:NUM_DUMPED]]  # also warms up
+    numbers = {f"{n}/{key}": np.asarray(value) for n, item in enumerate(items) for key, value in item.items()}
+    np.savez(dump, order=order[:NUM_DUMPED], **numbers)
+    started = time.perf_counter()
+    for i in order:
+        dataset[i]
+    alone = len(order) / (time.perf_counter() - started)
+    sys.stdout.write(f"{alone} {with_workers(dataset, order)}\n")
+
+
+def with_workers(dataset: object, order: list[int]) -> float:
+    """Samples/s of two worker processes; the batches that are read while the workers start are not counted."""
+    data = import_module("torch.utils.data")
+    num_warm = 2 * NUM_WORKERS
+    indices = [order[i % len(order)] for i in range(BATCH_SIZE * (num_warm + NUM_BATCHES))]
+    batches = iter(data.DataLoader(data.Subset(dataset, indices), BATCH_SIZE, num_workers=NUM_WORKERS))
+    for _ in range(num_warm):
+        next(batches)
+    started = time.perf_counter()
+    for _ in batches:
+        pass
+    return NUM_BATCHES * BATCH_SIZE / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
