@@ -110,7 +110,7 @@ def test_no_module_is_called_utils_or_like_the_standard_library():
     assert [n for n in names if "tests/" not in n] == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+@pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md", "docs/architecture.md", "docs/robot.md"])
 def test_files_named_by_a_document_exist(document):
     text = (ROOT / document).read_text()
     roots = (ROOT, OPENPI, REALMAN, ROOT / "third_party/openpi")
@@ -120,12 +120,21 @@ def test_files_named_by_a_document_exist(document):
     assert missing == []
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md", "examples/realman/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "README.zh-CN.md", "docs/architecture.md", "docs/robot.md", "examples/realman/README.md"]
+)
 def test_make_targets_named_by_a_document_exist(document):
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = set(re.findall(r"(?:`|^|\s)make ([a-z][a-z-]+)", (ROOT / document).read_text(), flags=re.MULTILINE))
     assert named
     assert named <= targets
+
+
+def test_the_chinese_readme_has_the_parts_of_the_english_one_and_names_every_target():
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
+    assert len(re.findall(r"^## ", chinese, flags=re.MULTILINE)) == len(re.findall(r"^## ", english, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z][a-z-]*):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)) - {"help"}
+    assert {target for target in targets if f"make {target}" not in chinese} == set()
 
 
 def test_bare_make_lists_every_target_and_a_missing_variable_stops_with_an_example():
