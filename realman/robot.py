@@ -62,6 +62,15 @@ class Robot(Protocol):
 
 
 @runtime_checkable
+class RangedRobot(Robot, Protocol):
+    """A robot whose controllers may allow less than the arms can do."""
+
+    def joint_range(self) -> tuple[JointVec, JointVec]:
+        """Return the lower and upper ends of the allowed range; known once connected."""
+        ...
+
+
+@runtime_checkable
 class BrakingRobot(Robot, Protocol):
     """A robot that can come to rest more gently than `stop` does."""
 

@@ -78,10 +78,29 @@ class Limits:
     """Workspace of each arm that has one."""
 
     @classmethod
-    def per_tick(cls, settings: SafetySettings, fps: float) -> "Limits":
-        """Turn a site's settings into limits for a loop at `fps` Hz."""
+    def per_tick(
+        cls, settings: SafetySettings, fps: float, joint_range: tuple[JointVec, JointVec] | None = None
+    ) -> "Limits":
+        """Turn a site's settings into limits for a loop at `fps` Hz.
+
+        Args:
+            settings: The site's.
+            fps: Ticks a second.
+            joint_range: Lower and upper ends that the controllers allow; the margin is taken from the narrower of these and
+                the arms' own.
+
+        Raises:
+            SiteError: The margin leaves a joint no range.
+        """
+        lower, upper = joint_range or (spec.LOWER, spec.UPPER)
         margin = np.zeros(spec.NUM_DIMS)
         margin[_JOINTS] = np.deg2rad(settings.joint_margin_deg)
+        lower, upper = np.maximum(lower, spec.LOWER) + margin, np.minimum(upper, spec.UPPER) - margin
+        if (lower >= upper).any():
+            names = ", ".join(spec.DIM_NAMES[i] for i in np.flatnonzero(lower >= upper))
+            raise SiteError(
+                f"safety: 'joint_margin_deg' {settings.joint_margin_deg} leaves no range at {names}, as its controller is set"
+            )
         speed = np.full(spec.NUM_DIMS, settings.max_gripper_speed_per_s)
         vendor_speed = np.tile(spec.ARM_SPEED_RAD_S, len(spec.SIDES))
         speed[_JOINTS] = np.minimum(np.deg2rad(settings.max_joint_speed_deg_s), vendor_speed)
@@ -90,8 +109,8 @@ class Limits:
         step_change[_JOINTS] = np.deg2rad(settings.max_joint_acceleration_deg_s2) / fps**2
         boxes = {"right": settings.right_box, "left": settings.left_box}
         return cls(
-            lower=spec.LOWER + margin,
-            upper=spec.UPPER - margin,
+            lower=lower,
+            upper=upper,
             max_step=speed / fps,
             max_step_change=step_change,
             max_first_jump=float(np.deg2rad(settings.max_first_jump_deg)),

@@ -132,7 +132,9 @@ def test_make_targets_named_by_a_document_exist(document):
 
 def test_the_chinese_readme_has_the_parts_of_the_english_one_and_names_every_target():
     english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md"))
-    assert len(re.findall(r"^## ", chinese, flags=re.MULTILINE)) == len(re.findall(r"^## ", english, flags=re.MULTILINE))
+    assert len(re.findall(r"^## ", chinese, flags=re.MULTILINE)) == len(
+        re.findall(r"^## ", english, flags=re.MULTILINE)
+    )
     targets = set(re.findall(r"^([a-z][a-z-]*):.*## ", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)) - {"help"}
     assert {target for target in targets if f"make {target}" not in chinese} == set()
 

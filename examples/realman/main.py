@@ -116,13 +116,14 @@ def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
         logger.warning("dry run: no target is sent to the robot%s", "; see --enable-motion" if site.is_real else "")
     if args.record_repo_id:
         dataset.check_target(args.record_repo_id)
-    limits = safety.Limits.per_tick(site.safety, robot.fps)
     steering = Steering(site.prompt)
     with control.stop_on_signals(steering), _connect(args, site, robot.fps) as client:
         run = Run(site, _player(site, client, steering), steering)
         try:
             # The recording is finished when the arms have been stopped, not before.
             with _recorder(args, run, robot, client) as recorder, _robot.connected(robot):
+                joint_range = robot.joint_range() if isinstance(robot, _robot.RangedRobot) else None
+                limits = safety.Limits.per_tick(site.safety, robot.fps, joint_range)
                 preflight(site, robot, client, limits)
                 if moves and site.is_real and not args.yes:
                     confirm()

@@ -11,7 +11,7 @@ without an arm. Each room knows one thing:
     controller  one arm: its state, its motion, its record of commands
     protocol    which reply a request gets: the tables of `queries` and `commands`
     push        the UDP state message
-    faults      what a test can break
+    faults      what a test can break; `prompt` breaks it by a line typed at the running emulator
     server      sockets and clock
     robot       all of it behind the real driver, with the simulated cell and its cameras
 

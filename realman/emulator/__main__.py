@@ -2,9 +2,11 @@
 
 import dataclasses
 import logging
+import sys
 import threading
 
 from realman import cli
+from realman.emulator import prompt
 from realman.emulator.server import Emulator
 from realman.emulator.settings import PUSH_PORT
 from realman.emulator.settings import TCP_PORT
@@ -40,10 +42,20 @@ def main(args: Args) -> None:
         with emulator:
             for side, (host, port) in emulator.addresses.items():
                 print(f"{side} arm: {host}:{port}, state push to UDP port {args.push_port}", flush=True)  # noqa: T201
-            logger.info("Ctrl-C stops")
+            logger.info("Ctrl-C stops; a line such as 'left error 100D' breaks something, 'help' lists it")
+            for line in sys.stdin:
+                _obey(emulator, line)
+            # Started without a keyboard, or its end: go on all the same.
             threading.Event().wait()
     except OSError as e:
         raise RobotError(f"emulator: cannot listen ({e}); is another one running? Try --port 0") from e
+
+
+def _obey(emulator: Emulator, line: str) -> None:
+    try:
+        print(prompt.obey(emulator, line), flush=True)  # noqa: T201
+    except RobotError as e:
+        cli.print_error(str(e))
 
 
 if __name__ == "__main__":

@@ -98,6 +98,10 @@ class EmulatedRobot:
         """Send both arms and grippers towards a target; see `Rm65Robot.send`."""
         return self._connected().send(target)
 
+    def joint_range(self) -> tuple[JointVec, JointVec]:
+        """Return the ends of the allowed range; see `Rm65Robot.joint_range`."""
+        return self._connected().joint_range()
+
     def measure(self) -> JointVec:
         """Return the newest measured position; see `Rm65Robot.measure`."""
         return self._connected().measure()

@@ -18,10 +18,13 @@ _MAX_DISAGREEMENT_DEG = 2.0
 
 
 class JointRange(NamedTuple):
-    """Where one arm's joints may go, rad: what the arm can do and what its controller allows."""
+    """Where one arm's joints may go and how fast: what the arm can do and what its controller allows."""
 
     lower: ArmVec
+    """rad"""
     upper: ArmVec
+    max_speed: ArmVec
+    """rad/s"""
 
 
 def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[Finding], JointRange]:
@@ -40,9 +43,11 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[Finding], JointR
     """
     lower = _ask(name, "rm_get_joint_min_pos", arm.rm_get_joint_min_pos())
     upper = _ask(name, "rm_get_joint_max_pos", arm.rm_get_joint_max_pos())
+    speed = _ask(name, "rm_get_joint_max_speed", arm.rm_get_joint_max_speed())
     joint_range = JointRange(
         np.maximum(spec.ARM_LOWER_RAD, np.deg2rad(lower[:_DOF])),
         np.minimum(spec.ARM_UPPER_RAD, np.deg2rad(upper[:_DOF])),
+        np.minimum(spec.ARM_SPEED_RAD_S, np.deg2rad(speed[:_DOF])),
     )
     findings = [
         _model(name, arm),
@@ -55,6 +60,7 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[Finding], JointR
         _pushed_errors(name, state),
         _agreement(name, arm, state),
         _in_range(name, state, joint_range),
+        _speed(name, joint_range),
         _collision(name, arm),
     ]
     return findings, joint_range
@@ -147,11 +153,17 @@ def _agreement(name: str, arm: Any, state: ArmState) -> Finding:
 def _in_range(name: str, state: ArmState, joint_range: JointRange) -> Finding:
     outside = [
         f"{joint} at {np.rad2deg(q):.1f} deg (range {np.rad2deg(low):.0f}..{np.rad2deg(high):.0f})"
-        for joint, q, low, high in zip(spec.ARM_JOINTS, state.joints, *joint_range, strict=True)
+        for joint, q, low, high in zip(spec.ARM_JOINTS, state.joints, joint_range.lower, joint_range.upper, strict=True)
         if not low <= q <= high
     ]
     found = ", ".join(outside) or "inside the range"
     return Finding(name, "joint position", found, "move the arm back by hand" if outside else None)
+
+
+def _speed(name: str, joint_range: JointRange) -> Finding:
+    found = " ".join(f"{speed:.0f}" for speed in np.rad2deg(joint_range.max_speed))
+    is_good = bool((joint_range.max_speed > 0).all())
+    return Finding(name, "joint speed", f"at most {found} deg/s", None if is_good else "set it on the teach pendant")
 
 
 def _collision(name: str, arm: Any) -> Finding:

@@ -81,6 +81,10 @@ class Rm65Robot:
             if self._cameras:
                 self._cameras.open()
             undo.pop_all()
+        speeds = [
+            [*(arm.range.max_speed if arm.range else spec.ARM_SPEED_RAD_S), np.inf] for arm in self._arms.values()
+        ]
+        self._max_speed = np.concatenate(speeds)
         self._watches = {side: FollowWatch(arm.name, _STANDS_STILL_S) for side, arm in self._arms.items()}
         self._previous = self._stream = None
         self._is_stopped = False
@@ -99,6 +103,14 @@ class Rm65Robot:
         frames = self._fresh_frames()
         images = {name: frame.image for name, frame in frames.items()}
         return RobotObservation(state=state, images=images, time_s=min([time_s, *(f.time_s for f in frames.values())]))
+
+    def joint_range(self) -> tuple[JointVec, JointVec]:
+        """Return the ends of the range that arms and controllers allow, known since `connect`."""
+        lower, upper = spec.LOWER.copy(), spec.UPPER.copy()
+        for side, arm in self._arms.items():
+            if arm.range:
+                lower[_JOINTS[side]], upper[_JOINTS[side]] = arm.range.lower, arm.range.upper
+        return lower, upper
 
     def measure(self) -> JointVec:
         """Return the newest measured position; see `observe` for what may be wrong."""
@@ -179,7 +191,7 @@ class Rm65Robot:
         limited = np.clip(near, spec.LOWER, spec.UPPER)
         for side, arm in self._arms.items():
             if arm.range:
-                limited[_JOINTS[side]] = np.clip(limited[_JOINTS[side]], *arm.range)
+                limited[_JOINTS[side]] = np.clip(limited[_JOINTS[side]], arm.range.lower, arm.range.upper)
         return limited
 
     def _look_whether_arms_follow(self, target: JointVec, measured: JointVec) -> None:

@@ -255,3 +255,33 @@ def test_a_policy_that_stays_beyond_the_joint_range_is_stopped():
         layer.sent(layer.check(lost))
     with pytest.raises(RejectedError, match=r"4 steps in a row \(right_shoulder\)"):
         layer.check(lost)
+
+
+def test_the_margin_is_taken_from_the_narrower_of_the_arms_and_the_controllers_range():
+    lower, upper = spec.LOWER.copy(), spec.UPPER.copy()
+    lower[1], upper[2] = np.deg2rad(-30), np.deg2rad(400)
+    limits = Limits.per_tick(SafetySettings(joint_margin_deg=5), 50, (lower, upper))
+    np.testing.assert_allclose(np.rad2deg(limits.lower[1]), -25)
+    np.testing.assert_allclose(np.rad2deg(limits.upper[2]), 130)
+    upper[1] = np.deg2rad(-25)
+    with pytest.raises(SiteError, match="leaves no range at right_shoulder"):
+        Limits.per_tick(SafetySettings(joint_margin_deg=5), 50, (lower, upper))
+
+
+@settings(max_examples=20)
+@given(
+    position=hnp.arrays(np.float64, 14, elements=st.floats(-0.5, 0.5)),
+    step=hnp.arrays(np.float64, 14, elements=st.floats(-0.02, 0.02)),
+)
+def test_braking_never_accelerates_never_turns_round_and_comes_to_rest(position, step):
+    layer = SafetyLayer(LIMITS, position)
+    layer.sent(position + step)
+    before = layer._motion.step
+    for _ in range(200):
+        layer.sent(layer.brake())
+        now = layer._motion.step
+        assert (np.abs(now) <= np.abs(before) + 1e-9).all()
+        assert (now * before >= -1e-9).all()
+        assert (np.abs(now - before) <= LIMITS.max_step_change + 1e-9).all()
+        before = now
+    assert not layer.is_moving
