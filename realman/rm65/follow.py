@@ -22,8 +22,13 @@ class FollowWatch:
         self._looked_s = 0.0
         self._still_s = 0.0
 
-    def look(self, target: ArmVec, measured: ArmVec, now_s: float) -> None:
+    def look(self, target: ArmVec, measured: ArmVec, measured_s: float) -> None:
         """Compare the last target with where the arm is.
+
+        Args:
+            target: What it was told last.
+            measured: Where it is.
+            measured_s: When that arrived: no time passes for an arm of which nothing new is known, as on a busy machine.
 
         Raises:
             RejectedError: The arm has not moved for too long.
@@ -33,8 +38,8 @@ class FollowWatch:
         if is_moving or apart <= _NEAR_TARGET_RAD:
             self._anchor, self._still_s = measured, 0.0
         else:
-            self._still_s += min(now_s - self._looked_s, _MAX_GAP_S)
-        self._looked_s = now_s
+            self._still_s += min(measured_s - self._looked_s, _MAX_GAP_S)
+        self._looked_s = measured_s
         if self._still_s > self._timeout_s:
             raise RejectedError(
                 f"{self._name}: stands still {np.rad2deg(apart):.1f} deg away from its target for {self._still_s:.1f} s; it "

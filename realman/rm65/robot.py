@@ -99,10 +99,11 @@ class Rm65Robot:
             RobotError: A controller reports an error.
         """
         self._require_connected()
-        state, time_s = self._measure()
+        state, times_s = self._measure()
         frames = self._fresh_frames()
         images = {name: frame.image for name, frame in frames.items()}
-        return RobotObservation(state=state, images=images, time_s=min([time_s, *(f.time_s for f in frames.values())]))
+        oldest_s = min([*times_s.values(), *(frame.time_s for frame in frames.values())])
+        return RobotObservation(state=state, images=images, time_s=oldest_s)
 
     def joint_range(self) -> tuple[JointVec, JointVec]:
         """Return the ends of the range that arms and controllers allow, known since `connect`."""
@@ -136,16 +137,16 @@ class Rm65Robot:
                 )
         return frames
 
-    def _measure(self) -> tuple[JointVec, float]:
-        """Return the state of both arms and the time of the older one."""
+    def _measure(self) -> tuple[JointVec, dict[str, float]]:
+        """Return the state of both arms, and when each arm's arrived."""
         state = np.empty(spec.NUM_DIMS)
-        times_s = []
+        times_s = {}
         for side, arm in self._arms.items():
             arm_state = arm.feed.healthy()
             state[_JOINTS[side]] = arm_state.joints
             state[_GRIPPERS[side]] = arm.gripper.opening() if arm.gripper else 0.0
-            times_s.append(arm_state.time_s)
-        return state, min(times_s)
+            times_s[side] = arm_state.time_s
+        return state, times_s
 
     def send(self, target: JointVec) -> JointVec:
         """Send both arms and grippers towards a target.
@@ -166,11 +167,11 @@ class Rm65Robot:
         if self._is_stopped:
             raise RejectedError("rm65: stopped, so no motion is accepted; connect again first")
         check_finite(target, "target")
-        measured, _ = self._measure()
+        measured, times_s = self._measure()
         # At each tick, not only when the next chunk is asked for: nobody moves on what a dead camera last saw.
         self._fresh_frames()
         previous = measured if self._previous is None else self._previous
-        self._look_whether_arms_follow(previous, measured)
+        self._look_whether_arms_follow(previous, measured, times_s)
         sent = self._limit(target, previous)
         if self._settings.follow == "high":
             if self._stream is None:
@@ -194,10 +195,9 @@ class Rm65Robot:
                 limited[_JOINTS[side]] = np.clip(limited[_JOINTS[side]], arm.range.lower, arm.range.upper)
         return limited
 
-    def _look_whether_arms_follow(self, target: JointVec, measured: JointVec) -> None:
-        now_s = time.monotonic()
+    def _look_whether_arms_follow(self, target: JointVec, measured: JointVec, times_s: dict[str, float]) -> None:
         for side, watch in self._watches.items():
-            watch.look(target[_JOINTS[side]], measured[_JOINTS[side]], now_s)
+            watch.look(target[_JOINTS[side]], measured[_JOINTS[side]], times_s[side])
 
     def _send_joints(self, command: JointVec) -> None:
         is_high = self._settings.follow == "high"
