@@ -1,5 +1,9 @@
 """Offline evaluation: replay a recorded episode through the running server and compare with what was recorded.
 
+What a server has recorded of its own (`make serve ARGS=--record`) can be replayed too: the same requests once more, the
+replies compared with those of then. Two samples of one policy differ by their random start, unless both servers were
+asked the same from their start on.
+
 The policy is asked at frames 0, chunk, 2 * chunk, ... through the robot client's own `PolicyClient`, as the synchronous
 loop would ask it, and the steps that the robot would execute are compared with the recorded actions. The yardstick is the
 simplest policy there is: hold the position of the last observation. This is open loop: it shows whether data, units and
@@ -9,6 +13,7 @@ checkpoint agree, not whether the task succeeds.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ from realman import raw
 from realman import spec
 from realman.arrays import Image
 from realman.arrays import JointTraj
+from realman.arrays import JointVec
 from realman.client import PolicyClient
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
@@ -94,6 +100,93 @@ def replay(client: PolicyClient, recording: Recording, prompt: str | None = None
         if prediction.infer_s is not None:
             infer_s.append(prediction.infer_s)
     return Replay(recording, prompt, frames, predicted, hold, tuple(round_trips_s), tuple(infer_s))
+
+
+def find_records(folder: Path) -> list[Path]:
+    """Return the requests that a policy server wrote down in a folder, in their order; none if it is another folder."""
+    from openpi.policies import recorder
+
+    return recorder.find_records(folder) if folder.is_dir() else []
+
+
+def recorded_side(records: list[Path]) -> tuple[tuple[str, ...], float]:
+    """Return cameras and control rate (Hz) of the robot that asked then.
+
+    Raises:
+        DatasetError: The folder does not tell.
+    """
+    path = records[0].with_name("metadata.json")
+    try:
+        fps = float(json.loads(path.read_text())["fps"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise DatasetError(
+            f"{path}: does not tell the control rate 'fps' ({type(e).__name__}); expected records of 'make serve'"
+        ) from e
+    return tuple(_read_record(records[0])[1]), fps
+
+
+def replay_records(client: PolicyClient, records: list[Path], prompt: str | None = None) -> Replay:
+    """Ask the policy again what was asked while a server recorded.
+
+    Args:
+        client: A connection to the server; of each reply its first `action_chunk` steps are compared.
+        records: As `find_records` returns them, at least one.
+        prompt: Task text; None takes that of each request.
+
+    Returns:
+        The replies of then stand in the place of recorded actions, one reply after the other.
+
+    Raises:
+        DatasetError: A record is damaged, or not of this robot.
+        ServerError: The server failed.
+    """
+    chunk = client.action_chunk
+    then, now, hold, prompts, round_trips_s, infer_s = [], [], [], [], [], []
+    for path in track(records, description=records[0].parent.name, console=Console(stderr=True)):
+        state, images, asked, actions = _read_record(path)
+        if missing := [name for name in client.info.cameras if name not in images]:
+            raise DatasetError(f"{path}: has no picture of {', '.join(missing)}, which the server asks for")
+        if len(actions) < chunk:
+            raise DatasetError(f"{path}: the reply has {len(actions)} steps, expected at least {chunk}")
+        prediction = client.infer(state, images, prompt or asked)
+        then.append(actions[:chunk])
+        now.append(prediction.actions[:chunk])
+        hold.append(np.broadcast_to(state, (chunk, spec.NUM_DIMS)))
+        prompts.append(prompt or asked)
+        round_trips_s.append(prediction.round_trip_s)
+        infer_s += [] if prediction.infer_s is None else [prediction.infer_s]
+    cameras, fps = recorded_side(records)
+
+    def image(camera: str, t: int) -> Image:
+        return _read_record(records[t // chunk])[1][camera]
+
+    task = prompts[0] if len(set(prompts)) == 1 else None
+    name = f"{records[0].parent.name}_replies"
+    recording = Recording(name, fps, task, cameras, np.concatenate(hold), np.concatenate(then), image)
+    frames = tuple(range(0, chunk * len(records), chunk))
+    return Replay(
+        recording, task, frames, np.concatenate(now), np.concatenate(hold), tuple(round_trips_s), tuple(infer_s)
+    )
+
+
+def _read_record(path: Path) -> tuple[JointVec, dict[str, Image], str | None, JointTraj]:
+    """Return state, pictures, prompt and the reply's actions of one record."""
+    from openpi.policies import recorder
+    from openpi.shared.errors import UserError
+
+    try:
+        record = recorder.read_record(path)
+    except UserError as e:
+        raise DatasetError(str(e)) from e
+    state, images, prompt = (record.inputs.get(key) for key in ("state", "images", "prompt"))
+    actions = np.asarray(record.outputs.get("actions"))
+    if np.shape(state) != (spec.NUM_DIMS,) or not isinstance(images, dict) or actions.shape[1:] != (spec.NUM_DIMS,):
+        found = ", ".join((*record.inputs, *record.outputs))
+        raise DatasetError(f"{path}: not a request of this robot (found {found}); expected state, images and actions")
+    pictures = {
+        name: picture if picture.shape[-1] == 3 else np.moveaxis(picture, 0, -1) for name, picture in images.items()
+    }
+    return np.asarray(state, np.float32), pictures, prompt, actions.astype(np.float64)
 
 
 def predictor(client: PolicyClient, recording: Recording, prompt: str | None) -> Callable[[int], JointTraj]:

@@ -20,6 +20,7 @@ from realman import plots
 from realman import seams
 from realman.client import API_KEY_ENV
 from realman.client import PolicyClient
+from realman.errors import DatasetError
 from realman.raw.flags import ReadingFlags
 
 SEAM_DELAYS_MS = (0.0, 50.0, 100.0, 200.0)
@@ -30,7 +31,7 @@ class Args(ReadingFlags):
     """Flags of the offline evaluation."""
 
     data: Path = Path("data/sample/heldout")
-    """A recording (HDF5), a folder of recordings, or a LeRobot dataset's root folder."""
+    """A recording (HDF5), a folder of recordings, a LeRobot dataset's root folder, or what a server recorded (--record)."""
     episodes: tuple[int, ...] = (0,)
     """Which episodes of a folder or dataset, counted from 0."""
     host: str = "127.0.0.1"
@@ -53,8 +54,10 @@ class Args(ReadingFlags):
 
 def main(args: Args) -> int:
     """Replay recorded episodes through a running policy server: errors, plots, JSON."""
+    if records := offline.find_records(args.data):
+        return _replay_records(records, args)
     for source in offline.find_recordings(args.data, args.episodes, args.options):
-        with source as recording, _connect(args, recording) as client:
+        with source as recording, _connect(args, recording.cameras, recording.fps) as client:
             result = offline.replay(client, recording, args.prompt)
             _write(result, dict(client.info.metadata), args)
             if args.seams:
@@ -62,12 +65,21 @@ def main(args: Args) -> int:
     return 0
 
 
-def _connect(args: Args, recording: offline.Recording) -> PolicyClient:
+def _replay_records(records: list[Path], args: Args) -> int:
+    if args.seams:
+        raise DatasetError(f"--seams needs an episode, '{args.data}' holds requests and replies; leave it out")
+    cameras, fps = offline.recorded_side(records)
+    with _connect(args, cameras, fps) as client:
+        _write(offline.replay_records(client, records, args.prompt), dict(client.info.metadata), args)
+    return 0
+
+
+def _connect(args: Args, cameras: tuple[str, ...], fps: float) -> PolicyClient:
     return PolicyClient.connect(
         args.host,
         args.port,
-        cameras=recording.cameras,
-        fps=recording.fps,
+        cameras=cameras,
+        fps=fps,
         action_chunk=args.action_chunk,
         api_key=os.environ.get(API_KEY_ENV),
         connect_timeout_s=args.connect_timeout,

@@ -1,6 +1,8 @@
 import contextlib
+import dataclasses
 import importlib.util
 import json
+import shutil
 import sys
 
 import cv2
@@ -8,12 +10,14 @@ import h5py
 import numpy as np
 import pytest
 
+from openpi.policies import recorder
 from openpi.serving.background import serve_in_thread
 from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi_client import base_policy
 from realman import metrics
 from realman import offline
 from realman import spec
+from realman.errors import DatasetError
 from realman.errors import EpisodeError
 from realman.errors import ServerError
 from realman.raw import RawOptions
@@ -197,3 +201,64 @@ def test_a_number_that_never_moves_has_no_ratio():
     errors = metrics.action_errors(still + 0.1, still, still)
     assert errors.overall_ratio is None
     assert {row["ratio"] for row in errors.per_dim()} == {None}
+
+
+@pytest.fixture(scope="module")
+def records(example, recording_path, tmp_path_factory):
+    """What a server wrote down of three requests."""
+    folder = tmp_path_factory.mktemp("work") / "policy_records"
+    metadata = {**METADATA, "protocol": {"features": []}}
+
+    class Described(Oracle):
+        metadata = property(lambda self: metadata)
+
+    recording = recorder.PolicyRecorder(Described(), folder)
+    with contextlib.closing(recording):
+        run_example(example, recording, folder.parent, recording_path)
+    return folder
+
+
+def test_recorded_requests_are_asked_again_and_the_replies_compared(example, records, tmp_path, capsys):
+    policy = Oracle(error=0.01)
+    with serving(policy) as server:
+        assert example.main(example.Args(data=records, port=server.port, out_dir=tmp_path)) == 0
+    assert policy.asked == [(frame, "put the cube on the tray") for frame in (0, 25, 50)]
+    report = json.loads((tmp_path / "policy_records_replies.json").read_text())
+    assert report["joints"]["mae"] == pytest.approx(np.rad2deg(0.01), rel=1e-4)
+    assert report["per_dim"][3]["name"] == "right_forearm_roll"
+    assert report["grippers"]["max_error"] == pytest.approx(0.01, rel=1e-4)
+    assert (report["frames"], [chunk["frame"] for chunk in report["chunks"]]) == (75, [0, 25, 50])
+    np.testing.assert_allclose(report["recorded"][25:50], joints(FRAMES + 53)[28:53], atol=1e-6)
+    assert (tmp_path / "policy_records_replies.png").stat().st_size > 10_000
+    assert "all joints" in capsys.readouterr().out
+
+
+def test_the_same_policy_gives_the_same_replies(example, records, tmp_path):
+    with serving(Oracle()) as server:
+        example.main(example.Args(data=records, port=server.port, out_dir=tmp_path))
+    assert json.loads((tmp_path / "policy_records_replies.json").read_text())["overall_ratio"] == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_records_that_cannot_be_replayed_are_told_in_one_line(example, records, tmp_path):
+    folder = shutil.copytree(records, tmp_path / "records")
+    first = offline.find_records(folder)[0]
+    with serving(Oracle(), cameras=["cam_low", "cam_high"]) as server:
+        args = example.Args(data=folder, port=server.port, out_dir=tmp_path / "out")
+        with pytest.raises(DatasetError, match="--seams needs an episode"):
+            example.main(dataclasses.replace(args, seams=True))
+        with pytest.raises(ServerError, match="'cameras' asks for cam_low"):
+            example.main(args)
+    with serving(Oracle()) as server:
+        args = example.Args(data=folder, port=server.port, out_dir=tmp_path / "out")
+        first.write_bytes(first.read_bytes()[:1000])
+        with pytest.raises(DatasetError, match=r"step_0\.npz: not a whole record"):
+            example.main(args)
+        np.savez(first, **{"time_s": 1.0, "inputs/x": np.zeros(3), "outputs/actions": np.zeros((50, 14))})
+        with pytest.raises(DatasetError, match=r"step_0\.npz: not a request of this robot \(found x, actions\)"):
+            example.main(args)
+        (folder / "metadata.json").unlink()
+        with pytest.raises(DatasetError, match=r"metadata\.json: does not tell the control rate 'fps'"):
+            example.main(args)
+    assert not (tmp_path / "out").exists()
