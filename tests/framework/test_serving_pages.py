@@ -92,7 +92,7 @@ def test_the_page_shows_model_latency_and_the_last_pictures():
             client.infer(_obs(prompt="wave"))
         status, headers, page = _get(server, "/")
     assert (status, headers.get_all("Content-Type")) == (200, ["text/html; charset=utf-8"])
-    for text in ("ready", "pi0_x", "run/7", "fold it", "wave", "images/cam_high, 64 x 48", "Median", "13.000"):
+    for text in ("ready", "pi0_x", "run/7", "fold it", "wave", "cam_high, 64 x 48", "Median", "13.000"):
         assert text in page
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert [base64.b64decode(picture)[:3] for picture in pictures] == [b"\xff\xd8\xff"] * 2

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import html
 import io
-import json
+import math
 import time
 from typing import Any
 
@@ -17,21 +17,36 @@ from openpi.serving.service import Service
 
 _REFRESH_S = 5
 _MAX_PICTURES = 6
-_PICTURE_SIZE_PX = (288, 216)
-_PLOT_WIDTH, _PLOT_HEIGHT = 900, 160
+_PICTURE_SIZE_PX = (400, 300)
 _MAX_BARS = 150
 
-# Parts of a bar from the bottom up, with their colours.
-_COLOURS = {"model": "#3b6ea5", "preprocess": "#7fb07f", "postprocess": "#c9a227", "queue": "#b0b0b0"}
+# The plot, in units of its own: bars between the axis' labels on the left and the edge on the right.
+_PLOT_WIDTH, _PLOT_HEIGHT, _LEFT, _FOOT = 960, 200, 56, 22
+
+# Parts of a bar from the bottom up; the colours are in the style sheet.
+_PARTS = ("model", "preprocess", "postprocess", "queue")
 
 _STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222;background:#fafafa}
-h1{font-size:1.4em;margin:0}h2{font-size:1.05em;margin:1.8em 0 .5em}.state{padding:.1em .6em;border-radius:1em;color:#fff}
-table{border-collapse:collapse}td,th{text-align:left;padding:.15em 1.2em .15em 0;vertical-align:top}
-td.n{text-align:right;font-variant-numeric:tabular-nums}th{color:#666;font-weight:normal}
-figure{display:inline-block;margin:0 1em 1em 0}figcaption{color:#666;font-size:.9em}img{display:block;border-radius:4px}
-svg{background:#fff;border:1px solid #ddd;width:100%;height:auto}.key{margin-right:1.2em}.key:before{content:"";
-display:inline-block;width:.8em;height:.8em;margin-right:.4em;background:var(--c)}pre{white-space:pre-wrap;margin:0}
+:root{--ink:#1d2530;--soft:#66707c;--line:#dfe3e8;--page:#f5f6f8;--card:#fff;--good:#1f7a3d;--wait:#a85b00;--bad:#b3261e;
+--model:#3566a8;--preprocess:#5fa777;--postprocess:#d0a030;--queue:#a9b1bb}
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--soft:#98a2ae;--line:#333b46;--page:#14181d;--card:#1c2229;--good:#2f9e58;
+--wait:#c77a1a;--bad:#e0655d;--model:#6f9fe0;--preprocess:#74c08d;--postprocess:#e0b850;--queue:#6c7682}}
+*{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;max-width:1040px;margin:0 auto;padding:28px 20px;color:var(--ink);
+background:var(--page)}header{display:flex;flex-wrap:wrap;align-items:center;gap:4px 14px}h1{font-size:1.5em;margin:0}
+.state{padding:1px 12px;border-radius:99px;color:#fff;font-weight:600}header p{flex-basis:100%;margin:0;color:var(--soft)}
+header b{color:var(--ink);font-weight:600}section{background:var(--card);border:1px solid var(--line);border-radius:10px;
+padding:16px 18px;margin-top:16px}h2{font-size:1em;margin:0 0 10px}h2 small{font-weight:normal;color:var(--soft);margin-left:8px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:1px;background:var(--line);padding:0;overflow:hidden}
+.tiles div{background:var(--card);padding:12px 18px}.tiles b{display:block;font-size:1.5em;line-height:1.25;font-weight:600;
+font-variant-numeric:tabular-nums}.tiles span,.key,figcaption,.numbers span,th{color:var(--soft)}.tiles .bad b{color:var(--bad)}
+svg{display:block;width:100%;height:auto}svg text{font-size:13px;fill:var(--soft)}.grid{stroke:var(--line)}.keys{margin:8px 0 0}
+.key{margin-right:18px}.key:before{content:"";display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px;
+background:var(--c)}.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:14px}figure{margin:0}
+img{display:block;width:100%;border-radius:6px}figcaption{font-size:.87em;margin-top:4px}.numbers{display:grid;gap:8px 12px;
+grid-template-columns:repeat(7,1fr);margin:14px 0 0}.numbers span{display:block;font-size:.8em;overflow:hidden;text-overflow:ellipsis}
+.numbers b{font-weight:500;font-variant-numeric:tabular-nums}.prompt{margin:12px 0 0}.prompt span{color:var(--soft);margin-right:12px}summary{cursor:pointer;font-weight:600}
+table{border-collapse:collapse;margin-top:10px}td,th{text-align:left;padding:2px 18px 2px 0;vertical-align:top;font-weight:normal}
+td{overflow-wrap:anywhere}@media(max-width:700px){.numbers{grid-template-columns:repeat(auto-fill,minmax(110px,1fr))}}
 """
 
 
@@ -59,91 +74,133 @@ class Snapshot:
 def render(snapshot: Snapshot) -> str:
     """Return the page."""
     title = _text(snapshot.metadata.get("robot", "policy server"))
-    colour = "#2e7d32" if snapshot.state == "ready" else "#b26a00"
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{_REFRESH_S}">',
         f'<meta name="viewport" content="width=device-width"><title>{title}</title><style>{_STYLE}</style></head><body>',
-        f'<h1>{title} <span class="state" style="background:{colour}">{_text(snapshot.state)}</span></h1>',
-        *_served(snapshot.metadata),
+        *_header(title, snapshot),
+        *_tiles(snapshot),
         *_latency(snapshot.recent[-_MAX_BARS:]),
-        *_counters(snapshot),
-        *_observation(snapshot.observation),
+        *_observation(snapshot),
         *_contract(snapshot.metadata),
         "</body></html>",
     ]
     return "\n".join(parts)
 
 
-def _served(metadata: Mapping[str, Any]) -> Iterator[str]:
-    names = {"config": "Config", "checkpoint": "Checkpoint", "step": "Step", "prompt": "Prompt without one"}
-    rows = [(label, metadata[key]) for key, label in names.items() if metadata.get(key) is not None]
-    if rows:
-        yield "<h2>Model</h2>" + _table(rows)
+def _header(title: str, snapshot: Snapshot) -> Iterator[str]:
+    colour = "good" if snapshot.state == "ready" else "wait"
+    yield f'<header><h1>{title}</h1><span class="state" style="background:var(--{colour})">{_text(snapshot.state)}</span>'
+    names = {"config": "config", "checkpoint": "checkpoint", "step": "step", "prompt": "prompt, where none is sent"}
+    shown = [
+        f"{label} <b>{_text(snapshot.metadata[key])}</b>"
+        for key, label in names.items()
+        if snapshot.metadata.get(key) is not None
+    ]
+    yield f"<p>{' &middot; '.join(shown)}</p></header>"
+
+
+def _tiles(snapshot: Snapshot) -> Iterator[str]:
+    """The numbers that are looked at first."""
+    tiles = [(name.replace("_", " "), f"{value:,.0f}", "") for name, value in snapshot.counters.items()]
+    errors = sum(snapshot.errors.values())
+    by_code = ", ".join(f"{count} {code.replace('_', ' ')}" for code, count in sorted(snapshot.errors.items()))
+    tiles.insert(1, (f"errors: {by_code}" if errors else "errors", f"{errors:,}", "bad" if errors else ""))
+    cells = (f'<div class="{kind}"><b>{value}</b><span>{_text(name)}</span></div>' for name, value, kind in tiles)
+    yield f'<section class="tiles">{"".join(cells)}</section>'
 
 
 def _latency(recent: Sequence[Answered]) -> Iterator[str]:
-    yield "<h2>Latency of the last requests</h2>"
     if not recent:
-        yield "<p>No request has been answered yet.</p>"
+        yield "<section><h2>Latency</h2>No request has been answered yet.</section>"
         return
     totals = np.array([answered.phases_ms["total"] for answered in recent])
     p50, p99 = np.percentile(totals, [50, 99])
-    age_s = time.time() - recent[-1].time_s
     yield (
-        f"<p>Median {p50:.1f} ms, 99% {p99:.1f} ms, longest {totals.max():.1f} ms of {len(recent)}; "
-        f"the last one {age_s:.0f} s ago.</p>"
+        f"<section><h2>Latency <small>Median {p50:.1f} ms, 99% {p99:.1f} ms, longest {totals.max():.1f} ms of the last "
+        f"{len(recent)}; the newest {time.time() - recent[-1].time_s:.0f} s ago</small></h2>"
     )
-    yield _bars(recent, scale=_PLOT_HEIGHT / max(float(totals.max()), 1e-3))
-    yield "<p>" + "".join(
-        f'<span class="key" style="--c:{colour}">{phase}</span>' for phase, colour in _COLOURS.items()
-    )
-    yield f"Full height is {totals.max():.1f} ms.</p>"
+    yield _plot(recent, float(totals.max()))
+    keys = "".join(f'<span class="key" style="--c:var(--{part})">{part}</span>' for part in _PARTS)
+    yield f'<p class="keys">{keys}</p></section>'
 
 
-def _bars(recent: Sequence[Answered], scale: float) -> str:
-    step = _PLOT_WIDTH / _MAX_BARS
-    rectangles = []
-    for i, answered in enumerate(recent):
-        top = float(_PLOT_HEIGHT)
-        for phase, colour in _COLOURS.items():
-            height = scale * answered.phases_ms.get(phase, 0.0)
-            top -= height
-            rectangles.append(
-                f'<rect x="{i * step:.1f}" y="{top:.1f}" width="{step - 1:.1f}" height="{height:.1f}" fill="{colour}"/>'
+def _plot(recent: Sequence[Answered], longest_ms: float) -> str:
+    """Bars of the latest requests, the newest at the right edge, over lines at round numbers."""
+    tick_ms = _round_up(longest_ms / 3)
+    top_ms = tick_ms * max(1, math.ceil(longest_ms / tick_ms))
+    scale = (_PLOT_HEIGHT - 10) / top_ms
+    drawn = []
+    for number in range(round(top_ms / tick_ms) + 1):
+        y = _PLOT_HEIGHT - scale * number * tick_ms
+        drawn.append(f'<line class="grid" x1="{_LEFT}" x2="{_PLOT_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        label = f"{number * tick_ms:g} ms" if number else "0"
+        drawn.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    step = (_PLOT_WIDTH - _LEFT) / _MAX_BARS
+    for age, answered in enumerate(reversed(recent), start=1):
+        y = float(_PLOT_HEIGHT)
+        for part in _PARTS:
+            height = scale * answered.phases_ms.get(part, 0.0)
+            y -= height
+            x = _PLOT_WIDTH - age * step
+            drawn.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{step - 1:.1f}" height="{height:.1f}" fill="var(--{part})"/>'
             )
+    foot = _PLOT_HEIGHT + _FOOT - 4
+    drawn.append(f'<text x="{_PLOT_WIDTH}" y="{foot}" text-anchor="end">newest</text>')
     return (
-        f'<svg viewBox="0 0 {_PLOT_WIDTH} {_PLOT_HEIGHT}" role="img" aria-label="latency of each request, by phase">'
-        f"{''.join(rectangles)}</svg>"
+        f'<svg viewBox="0 0 {_PLOT_WIDTH} {_PLOT_HEIGHT + _FOOT}" role="img" '
+        f'aria-label="latency of each request, by phase">{"".join(drawn)}</svg>'
     )
 
 
-def _counters(snapshot: Snapshot) -> Iterator[str]:
-    yield "<h2>Now</h2>"
-    rows = [(name.replace("_", " "), f"{value:g}") for name, value in snapshot.counters.items()]
-    rows += [(f"errors: {code.replace('_', ' ')}", count) for code, count in sorted(snapshot.errors.items())]
-    yield _table(rows, value_class="n")
+def _round_up(value: float) -> float:
+    """Return the next number of the form 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(max(value, 1e-3)))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))
 
 
-def _observation(observation: Mapping[str, Any] | None) -> Iterator[str]:
+def _observation(snapshot: Snapshot) -> Iterator[str]:
+    observation = snapshot.observation
     if observation is None:
         return
-    yield "<h2>Last observation</h2>"
-    for name, picture in list(_pictures(observation, ""))[:_MAX_PICTURES]:
+    units = _text(_plain(snapshot.metadata.get("units", "")))
+    yield f'<section><h2>Last observation <small>{units}</small></h2><div class="pictures">'
+    for path, picture in list(_pictures(observation, ""))[:_MAX_PICTURES]:
         data = base64.b64encode(_jpeg(picture)).decode()
-        caption = f"{_text(name)}, {picture.shape[1]} x {picture.shape[0]}"
-        yield f'<figure><img src="data:image/jpeg;base64,{data}" alt="{_text(name)}"><figcaption>{caption}</figcaption></figure>'
-    rows = []
+        name = _text(path.rpartition("/")[2])
+        caption = f"{name}, {picture.shape[1]} x {picture.shape[0]}"
+        yield f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}"><figcaption>{caption}</figcaption></figure>'
+    yield "</div>"
     for key, value in observation.items():
         if isinstance(value, np.ndarray) and value.ndim <= 1 and value.dtype.kind in "iuf" and value.size <= 64:
-            rows.append((key, " ".join(f"{number:.3f}" for number in np.atleast_1d(value).tolist())))
+            yield _numbers(key, np.atleast_1d(value).tolist(), snapshot.metadata.get("dim_names"))
         elif isinstance(value, str):
-            rows.append((key, value))
-    yield _table(rows)
+            yield f'<p class="prompt"><span>{_text(key)}</span>{_text(value)}</p>'
+    yield "</section>"
+
+
+def _numbers(key: str, values: list[float], names: Any) -> str:
+    if not isinstance(names, Sequence) or len(names) != len(values):
+        names = [f"{key}[{i}]" for i in range(len(values))]
+    cells = (
+        f"<div><span>{_text(str(name).replace('_', ' '))}</span><b>{value:.3f}</b></div>"
+        for name, value in zip(names, values, strict=True)
+    )
+    return f'<div class="numbers">{"".join(cells)}</div>'
 
 
 def _contract(metadata: Mapping[str, Any]) -> Iterator[str]:
-    yield "<h2>Contract</h2>"
-    yield _table((key, json.dumps(value, ensure_ascii=False, default=str)) for key, value in metadata.items())
+    rows = (f"<tr><th>{_text(key)}</th><td>{_text(_plain(value))}</td></tr>" for key, value in metadata.items())
+    yield f"<section><details><summary>What clients are told</summary><table>{''.join(rows)}</table></details></section>"
+
+
+def _plain(value: Any) -> str:
+    """Write a value of the metadata for people."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(_plain(item) for item in value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
 def _pictures(tree: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -162,13 +219,8 @@ def _jpeg(picture: np.ndarray) -> bytes:
     image = Image.fromarray(np.ascontiguousarray(picture))
     image.thumbnail(_PICTURE_SIZE_PX)
     with io.BytesIO() as file:
-        image.save(file, "JPEG", quality=80)
+        image.save(file, "JPEG", quality=85)
         return file.getvalue()
-
-
-def _table(rows: Any, value_class: str = "") -> str:
-    cells = (f'<tr><th>{_text(name)}</th><td class="{value_class}">{_text(value)}</td></tr>' for name, value in rows)
-    return f"<table>{''.join(cells)}</table>"
 
 
 def _text(value: Any) -> str:
