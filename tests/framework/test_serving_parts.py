@@ -264,6 +264,17 @@ def test_observations_that_no_policy_understands_are_refused(content, message):
     [
         (TooLateError("request: late"), "too_late", "request: late"),
         (DataError("observation: 'a/b' is NaN\nmore"), "bad_request", "observation: 'a/b' is NaN"),
+        (DataError("missing 'observation/state'"), "bad_request", "missing 'observation/state'"),
+        (
+            DataError("/home/user/text.model: not a SentencePiece model"),
+            "internal",
+            "internal error (DataError); the server's log tells more",
+        ),
+        (
+            UserError("gs://x/y: not in the cache; put it at '/root/.cache/y'"),
+            "internal",
+            "internal error (UserError); the server's log tells more",
+        ),
         (ValueError("gripper beyond 1"), "bad_request", "gripper beyond 1"),
         (
             ValueError("cannot read /home/user/x"),

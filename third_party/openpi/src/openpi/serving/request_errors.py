@@ -9,10 +9,14 @@ RequestError (also UserError)
 Observations that cannot be used are `openpi.shared.errors.DataError`.
 """
 
+import re
 from typing import ClassVar
 
 from openpi.shared.errors import UserError
 from openpi_client import protocol
+
+# An absolute path: a slash or a drive at the beginning of a word. Keys like "observation/state" are none.
+_PATH = re.compile(r"(?<![\w.])(~?/|[A-Za-z]:\\)[\w.]")
 
 
 class RequestError(UserError):
@@ -50,8 +54,8 @@ def describe(error: Exception) -> tuple[str, str]:
     first_line = (str(error).strip().splitlines() or [""])[0][:500]
     if isinstance(error, RequestError):
         return error.code, first_line
-    # A policy of any make says ValueError about what it was given; the text of other errors may hold paths.
-    is_about_values = isinstance(error, ValueError) and not ("/" in first_line or "\\" in first_line)
-    if is_about_values or (isinstance(error, UserError) and not isinstance(error, OSError)):
+    # A policy of any make says ValueError about what it was given. Errors about files are none of a client's business.
+    is_about_values = isinstance(error, ValueError | UserError) and not isinstance(error, OSError)
+    if is_about_values and not _PATH.search(first_line):
         return protocol.BAD_REQUEST, first_line
     return protocol.INTERNAL, f"internal error ({type(error).__name__}); the server's log tells more"
