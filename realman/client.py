@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from openpi_client import image_tools
+from openpi_client import protocol
 from openpi_client import websocket_client_policy
 from openpi_client.errors import PolicyClientError
 from openpi_client.errors import ServerUnreachableError
@@ -176,8 +177,15 @@ class PolicyClient:
             actions = client.infer(state, images, prompt="put the cube on the tray").actions
     """
 
-    def __init__(self, policy: websocket_client_policy.WebsocketClientPolicy, info: ServerInfo, action_chunk: int):
-        """Use `connect`, which makes and checks both."""
+    def __init__(
+        self,
+        policy: websocket_client_policy.WebsocketClientPolicy,
+        info: ServerInfo,
+        action_chunk: int,
+        jpeg_quality: int | None = None,
+    ):
+        """Use `connect`, which makes and checks all."""
+        self._jpeg_quality = jpeg_quality
         self._policy = policy
         self.info = info
         self.action_chunk = action_chunk
@@ -194,6 +202,7 @@ class PolicyClient:
         api_key: str | None = None,
         connect_timeout_s: float = 30.0,
         reply_timeout_s: float = 30.0,
+        jpeg_quality: int | None = None,
     ) -> "PolicyClient":
         """Wait for the server and check that its policy is one for this robot.
 
@@ -206,6 +215,7 @@ class PolicyClient:
             api_key: Key, where the server asks for one.
             connect_timeout_s: How long to wait for the server to come up, s.
             reply_timeout_s: How long one prediction may take, s.
+            jpeg_quality: Send images as JPEG of this quality, 1..100, for a slow network; None sends pixels.
 
         Raises:
             ServerError: No server in time, not one for this robot, or `action_chunk` is longer than its predictions.
@@ -222,10 +232,12 @@ class PolicyClient:
                     f"policy server {address}: action_chunk {chunk} asked for; expected 1..{info.action_horizon}, "
                     "the steps of one prediction"
                 )
+            if jpeg_quality is not None:
+                _require_jpeg(info)
         except ServerError:
             policy.close()
             raise
-        return cls(policy, info, chunk)
+        return cls(policy, info, chunk, jpeg_quality)
 
     def infer(self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None) -> Prediction:
         """Ask for the next actions.
@@ -240,6 +252,10 @@ class PolicyClient:
         """
         start = time.monotonic()
         request = build_request(state, images, self.info.cameras, prompt)
+        if self._jpeg_quality is not None:
+            request["images"] = {
+                name: image_tools.encode_jpeg(image, self._jpeg_quality) for name, image in request["images"].items()
+            }
         try:
             reply = self._policy.infer(request)
         except PolicyClientError as e:
@@ -259,6 +275,12 @@ class PolicyClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _require_jpeg(info: ServerInfo) -> None:
+    features = (info.metadata.get(protocol.PROTOCOL_KEY) or {}).get("features") or []
+    if protocol.FEATURE_JPEG_IMAGES not in features:
+        raise ServerError(f"policy server {info.address}: does not take JPEG images; leave 'jpeg_quality' out")
 
 
 def _open(

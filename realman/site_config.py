@@ -37,10 +37,14 @@ class ServerSettings:
     """How long to wait for the server to come up, s."""
     reply_timeout_s: float = 30.0
     """How long one prediction may take before the run is stopped, s."""
+    jpeg_quality: int | None = None
+    """Send images as JPEG of this quality, 1..100, a tenth of the bytes, for a slow network; None sends pixels."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
             raise SiteError(f"server: 'port' is {self.port}; expected 1..65535")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise SiteError(f"server: 'jpeg_quality' is {self.jpeg_quality}; expected 1..100")
         for name in ("connect_timeout_s", "reply_timeout_s"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise SiteError(f"server: '{name}' is {getattr(self, name)}; expected a finite time greater than 0 s")

@@ -211,6 +211,7 @@ def _connect(args: Args, site: site_config.Site, fps: float) -> PolicyClient:
         api_key=os.environ.get(API_KEY_ENV),
         connect_timeout_s=server.connect_timeout_s,
         reply_timeout_s=server.reply_timeout_s,
+        jpeg_quality=server.jpeg_quality,
     )
 
 

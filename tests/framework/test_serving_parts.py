@@ -20,6 +20,7 @@ from openpi.shared.errors import DataError
 from openpi.shared.errors import MissingFileError
 from openpi.shared.errors import UserError
 from openpi_client import base_policy
+from openpi_client import image_tools
 from openpi_client import msgpack_numpy
 from openpi_client import protocol
 
@@ -213,6 +214,22 @@ def test_addresses_of_this_machine_only_are_known(host, is_local):
 
 def _read(content, contract=None):
     return requests.read(msgpack_numpy.packb(content), contract or ObservationContract())
+
+
+def test_jpegs_become_pixels_before_the_policy_sees_them():
+    image = np.full((32, 40, 3), (200, 30, 90), np.uint8)
+    jpeg = image_tools.encode_jpeg(image, 95)
+    found = _read({"images": {"cam": jpeg}, "observation/image": jpeg, "prompt": b"fold", "state": 1.0}).observation
+    for pixels in (found["images"]["cam"], found["observation/image"]):
+        assert (pixels.shape, pixels.dtype) == ((32, 40, 3), np.uint8)
+        assert np.abs(pixels.astype(int) - image).max() < 6
+    assert (found["prompt"], found["state"]) == (b"fold", 1.0)
+
+
+def test_a_damaged_jpeg_is_told_with_its_camera():
+    jpeg = image_tools.encode_jpeg(np.zeros((32, 40, 3), np.uint8), 95)
+    with pytest.raises(DataError, match="'images': 'cam': a JPEG of 9 bytes cannot be decoded"):
+        _read({"images": {"cam": jpeg[:9]}})
 
 
 def test_options_of_a_request_are_taken_out_before_the_policy_sees_it():

@@ -72,6 +72,28 @@ def test_a_prediction_carries_the_robots_observation_there_and_the_actions_back(
     assert 0 <= prediction.infer_s <= prediction.round_trip_s
 
 
+def test_images_travel_as_jpeg_where_the_site_asks_for_it_and_the_policy_sees_pixels():
+    policy = EchoPolicy()
+    features = {"features": ["jpeg_images"]}
+    with serving(policy, protocol=features) as server, connect(server, jpeg_quality=90) as client:
+        sent = []
+        infer = client._policy.infer
+        client._policy.infer = lambda request: sent.append(request) or infer(request)
+        client.infer(np.zeros(14), frames(), "fold")
+    assert all(isinstance(image, bytes) and len(image) < 10_000 for image in sent[0]["images"].values())
+    image = policy.requests[0]["images"]["cam_left_wrist"]
+    assert (image.shape, image.dtype) == ((224, 224, 3), np.uint8)
+    assert abs(int(image[112, 112, 0]) - 30) < 4
+
+
+def test_a_server_that_takes_no_jpeg_is_refused_before_anything_is_asked():
+    with (
+        serving(EchoPolicy(), protocol={"features": []}) as server,
+        pytest.raises(ServerError, match="does not take JPEG images; leave 'jpeg_quality' out"),
+    ):
+        connect(server, jpeg_quality=90)
+
+
 def test_only_the_cameras_that_the_policy_uses_are_sent_at_its_size_with_their_proportions():
     policy = EchoPolicy()
     with serving(policy) as server, connect(server) as client:

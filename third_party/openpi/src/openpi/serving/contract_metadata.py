@@ -17,6 +17,7 @@ from openpi.training.train_config import TrainConfig
 from openpi_client import protocol
 
 FEATURES = (
+    protocol.FEATURE_JPEG_IMAGES,
     protocol.FEATURE_KEEP_CONNECTION,
     protocol.FEATURE_ERROR_CODES,
     protocol.FEATURE_DEADLINE,

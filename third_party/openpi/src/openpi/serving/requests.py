@@ -6,6 +6,7 @@ from typing import Any
 
 from openpi.serving.observation_contract import ObservationContract
 from openpi.shared.errors import DataError
+from openpi_client import image_tools
 from openpi_client import msgpack_numpy
 from openpi_client import protocol
 
@@ -34,7 +35,19 @@ def read(message: bytes | str, contract: ObservationContract) -> Request:
     except ValueError as e:
         raise DataError(f"request: {e}") from e
     options = content.pop(protocol.REQUEST_OPTIONS_KEY, {}) if isinstance(content, dict) else {}
-    return _with_options(contract.check(content), options)
+    return _with_options(contract.check(_with_pixels(content, "observation")), options)
+
+
+def _with_pixels(tree: Any, place: str, depth: int = 2) -> Any:
+    """Return an observation with pixels where a client sent JPEGs: images stand at its top, or in one dict below it."""
+    if isinstance(tree, dict) and depth:
+        return {key: _with_pixels(value, f"{place}: '{key!s:.40}'", depth - 1) for key, value in tree.items()}
+    if not (isinstance(tree, bytes) and tree.startswith(image_tools.JPEG_START)):
+        return tree
+    try:
+        return image_tools.decode_jpeg(tree)
+    except ValueError as e:
+        raise DataError(f"{place}: {e}") from e
 
 
 def _with_options(observation: dict[str, Any], options: Any) -> Request:

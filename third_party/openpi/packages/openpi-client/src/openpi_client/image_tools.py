@@ -1,7 +1,14 @@
 """Images on their way to a policy: to uint8, and to its size with their proportions kept."""
 
+import io
+
 import numpy as np
 from PIL import Image
+
+JPEG_START = b"\xff\xd8\xff"
+"""How the bytes of a JPEG begin."""
+
+_MAX_PIXELS = 4096 * 4096
 
 
 def convert_to_uint8(img: np.ndarray) -> np.ndarray:
@@ -54,3 +61,25 @@ def _resize_one(image: np.ndarray, height: int, width: int, method: Image.Resamp
     top, left = (height - new_height) // 2, (width - new_width) // 2
     padded[top : top + new_height, left : left + new_width] = pixels.reshape(new_height, new_width, -1)
     return padded
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """Encode an RGB image, uint8 (h, w, 3), as JPEG; `quality` is 1..100."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+    """Decode a JPEG to RGB, uint8 (h, w, 3).
+
+    Raises:
+        ValueError: It is none, it is damaged, or it would fill the memory.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise ValueError(f"{image.width}x{image.height} px, expected at most {_MAX_PIXELS} px")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, Image.DecompressionBombError) as e:
+        raise ValueError(f"a JPEG of {len(data)} bytes cannot be decoded ({e})") from e

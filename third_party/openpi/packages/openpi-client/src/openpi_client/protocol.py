@@ -34,6 +34,9 @@ POLICY_TIMING_KEY = "policy_timing"
 PROTOCOL_KEY = "protocol"
 """Key of the metadata: `{"features": [...]}`, what a server understands beyond the original's messages."""
 
+FEATURE_JPEG_IMAGES = "jpeg_images"
+"""Bytes that are a JPEG may stand wherever an observation has an image; the policy sees uint8 (h, w, 3), RGB."""
+
 FEATURE_DEADLINE = "deadline"
 FEATURE_REPLACE_OLDER = "replace_older"
 FEATURE_ERROR_CODES = "error_codes"
