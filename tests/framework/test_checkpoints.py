@@ -106,7 +106,7 @@ def test_raw_parameters_and_optimizer_of_the_original_checkpoint_are_read(golden
 def test_a_saved_checkpoint_has_the_layout_of_the_original(golden_state, golden_copy, tmp_path):
     manager, resuming = open_dir(tmp_path / "run")
     assert not resuming
-    data_config = DataConfig(asset_id=ASSET_ID, norm_stats=stats())
+    data_config = DataConfig(asset_id=ASSET_ID, norm_stats=stats(), norm_stats_provenance={"action_horizon": 6})
     checkpoints.save_state(manager, golden_state, data_config, {"position": 0, "seed": 42}, GOLDEN_STEP)
     manager.wait_until_finished()
     ours, theirs = tmp_path / "run" / str(GOLDEN_STEP), golden_copy / str(GOLDEN_STEP)
@@ -115,6 +115,8 @@ def test_a_saved_checkpoint_has_the_layout_of_the_original(golden_state, golden_
         assert keys_on_disk(ours / item) == keys_on_disk(theirs / item)
         assert (ours / item / "manifest.ocdbt").is_file()
     assert (ours / "assets" / ASSET_ID / "norm_stats.json").is_file()
+    # Our own addition: what the statistics are of.
+    assert normalize.load_provenance(ours / "assets" / ASSET_ID)["action_horizon"] == 6
     handlers = json.loads((ours / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
     assert handlers.keys() == {"assets", "params", "train_state"}
 

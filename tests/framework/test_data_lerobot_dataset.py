@@ -89,6 +89,14 @@ def test_video_frames_are_found_in_any_order():
             assert error[1] < min(error[0], error[2])
 
 
+def test_video_frames_in_order_are_those_of_any_order():
+    shuffled, forward = open_golden("video", image_keys=CAMERAS[:1]), open_golden("video", image_keys=CAMERAS[:1])
+    order = [*range(27, -1, -1), 3, 5, 4, 4, 11, 0]
+    backward = {i: shuffled[i][CAMERAS[0]] for i in order}
+    for i in (*range(28), 0, 2, 4, 5):
+        np.testing.assert_array_equal(forward[i][CAMERAS[0]], backward[i])
+
+
 def test_metadata_names_rate_tasks_episodes_and_cameras():
     meta = open_golden("image", image_keys=()).meta
     assert meta.fps == 50

@@ -97,6 +97,14 @@ def test_another_seed_is_noticed_at_a_resume(caplog):
     assert "seed 4" in caplog.text
 
 
+def test_another_number_of_samples_is_noticed_at_a_resume(caplog):
+    loader(length=12).restore(loader(length=10).state())
+    assert "begun on 10 samples and goes on with 12" in caplog.text
+    caplog.clear()
+    loader().restore({"position": 8, "seed": 3})  # of an older checkpoint
+    assert not caplog.text
+
+
 def test_samples_are_read_by_the_pool_and_errors_reach_the_caller():
     class Broken(Numbers):
         def __getitem__(self, index: int) -> dict:

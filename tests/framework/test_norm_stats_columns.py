@@ -84,6 +84,24 @@ def test_exact_statistics_do_not_depend_on_the_blocks(num_blocks):
     np.testing.assert_array_equal(result.q99, np.quantile(vectors, 0.99, axis=0, method="inverted_cdf"))
 
 
+def test_exact_statistics_agree_with_the_golden_ones_of_the_original(golden_dir):
+    golden = json.loads((golden_dir / "framework.json").read_text())["running_stats"]
+    batches = [np.asarray(batch).reshape(-1, 3) for batch in golden["batches"]]
+    stats = exact_stats.VectorStats(sum(map(len, batches)))
+    for batch in batches:
+        stats.update(batch)
+    found = exact_stats.combine([stats]).stats
+    np.testing.assert_allclose(found.mean, golden["mean"], rtol=1e-6, atol=1e-6)
+    # The original's variance is a difference of float32 numbers as large as the mean of squares.
+    rounding = np.finfo(np.float32).eps * np.square(np.concatenate(batches)).mean(axis=0)
+    assert (np.abs(np.square(found.std) - np.square(golden["std"])) <= rounding).all()
+    # The original gives the left edge of a bin, and moves counts to left edges once more when the range grows, as it does here.
+    one_bin = np.asarray(golden["range"]) / golden["bins"]
+    for name in ("q01", "q99"):
+        left_of_exact = getattr(found, name) - golden[f"{name}_histogram"]
+        assert ((left_of_exact >= -1e-6) & (left_of_exact <= 2 * one_bin + 1e-6)).all()
+
+
 def test_no_image_is_read(home, monkeypatch):
     monkeypatch.setattr(lerobot_images.ParquetImages, "read", lambda *_: pytest.fail("an image was read"))
     norm_stats.compute_norm_stats(debug_config())

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import concurrent.futures
 import itertools
 import logging
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -36,6 +36,8 @@ class LoaderState(TypedDict):
     position: int
     # Seed of their order.
     seed: int
+    # Samples of the dataset: the order depends on it. Absent in older checkpoints.
+    num_samples: NotRequired[int]
 
 
 class DataLoader:
@@ -104,7 +106,7 @@ class DataLoader:
 
     def state(self) -> LoaderState:
         """Return the position after the last batch that was handed out."""
-        return LoaderState(position=self._position, seed=self._order.seed)
+        return LoaderState(position=self._position, seed=self._order.seed, num_samples=self.num_samples)
 
     def restore(self, state: LoaderState) -> None:
         """Go on where `state` was taken; applies to iterations that begin afterwards."""
@@ -113,6 +115,13 @@ class DataLoader:
                 "data loader: the run was begun with seed %d and goes on with seed %d: samples may come twice",
                 state["seed"],
                 self._order.seed,
+            )
+        if state.get("num_samples", self.num_samples) != self.num_samples:
+            logger.warning(
+                "data loader: the run was begun on %d samples and goes on with %d (other data, mixture or validation "
+                "episodes): samples may come twice",
+                state["num_samples"],
+                self.num_samples,
             )
         self._position = state["position"]
 

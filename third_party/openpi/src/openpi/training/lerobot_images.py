@@ -3,8 +3,9 @@
 Both sources may be used by many threads at once and keep a bounded number of files open.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import fractions
+import math
 import threading
 from typing import Any
 
@@ -23,6 +24,8 @@ from openpi.training.lerobot_metadata import LeRobotMetadata
 _MAX_OPEN_PARQUET_FILES = 128
 # Opening one takes 1 ms, holding it 2 MB (640x480, AV1).
 _MAX_OPEN_VIDEOS = 96
+# A frame at most so many after the last one is reached by decoding on, without a jump.
+_GO_ON_FRAMES = 4
 # Row groups kept of files where several frames share one, bytes of encoded pictures.
 _MAX_PAGE_BYTES = 512 * 2**20
 # Places of pictures, 16 bytes a frame and camera: those of ten million frames of three cameras.
@@ -180,19 +183,32 @@ class _Video:
         self._stream = self._container.streams.video[0]
         # One thread per decoder: the loader's own threads already keep the cores busy.
         self._stream.codec_context.thread_count = 1
+        self._time_base = self._stream.time_base or fractions.Fraction(1, 1)
+        self._start = self._stream.start_time or 0
         self._lock = threading.Lock()
+        self._frames: Iterator[av.VideoFrame] = iter(())
+        # Time of the last frame that came out of the decoder.
+        self._shown_s = math.inf
 
     def read(self, time_s: float, tolerance_s: float) -> np.ndarray | None:
         """Return uint8 (h, w, 3) of the frame within `tolerance_s` of `time_s`; None if there is none."""
         with self._lock:
-            time_base = self._stream.time_base or fractions.Fraction(1, 1)
-            # Seek lands on the key frame at or before the given stamp; half a frame early is safe against rounding.
-            first = max(int((time_s - tolerance_s) / time_base), 0) + (self._stream.start_time or 0)
-            self._container.seek(first, stream=self._stream, backward=True)
-            for frame in self._container.decode(self._stream):
-                shown_s = float((frame.pts - (self._stream.start_time or 0)) * time_base)
+            # Going on is cheaper than jumping back to a key frame, if not by much more than one frame.
+            if not self._shown_s < time_s - tolerance_s < self._shown_s + _GO_ON_FRAMES * 2 * tolerance_s:
+                self._seek(time_s - tolerance_s)
+            # After an error, or a frame that is not there, the next call begins anew.
+            self._shown_s = math.inf
+            for frame in self._frames:
+                shown_s = float((frame.pts - self._start) * self._time_base)
                 if shown_s > time_s + tolerance_s:
                     return None
                 if shown_s >= time_s - tolerance_s:
+                    self._shown_s = shown_s
                     return frame.to_ndarray(format="rgb24")
         return None
+
+    def _seek(self, time_s: float) -> None:
+        """Begin to decode at the key frame at or before a time; half a frame early is safe against rounding."""
+        first = max(int(time_s / self._time_base), 0) + self._start
+        self._container.seek(first, stream=self._stream, backward=True)
+        self._frames = self._container.decode(self._stream)
