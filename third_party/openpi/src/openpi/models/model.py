@@ -246,6 +246,19 @@ class BaseModel(nnx.Module, abc.ABC):
     ) -> at.Float[at.Array, "*b ah"] | at.Float[at.Array, " b"]:
         """Return the loss per sample (and per action step where the model has one)."""
 
+    def draw_loss_inputs(
+        self, rng: at.KeyArrayLike, observation: Observation, actions: Actions, *, train: bool = False
+    ) -> Any:
+        """Do the random half of `compute_loss`: a pytree of which dimension 0 of every leaf is the sample.
+
+        Drawn for a whole batch, it may be cut into parts: their losses are those of the whole, however many there are.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no draw_loss_inputs")
+
+    def loss_of_inputs(self, inputs: Any) -> at.Float[at.Array, "*b ah"] | at.Float[at.Array, " b"]:
+        """Do the other half: return what `compute_loss` would, for (a part of) what `draw_loss_inputs` made."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no loss_of_inputs")
+
     @abc.abstractmethod
     def sample_actions(
         self, rng: at.KeyArrayLike, observation: Observation, **kwargs: Any

@@ -53,6 +53,18 @@ def posemb_sincos(
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
+class LossInputs(NamedTuple):
+    """All that the loss depends on but the parameters; dimension 0 of every leaf is the sample."""
+
+    # Preprocessed and, in training, augmented.
+    observation: _model.Observation
+    actions: at.Float[at.Array, "b ah ad"]
+    # Where the flow begins, [b, ah, ad].
+    noise: at.Float[at.Array, "b ah ad"]
+    # Time of the flow, one for each sample.
+    time: at.Float[at.Array, " b"]
+
+
 class _Condition(NamedTuple):
     """All that depends on the time of the flow alone."""
 
@@ -160,10 +172,27 @@ class Pi0(_model.BaseModel):
         train: bool = False,
     ) -> at.Float[at.Array, "b ah"]:
         """Return the squared error of the velocity at a random time, averaged over the numbers of each action."""
+        return self.loss_of_inputs(self.draw_loss_inputs(rng, observation, actions, train=train))
+
+    @at.typecheck
+    def draw_loss_inputs(
+        self,
+        rng: at.KeyArrayLike,
+        observation: _model.Observation,
+        actions: at.Float[at.Array, "b ah ad"],
+        *,
+        train: bool = False,
+    ) -> LossInputs:
+        """Prepare the images and draw noise and time."""
         preprocess_rng, noise_rng, time_rng = jax.random.split(rng, 3)
         observation = _model.preprocess_observation(preprocess_rng, observation, train=train)
         noise = jax.random.normal(noise_rng, actions.shape)
         time = jax.random.beta(time_rng, _TIME_ALPHA, _TIME_BETA, actions.shape[:1]) * (1 - _TIME_MIN) + _TIME_MIN
+        return LossInputs(observation, actions, noise, time)
+
+    def loss_of_inputs(self, inputs: LossInputs) -> at.Float[at.Array, "b ah"]:
+        """Return the loss of what `draw_loss_inputs` made."""
+        observation, actions, noise, time = inputs
         t = time[:, None, None]
         velocity = self.predict_velocity(observation, t * noise + (1 - t) * actions, time)
         return jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)

@@ -132,7 +132,18 @@ class Pi0FAST(_model.BaseModel):
 
         `actions` are not read: they are part of the tokens.
         """
-        observation = self._preprocess(rng, observation, train=train)
+        return self.loss_of_inputs(self.draw_loss_inputs(rng, observation, actions, train=train))
+
+    def draw_loss_inputs(
+        self, rng: at.KeyArrayLike, observation: _model.Observation, actions: Any, *, train: bool = False
+    ) -> _model.Observation:
+        """Prepare the images; nothing else is random."""
+        del actions
+        return self._preprocess(rng, observation, train=train)
+
+    def loss_of_inputs(self, inputs: _model.Observation) -> at.Float[at.Array, " b"]:
+        """Return the loss of what `draw_loss_inputs` made."""
+        observation = inputs
         tokens, valid, starts = self.embed_inputs(observation)
         mask = make_attn_mask(valid, starts)[:, :-1, :-1]
         # Positions count padding too, which is only right because padding comes last; weights were trained so.
