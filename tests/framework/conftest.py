@@ -6,6 +6,8 @@ import shutil
 import jax
 import pytest
 
+from openpi.models import gemma_config
+from openpi.models import pi0_config
 from openpi.shared import compile_cache
 
 # Tiny models take far longer to compile than to run: a second run of the tests finds most programs on the disk.
@@ -20,3 +22,17 @@ def home(tmp_path, monkeypatch, golden_dir) -> pathlib.Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> pi0_config.Pi0Config:
+    """The smallest pi0 that has all its parts."""
+    size = gemma_config.Config(width=32, depth=2, mlp_dim=64, num_heads=2, num_kv_heads=1, head_dim=16, vocab_size=2048)
+    return pi0_config.Pi0Config(
+        dtype="float32",
+        vision_variant="mu/56",
+        paligemma_variant=size,
+        action_expert_variant=size,
+        action_horizon=6,
+        max_token_len=8,
+    )

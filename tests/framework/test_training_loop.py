@@ -1,9 +1,11 @@
 """Whole training runs with a tiny model: files, resuming bit for bit, signals, and the words for bad input."""
 
+import csv
 import dataclasses
 import json
 import os
 import pathlib
+import pickle
 import runpy
 import shutil
 import signal
@@ -21,11 +23,12 @@ from openpi.shared import compile_cache as _compile_cache
 from openpi.shared import errors
 from openpi.training import checkpoints
 from openpi.training import config as _config
+from openpi.training import divergence
 from openpi.training import norm_stats
 from openpi.training import train_loop
 from openpi.training import train_step
 from openpi.training import weight_loaders
-from openpi.training.step_meter import DivergedError
+from openpi.training.divergence import DivergedError
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 SCRIPTS = pathlib.Path(_config.__file__).parents[3] / "scripts"
@@ -97,9 +100,14 @@ def test_a_resumed_run_ends_with_the_parameters_of_the_unbroken_one(unbroken, re
 def test_a_run_leaves_checkpoint_log_curves_and_views(unbroken):
     run = unbroken.checkpoint.parent
     assert unbroken.checkpoint == run / "3"
-    assert {path.name for path in run.iterdir()} == {"3", "train_log.jsonl", "curves.png", "camera_views.png"}
-    line = json.loads((run / "train_log.jsonl").read_text().splitlines()[0])
-    assert line.keys() == {"step", "loss", "grad_norm", "param_norm", "samples_per_s", "loader_wait"}
+    logs = {"train_log.jsonl", "train_log.csv", "curves.png", "camera_views.png", "config.json"}
+    assert {path.name for path in run.iterdir()} == {"3", *logs}
+    lines = [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+    scalars = {"loss", "grad_norm", "param_norm", "samples_per_s", "loader_wait", "learning_rate", "memory_gib"}
+    assert lines[0].keys() == {"step", *scalars}
+    with (run / "train_log.csv").open(newline="") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    assert rows == lines
     assert unbroken.first_loss == losses(unbroken)[0]
     assert unbroken.last_loss == losses(unbroken)[-1]
     assert unbroken.stop_signal is None
@@ -129,10 +137,10 @@ def test_a_finished_run_says_so_when_it_is_resumed(unbroken):
 
 
 def test_a_signal_saves_and_leaves_and_the_run_can_go_on(unbroken, tmp_path, monkeypatch):
-    def send_after_two_steps(self, number, info, wait_s):
+    def send_after_two_steps(self, number, *args):
         if number == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        add(self, number, info, wait_s)
+        add(self, number, *args)
 
     add = train_loop.StepMeter.add
     monkeypatch.setattr(train_loop.StepMeter, "add", send_after_two_steps)
@@ -144,18 +152,52 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(unbroken, tmp_path, mon
     assert losses(train_loop.train(debug_config(tmp_path, resume=True))) == losses(unbroken)
 
 
-def test_a_diverging_run_stops_and_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+KILLED_RUN = """
+import os, pickle, signal, sys
+from openpi.shared import compile_cache
+from openpi.training import train_loop
+compile_cache.enable(sys.argv[2])
+add = train_loop.StepMeter.add
+def add_and_die(self, step, *args):
+    add(self, step, *args)
+    if step == 2:  # while the checkpoint of step 1 may be half written
+        os.kill(os.getpid(), signal.SIGKILL)
+train_loop.StepMeter.add = add_and_die
+train_loop.train(pickle.load(open(sys.argv[1], "rb")))
+"""
+
+
+def test_a_run_that_was_killed_has_the_losses_of_the_unbroken_one_bit_for_bit(unbroken, tmp_path):
+    config = debug_config(tmp_path, save_interval=1)
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
+    command = [sys.executable, "-c", KILLED_RUN, tmp_path / "config.pickle", jax.config.jax_compilation_cache_dir or ""]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert not (tmp_path / "checkpoints/debug/debug/3").exists()
+    resumed = train_loop.train(dataclasses.replace(config, resume=True))
+    assert losses(resumed) == losses(unbroken)
+
+
+def test_a_diverging_run_stops_and_keeps_the_checkpoint_before_and_the_batch(tmp_path, monkeypatch, capsys):
     settle = train_loop.StepMeter.settle
 
     def diverge(self):
         if self._pending is not None and self._pending[0] == 3:
-            self._pending = (3, {key: float("nan") for key in train_step.METRICS})
+            self._pending = (3, dict.fromkeys(train_step.METRICS, float("nan")), self._pending[2])
         settle(self)
 
     monkeypatch.setattr(train_loop.StepMeter, "settle", diverge)
-    with pytest.raises(DivergedError, match="step 3: loss nan"):
+    with pytest.raises(DivergedError, match=r"step 3: loss nan.*largest of actions is") as info:
         train_loop.train(debug_config(tmp_path, save_interval=2))
-    assert [path.name for path in (tmp_path / "checkpoints/debug/debug").iterdir() if path.is_dir()] == ["2"]
+    run = tmp_path / "checkpoints/debug/debug"
+    assert [path.name for path in run.iterdir() if path.is_dir()] == ["2"]
+    kept = run / "diverged_step_3.npz"
+    assert str(kept) in str(info.value)
+    with np.load(kept) as batch:
+        assert batch["actions"].shape == (2, 6, 32)
+        assert batch["image/base_0_rgb"].shape == (2, 224, 224, 3)
+    assert divergence.main(kept) == 0
+    assert "not finite" in capsys.readouterr().out
 
 
 def test_a_realman_run_stores_its_statistics_beside_the_parameters(tmp_path, monkeypatch):

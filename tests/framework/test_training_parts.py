@@ -28,7 +28,7 @@ from openpi.training import stop_signal
 from openpi.training import train_state
 from openpi.training import weight_loaders
 from openpi.training.bounded_cache import BoundedCache
-from openpi.training.step_meter import DivergedError
+from openpi.training.divergence import DivergedError
 from openpi.training.step_meter import StepMeter
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"

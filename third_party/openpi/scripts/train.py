@@ -11,6 +11,7 @@ import jax
 from openpi.shared import cli
 from openpi.shared import compile_cache
 from openpi.training import config as _config
+from openpi.training import distributed
 from openpi.training import train_loop
 from openpi.training.train_config import TrainConfig
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 def main(config: TrainConfig) -> int:
     """Train, print the folder of the last checkpoint, and return the exit status."""
+    distributed.initialize(config)
     compile_cache.enable()
     # Orbax reports every phase of a save.
     logging.getLogger("absl").setLevel(logging.WARNING)

@@ -1,14 +1,35 @@
 """Identical layers stored as one: parameters with a leading layer axis, run by one scan."""
 
-from collections.abc import Callable
-import functools
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+import contextlib
+import contextvars
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from flax import nnx
 import jax
 
 Layer = TypeVar("Layer", bound=nnx.Module)
 Carry = TypeVar("Carry")
+
+Remat: TypeAlias = Literal["full", "dots", "none"]
+"""What of a layer is computed again in the backward pass, instead of being remembered: all of it; all but the products
+with weights; nothing. The numbers are the same, memory rises and time falls from the first to the last."""
+
+_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+_remat: contextvars.ContextVar[Remat] = contextvars.ContextVar("remat", default="full")
+
+
+@contextlib.contextmanager
+def set_remat(remat: Remat) -> Iterator[None]:
+    """Decide what layers traced inside the block compute again."""
+    token = _remat.set(remat)
+    try:
+        yield
+    finally:
+        _remat.reset(token)
 
 
 def stack_layers(create: Callable[[nnx.Rngs], Layer], depth: int, rngs: nnx.Rngs) -> Layer:
@@ -23,8 +44,8 @@ def scan_layers(
 ) -> tuple[Carry, Any]:
     """Run the stacked layers one after the other.
 
-    Activations inside a layer are recomputed in the backward pass: only the carry between layers is stored, which
-    is what makes full-size models fit into memory.
+    By default activations inside a layer are recomputed in the backward pass: only the carry between layers is stored,
+    which is what makes full-size models fit into memory. `set_remat` changes it.
 
     Args:
         layers: A module made by `stack_layers`.
@@ -37,9 +58,10 @@ def scan_layers(
     """
     graphdef, params = nnx.split(layers)
 
-    @functools.partial(jax.checkpoint, prevent_cse=False, policy=jax.checkpoint_policies.nothing_saveable)
     def body(carry: Carry, inputs: tuple[nnx.State, Any]) -> tuple[Carry, Any]:
         layer_params, layer_inputs = inputs
         return step(nnx.merge(graphdef, layer_params), carry, layer_inputs)
 
+    if (policy := _POLICIES.get(_remat.get())) is not None:
+        body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     return jax.lax.scan(body, carry, (params, per_layer))

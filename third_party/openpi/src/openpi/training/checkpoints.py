@@ -6,11 +6,13 @@ Saving happens in the background; folders appear under their final name only whe
 from collections.abc import Callable
 import dataclasses
 import logging
+import math
 import pathlib
 import shutil
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from openpi.shared import errors
@@ -26,6 +28,13 @@ logger = logging.getLogger(__name__)
 _SAVE_TIMEOUT_S = 7200
 # Key of the data loader's position in the checkpoint's own metadata file.
 _LOADER_KEY = "data_loader"
+
+# Link in the run's folder to the checkpoint with the lowest score.
+BEST_NAME = "best"
+# Names in a checkpoint's metrics: what it is judged by (lower is better), and its step.
+_SCORE, _STEP = "score", "step"
+# Of a checkpoint that was not judged, in a run that keeps the best one.
+NO_SCORE = 1e30
 
 
 class CheckpointExistsError(errors.UserError, FileExistsError):
@@ -74,13 +83,19 @@ def check_usable(checkpoint_dir: pathlib.Path | str, *, overwrite: bool, resume:
 
 
 def initialize_checkpoint_dir(
-    checkpoint_dir: pathlib.Path | str, *, keep_period: int | None, overwrite: bool, resume: bool
+    checkpoint_dir: pathlib.Path | str,
+    *,
+    keep_period: int | None,
+    overwrite: bool,
+    resume: bool,
+    keep_best: bool = False,
 ) -> tuple[ocp.CheckpointManager, bool]:
     """Prepare a run's folder.
 
     Args:
         checkpoint_dir: The folder.
         keep_period: Checkpoints of steps divisible by it are kept for ever; of the others only the newest is.
+        keep_best: Keep the one with the lowest score as well.
         overwrite: Delete what is there.
         resume: Go on from what is there; starts afresh (with a log line) if there is no checkpoint.
 
@@ -92,19 +107,29 @@ def initialize_checkpoint_dir(
     """
     check_usable(checkpoint_dir, overwrite=overwrite, resume=resume)
     folder = pathlib.Path(checkpoint_dir).resolve()
-    if folder.exists() and overwrite:
-        logger.info("deleting %s (--overwrite)", folder)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    manager = _create_manager(folder, keep_period)
+    if jax.process_index() == 0:
+        if folder.exists() and overwrite:
+            logger.info("deleting %s (--overwrite)", folder)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("run folder")
+    manager = _create_manager(folder, keep_period, keep_best=keep_best)
     resuming = resume and bool(manager.all_steps())
     if resume and not resuming:
         logger.warning("%s: no checkpoint to resume from, starting at step 0", folder)
     return manager, resuming
 
 
-def _create_manager(folder: pathlib.Path, keep_period: int | None) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
+def _create_manager(folder: pathlib.Path, keep_period: int | None, *, keep_best: bool) -> ocp.CheckpointManager:
+    def rank(metrics: dict[str, float]) -> float:
+        """Make the newest checkpoint the best of all, so that the two best are the newest and the best of the others."""
+        return -math.inf if metrics[_STEP] == manager.latest_step() else metrics[_SCORE]
+
+    retention: dict[str, Any] = {"max_to_keep": 1}
+    if keep_best:
+        retention = {"max_to_keep": 2, "best_fn": rank, "best_mode": "min", "keep_checkpoints_without_metrics": False}
+    manager = ocp.CheckpointManager(
         folder,
         item_handlers={
             "assets": CallbackHandler(),
@@ -112,16 +137,42 @@ def _create_manager(folder: pathlib.Path, keep_period: int | None) -> ocp.Checkp
             "params": ocp.PyTreeCheckpointHandler(),
         },
         options=ocp.CheckpointManagerOptions(
-            max_to_keep=1,
+            **retention,
             keep_period=keep_period,
             create=False,
+            # What a killed process left half written.
+            cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S),
         ),
     )
+    return manager
+
+
+def point_to_best(manager: ocp.CheckpointManager) -> None:
+    """Let the link `best` in the run's folder lead to the checkpoint with the lowest score, if there are scores."""
+    if jax.process_index() != 0:
+        return
+    scores = {step: metrics[_SCORE] for step in manager.all_steps() if (metrics := manager.metrics(step))}
+    if not scores or min(scores.values()) >= NO_SCORE:
+        return
+    best = str(min(scores, key=scores.__getitem__))
+    link = pathlib.Path(manager.directory) / BEST_NAME
+    if link.is_symlink() and str(link.readlink()) == best:
+        return
+    partial = link.with_suffix(".partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(best)  # relative: the run may be moved
+    partial.replace(link)
 
 
 def save_state(
-    manager: ocp.CheckpointManager, state: TrainState, data_config: DataConfig, loader_state: LoaderState, step: int
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    data_config: DataConfig,
+    loader_state: LoaderState,
+    step: int,
+    *,
+    score: float | None = None,
 ) -> None:
     """Begin to save a checkpoint in the background; `manager.wait_until_finished()` waits for it.
 
@@ -131,6 +182,8 @@ def save_state(
         data_config: Its statistics are stored beside the parameters: a policy is useless without them.
         loader_state: Where the data loader goes on after a resume.
         step: Number of the folder.
+        score: What the checkpoint is judged by, lower is better; needed if the manager keeps the best (`NO_SCORE` for
+            one that was not judged).
     """
 
     def write_assets(directory: pathlib.Path) -> None:
@@ -146,6 +199,7 @@ def save_state(
             train_state=ocp.args.PyTreeSave(train_state),
             params=ocp.args.PyTreeSave(params),
         ),
+        metrics=None if score is None else {_SCORE: score, _STEP: step},
         custom_metadata={_LOADER_KEY: dict(loader_state)},
     )
 

@@ -104,6 +104,19 @@ class DataLoader:
         """Samples of the dataset: those of one epoch."""
         return self._order.num_samples
 
+    def spec(self) -> Batch:
+        """Return shapes and types of a batch as ShapeDtypeStructs; reads one sample.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+
+        def batched(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((self._batch_size, *leaf.shape[1:]), leaf.dtype)
+
+        batch = jax.tree.map(batched, _collate([self._dataset[0]]))
+        return jax.eval_shape(lambda batch: (_model.Observation.from_dict(batch), batch["actions"]), batch)
+
     def state(self) -> LoaderState:
         """Return the position after the last batch that was handed out."""
         return LoaderState(position=self._position, seed=self._order.seed, num_samples=self.num_samples)

@@ -1,4 +1,8 @@
-"""How much memory a training run needs, worked out from shapes before anything is allocated, and how much there is."""
+"""How much memory a training run needs, worked out from shapes before anything is allocated, and how much there is.
+
+Twice: `check_fits` adds up arrays and a rule of thumb for activations, in a second, and names what would fit where the
+config does not; `check_program` asks the compiled step, which knows.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -10,8 +14,12 @@ import jax
 import numpy as np
 
 from openpi.shared import errors
+from openpi.training import activation_memory
+from openpi.training import memory_advice
 from openpi.training import partition
+from openpi.training import sharding as _sharding
 from openpi.training import train_state as _train_state
+from openpi.training.step_program import StepProgram
 from openpi.training.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -25,7 +33,7 @@ class NotEnoughMemoryError(errors.UserError):
 
 @dataclasses.dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes by what they hold, on one device. Activations are not included: they depend on the compiler."""
+    """Bytes by what they hold, on one device."""
 
     parts: Mapping[str, int]
 
@@ -34,19 +42,25 @@ class MemoryNeed:
         """Sum of all parts, bytes."""
         return sum(self.parts.values())
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {size / _GIB:.2f}" for name, size in self.parts.items())
+
 
 def training_need(config: TrainConfig, mesh: jax.sharding.Mesh) -> MemoryNeed:
-    """Work out what the train state and the gradients of a config take on one device of the mesh."""
+    """Work out what the train state, the gradients and (by a rule of thumb) activations take on a device of the mesh."""
     state = _train_state.abstract_train_state(config)
     shardings = _train_state.state_sharding(config, mesh)
     trainable, _ = partition.split(state.params, config.trainable_filter)
     trainable_shardings, _ = partition.split(shardings.params, config.trainable_filter)
+    gradients = _bytes(trainable, trainable_shardings)
     return MemoryNeed(
         {
             "parameters": _bytes(state.params, shardings.params),
             "optimizer": _bytes(state.opt_state, shardings.opt_state),
             "average": _bytes(state.ema_params, shardings.ema_params),
-            "gradients": _bytes(trainable, trainable_shardings),
+            # The sum over the parts, and a part's own.
+            "gradients": gradients * (2 if config.grad_accumulation > 1 else 1),
+            "activations": activation_memory.estimate_bytes(config, mesh.size),
         }
     )
 
@@ -81,22 +95,49 @@ def _free_host_bytes() -> int | None:
     return free
 
 
-def check_fits(config: TrainConfig, mesh: jax.sharding.Mesh) -> None:
-    """Stop a run that cannot fit before it allocates anything.
+def check_fits(config: TrainConfig, mesh: jax.sharding.Mesh) -> MemoryNeed:
+    """Stop a run that cannot fit before it compiles or allocates anything; return what it is estimated to need.
 
     Raises:
-        NotEnoughMemoryError: What the run needs is more than there is; the message names both, and smaller configs.
+        NotEnoughMemoryError: The run needs more than there is; the message names both, and what would fit.
     """
     need = training_need(config, mesh)
+    available, sharing = _available()
+    if available is not None and need.total * sharing > available:
+        raise NotEnoughMemoryError(_refusal(config, need.total, available, sharing, f" ({need})"))
+    logger.info("memory for training, estimated: %.2f GiB on each device (%s)", need.total / _GIB, need)
+    return need
+
+
+def check_program(config: TrainConfig, mesh: jax.sharding.Mesh, need: MemoryNeed, program: StepProgram) -> None:
+    """Stop a run whose compiled step needs more than there is.
+
+    Raises:
+        NotEnoughMemoryError: It does.
+    """
+    planned = program.memory_bytes()
+    if planned is None:
+        return
+    available, sharing = _available()
+    # The estimates of what would fit go by the same rule of thumb, so they are corrected by what it has just missed.
+    if available is not None and planned * sharing > available:
+        raise NotEnoughMemoryError(_refusal(config, planned, available, sharing, "", planned / need.total))
+    logger.info("memory of the compiled step: %.2f GiB on each device", planned / _GIB)
+
+
+def _available() -> tuple[int | None, int]:
+    """Return what there is, and how many devices share it: all CPU "devices" have the machine's memory."""
     device = jax.local_devices()[0]
-    available = available_bytes(device)
-    # All CPU "devices" share the machine's memory.
-    total = need.total * (jax.local_device_count() if device.platform == "cpu" else 1)
-    parts = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in need.parts.items())
-    if available is not None and total > available:
-        raise NotEnoughMemoryError(
-            f"config '{config.name}': training needs {total / _GIB:.1f} GiB ({parts}; activations come on top), this "
-            f"{device.platform} has {available / _GIB:.1f} GiB; use a larger accelerator, several with --fsdp-devices, "
-            "a low-rank config (pi0_realman_lora, pi05_realman_lora), or debug_realman, which any CPU holds"
-        )
-    logger.info("memory for training: %.2f GiB (%s; activations come on top)", total / _GIB, parts)
+    return available_bytes(device), jax.local_device_count() if device.platform == "cpu" else 1
+
+
+def _refusal(config: TrainConfig, total: int, available: int, sharing: int, parts: str, correction: float = 1.0) -> str:
+    def estimate(changed: TrainConfig) -> float:
+        mesh = _sharding.make_mesh(changed.fsdp_devices)
+        return training_need(changed, mesh).total * sharing * correction
+
+    platform = jax.local_devices()[0].platform
+    return (
+        f"config '{config.name}': training needs {total * sharing / _GIB:.1f} GiB{parts}, this {platform} has "
+        f"{available / _GIB:.1f} GiB; {memory_advice.advise(config, available, estimate)}"
+    )

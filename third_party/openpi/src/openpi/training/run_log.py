@@ -1,6 +1,7 @@
-"""What a training run leaves behind to look at: a JSON line per log step, curves, and the first images."""
+"""What a training run leaves behind to look at: its log as JSON lines and CSV, curves, and the first images."""
 
 from collections.abc import Mapping
+import csv
 import json
 import pathlib
 
@@ -11,21 +12,33 @@ import numpy as np
 from openpi.models import model as _model
 
 LOG_NAME = "train_log.jsonl"
+VALIDATION_LOG_NAME = "validation_log.jsonl"
 CURVES_NAME = "curves.png"
 VIEWS_NAME = "camera_views.png"
 
 _MAX_VIEWS = 5
-_CURVES = (("loss", "loss", "log"), ("grad_norm", "gradient norm", "log"), ("samples_per_s", "samples / s", "linear"))
+# Column, label, scale of each panel; the columns after the first are of the validation, the first one there is drawn.
+_CURVES = (
+    ("loss", "loss", "log", ("valid_loss",)),
+    ("grad_norm", "gradient norm", "log", ()),
+    ("samples_per_s", "samples / s", "linear", ()),
+)
+_ERROR_CURVES = (("joint_error_deg", "error of sampled actions, deg"), ("action_error", "error of sampled actions"))
 
 
-class RunLog:
-    """The log of one run, in its checkpoint folder. A resumed run goes on in the same files."""
+class Table:
+    """Rows of numbers by step, in a file of JSON lines and, with the same rows, in one of CSV."""
 
-    def __init__(self, directory: pathlib.Path, first_step: int) -> None:
-        """Open the log; lines of steps that will be done again (`first_step` and later) are dropped."""
-        self._path = directory / LOG_NAME
-        self._lines = [line for line in self._read() if line["step"] < first_step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+    def __init__(self, path: pathlib.Path, first_step: int, *, writes: bool) -> None:
+        """Open a table; rows of steps that will be done again (`first_step` and later) are dropped."""
+        self._path = path
+        self._csv_path = path.with_suffix(".csv")
+        self._writes = writes
+        self._columns: list[str] = []
+        self.rows = [row for row in self._read() if row["step"] < first_step]
+        if writes and path.exists():
+            path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            self._rewrite_csv()
 
     def _read(self) -> list[dict[str, float]]:
         if not self._path.exists():
@@ -33,31 +46,87 @@ class RunLog:
         # A process that was killed may have left half a line at the end.
         return [json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
+    def append(self, row: Mapping[str, float]) -> None:
+        """Add a row, on the disk at once."""
+        self.rows.append(dict(row))
+        if not self._writes:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if set(row) - set(self._columns):
+            self._rewrite_csv()
+            return
+        with self._csv_path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _rewrite_csv(self) -> None:
+        self._columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        with self._csv_path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+class RunLog:
+    """The log of one run, in its checkpoint folder. A resumed run goes on in the same files."""
+
+    def __init__(self, directory: pathlib.Path, first_step: int, *, writes: bool = True) -> None:
+        """Open the log.
+
+        Args:
+            directory: Of the run.
+            first_step: What was logged of this and later steps is dropped: they will be done again.
+            writes: False in all processes but one.
+        """
+        self._directory = directory
+        self._writes = writes
+        self._train = Table(directory / LOG_NAME, first_step, writes=writes)
+        self._validation = Table(directory / VALIDATION_LOG_NAME, first_step, writes=writes)
+
     @property
     def lines(self) -> list[dict[str, float]]:
-        """All that was logged, resumed parts included."""
-        return list(self._lines)
+        """All that was logged of training, resumed parts included."""
+        return list(self._train.rows)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line."""
-        line = {"step": step, **metrics}
-        self._lines.append(line)
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append a line on training."""
+        self._train.append({"step": step, **metrics})
+
+    def write_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append a line on validation."""
+        self._validation.append({"step": step, **metrics})
 
     def draw_curves(self) -> pathlib.Path:
         """Draw all lines into one PNG and return its path."""
-        figure = matplotlib.figure.Figure(figsize=(8, 2.4 * len(_CURVES)), layout="constrained")
-        axes = figure.subplots(len(_CURVES), 1, sharex=True)
-        steps = [line["step"] for line in self._lines]
-        for axis, (key, label, scale) in zip(axes, _CURVES, strict=True):
-            axis.plot(steps, [line[key] for line in self._lines], marker="." if len(steps) < 50 else None)
+        path = self._directory / CURVES_NAME
+        if not self._writes:
+            return path
+        validation = self._validation.rows
+        error = next((curve for curve in _ERROR_CURVES if validation and curve[0] in validation[-1]), None)
+        num_panels = len(_CURVES) + (error is not None)
+        figure = matplotlib.figure.Figure(figsize=(8, 2.4 * num_panels), layout="constrained")
+        axes = figure.subplots(num_panels, 1, sharex=True)
+        for axis, (key, label, scale, others) in zip(axes, _CURVES, strict=False):
+            _plot(axis, self._train.rows, key, "training", "C0")
+            for other in others:
+                _plot(axis, validation, other, "validation", "C1")
             axis.set(ylabel=label, yscale=scale)
+        if validation:
+            axes[0].legend(loc="upper right")
+        if error is not None:
+            _plot(axes[-1], validation, error[0], "validation", "C1")
+            axes[-1].set(ylabel=error[1], ylim=(0, None))
+        for axis in axes:
             axis.grid(alpha=0.3)
         axes[-1].set_xlabel("step")
-        path = self._path.with_name(CURVES_NAME)
         figure.savefig(path, dpi=120)
         return path
+
+
+def _plot(axis: matplotlib.figure.Axes, rows: list[dict[str, float]], key: str, label: str, color: str) -> None:
+    points = [(row["step"], row[key]) for row in rows if key in row]
+    if points:
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=label, color=color)
 
 
 def save_camera_views(directory: pathlib.Path, observation: _model.Observation) -> pathlib.Path:

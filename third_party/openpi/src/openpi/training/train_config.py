@@ -9,12 +9,16 @@ import tyro
 
 from openpi.models import model as _model
 from openpi.models import pi0_config
+from openpi.models import stacking
 from openpi.shared import errors
+from openpi.shared import nnx_utils
 from openpi.training import data_config as _data_config
 from openpi.training import optimizer as _optimizer
 from openpi.training import weight_loaders
 
 Filter = nnx.filterlib.Filter
+
+_IMAGE_TOWER = nnx_utils.PathRegex(".*PaliGemma/img/.*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +71,43 @@ class TrainConfig:
     overwrite: bool = False
     # Go on from the run's newest checkpoint.
     resume: bool = False
-    # Report to wandb where it is installed; the local log is always written.
-    wandb_enabled: bool = True
+    # Report to wandb too; the log in the run's folder is always written.
+    wandb_enabled: bool = False
     # Sent to every client of a server of this config.
     policy_metadata: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
     # Devices that share one copy of the parameters; 1: every device holds all of them.
     fsdp_devices: int = 1
+
+    # Parts of a batch that are done one after the other: less memory for activations, the same losses.
+    grad_accumulation: int = 1
+    # Leave the image tower as it was loaded.
+    freeze_image_tower: bool = False
+    # What layers compute again in the backward pass: all ("full", least memory), all but the products with weights
+    # ("dots"), or nothing ("none", fastest).
+    remat: stacking.Remat = "full"
+    # Steps between two validations, where --data.validation keeps episodes out; None: with every checkpoint.
+    validation_interval: int | None = None
+    # Samples that a validation looks at; always the same ones.
+    validation_samples: int = 256
+    # Stop when the mean loss of 20 steps is so many times the lowest one of the run; None: never.
+    max_loss_growth: float | None = 100.0
+    # Write TensorBoard files too, into the run's folder.
+    tensorboard: bool = False
+    # Address host:port of process 0 of a run on several hosts; else JAX_COORDINATOR_ADDRESS, else there is one process.
+    coordinator_address: str | None = None
+    # Number of processes; else JAX_NUM_PROCESSES.
+    num_processes: int | None = None
+    # Number of this process, from 0; else JAX_PROCESS_ID.
+    process_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise errors.ConfigError(
                 f"config '{self.name}': --resume and --overwrite exclude each other; give one of them"
             )
+        for name in ("grad_accumulation", "batch_size", "log_interval", "save_interval", "validation_samples"):
+            if getattr(self, name) < 1:
+                raise errors.ConfigError(f"config '{self.name}': {name} is {getattr(self, name)}, expected at least 1")
 
     @property
     def assets_dirs(self) -> pathlib.Path:
@@ -99,4 +128,5 @@ class TrainConfig:
     @property
     def trainable_filter(self) -> Filter:
         """The parameters that the optimizer changes."""
-        return nnx.All(nnx.Param, nnx.Not(self.freeze_filter))
+        frozen = (self.freeze_filter, *([_IMAGE_TOWER] if self.freeze_image_tower else []))
+        return nnx.All(nnx.Param, *(nnx.Not(each) for each in frozen))

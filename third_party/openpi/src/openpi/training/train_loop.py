@@ -1,13 +1,14 @@
 """A training run from config to last checkpoint."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import dataclasses
-import functools
 import logging
 import pathlib
+import signal
 import sys
 import time
 
+from flax import nnx
 import jax
 import orbax.checkpoint as ocp
 import tqdm
@@ -16,11 +17,16 @@ import tqdm.contrib.logging
 from openpi.shared import errors
 from openpi.training import checkpoints
 from openpi.training import data_loader as _data_loader
+from openpi.training import distributed
+from openpi.training import divergence
+from openpi.training import free_space
 from openpi.training import memory
-from openpi.training import run_log
+from openpi.training import run_config
+from openpi.training import run_reports
 from openpi.training import sharding as _sharding
+from openpi.training import step_program
 from openpi.training import train_state as _train_state
-from openpi.training import train_step as _train_step
+from openpi.training import validation as _validation
 from openpi.training.data_loader import Batch
 from openpi.training.data_loader import DataLoader
 from openpi.training.data_loader import LoaderState
@@ -28,11 +34,8 @@ from openpi.training.step_meter import StepMeter
 from openpi.training.stop_signal import StopSignal
 from openpi.training.train_config import TrainConfig
 from openpi.training.train_state import TrainState
-from openpi.training.wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
-
-StepFn = Callable[[jax.Array, TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 # Time between redraws of the progress bar, s: rarely where each one is a line of a log file.
 _BAR_INTERVAL_S = 0.5 if sys.stderr.isatty() else 20.0
@@ -57,7 +60,7 @@ class Summary:
 def train(config: TrainConfig) -> Summary:
     """Train until `config.num_train_steps`, or until SIGINT or SIGTERM, saving on the way.
 
-    Everything that can be wrong with config, data and memory is checked before the run's folder is touched.
+    Everything that can be wrong with config, data, memory and disk is checked before the run's folder is touched.
 
     Raises:
         UserError: The run cannot begin or go on; the message says what to do.
@@ -65,39 +68,76 @@ def train(config: TrainConfig) -> Summary:
     start_s = time.perf_counter()
     _check_batch(config)
     checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
+    if config.resume:
+        run_config.check_resume(config, config.checkpoint_dir)
+    run_reports.check_installed(config)
     mesh = _sharding.make_mesh(config.fsdp_devices)
-    memory.check_fits(config, mesh)
+    need = memory.check_fits(config, mesh)
     loader = _data_loader.create_data_loader(config, sharding=_sharding.data_sharding(mesh), shuffle=True)
-    train_rng, init_rng = jax.random.split(jax.random.key(config.seed))
-    manager, state = _begin(config, mesh, loader, init_rng)
-    run = _Run(config, mesh, manager, loader, train_rng, first_step=int(state.step))
+    validation = _validation.create(config, mesh, _train_state.model_definition(config))
+    _check_disk(config, keeps_best=validation is not None)
+    program = step_program.compile_step(config, mesh, loader.spec())
+    memory.check_program(config, mesh, need, program)
+    manager, state = _begin(config, mesh, loader, keep_best=validation is not None)
+    run = _Run(config, mesh, manager, loader, validation, program, first_step=int(state.step))
     try:
         with StopSignal() as stop, tqdm.contrib.logging.logging_redirect_tqdm():
             run.go(state, stop)
+            run.finish()
     finally:
-        manager.close()  # waits for what is being saved
-    return dataclasses.replace(run.summary(stop), seconds=time.perf_counter() - start_s)
+        run.close()
+    return dataclasses.replace(run.summary(), seconds=time.perf_counter() - start_s)
 
 
 def _check_batch(config: TrainConfig) -> None:
-    if config.batch_size % jax.device_count():
+    devices, parts = jax.device_count(), config.grad_accumulation
+    if config.batch_size % (devices * parts):
+        over = f"{devices} devices" + (f" and {parts} parts (--grad-accumulation)" if parts > 1 else "")
         raise errors.ConfigError(
-            f"batch_size: {config.batch_size} cannot be split evenly over {jax.device_count()} devices; "
-            "set --batch-size to a multiple"
+            f"batch_size: {config.batch_size} cannot be split evenly over {over}; "
+            f"set --batch-size to a multiple of {devices * parts}"
         )
 
 
+def _check_disk(config: TrainConfig, *, keeps_best: bool) -> None:
+    folder = config.checkpoint_dir
+    size = free_space.tree_bytes(_train_state.abstract_train_state(config))
+    reusable = free_space.folder_bytes(folder) if folder.exists() else 0
+    free_space.check_start(folder, size, num_kept=2 if keeps_best else 1, reusable=reusable)
+
+
 def _begin(
-    config: TrainConfig, mesh: jax.sharding.Mesh, loader: DataLoader, rng: jax.Array
+    config: TrainConfig, mesh: jax.sharding.Mesh, loader: DataLoader, *, keep_best: bool
 ) -> tuple[ocp.CheckpointManager, TrainState]:
     # Weights that cannot be loaded must be found out before an older run is deleted.
-    fresh = None if config.resume else _train_state.init_train_state(config, rng, mesh)
+    fresh = None if config.resume else _fresh_state(config, mesh)
     manager, resuming = checkpoints.initialize_checkpoint_dir(
-        config.checkpoint_dir, keep_period=config.keep_period, overwrite=config.overwrite, resume=config.resume
+        config.checkpoint_dir,
+        keep_period=config.keep_period,
+        overwrite=config.overwrite,
+        resume=config.resume,
+        keep_best=keep_best,
     )
     if resuming:
-        return manager, _resume(config, mesh, manager, loader)
-    return manager, _train_state.init_train_state(config, rng, mesh) if fresh is None else fresh
+        state = _resume(config, mesh, manager, loader)
+    else:
+        state = _fresh_state(config, mesh) if fresh is None else fresh
+    path = config.checkpoint_dir / run_config.FILE_NAME
+    step = int(state.step)
+    distributed.first_then_others(
+        lambda: run_config.store(config, config.checkpoint_dir, step=step), lambda: distributed.check_shared(path)
+    )
+    return manager, state
+
+
+def _rngs(config: TrainConfig, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
+    """Return the keys of the steps and of the initial parameters."""
+    train_rng, init_rng = jax.random.split(jax.random.key(config.seed))
+    return distributed.replicate((train_rng, init_rng), _sharding.replicated_sharding(mesh))
+
+
+def _fresh_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
+    return _train_state.init_train_state(config, _rngs(config, mesh)[1], mesh)
 
 
 def _resume(
@@ -126,93 +166,157 @@ class _Run:
         mesh: jax.sharding.Mesh,
         manager: ocp.CheckpointManager,
         loader: DataLoader,
-        rng: jax.Array,
+        validation: _validation.Validation | None,
+        program: step_program.StepProgram,
         *,
         first_step: int,
     ) -> None:
         self._config = config
-        self._mesh = mesh
         self._manager = manager
         self._loader = loader
-        self._rng = rng
+        self._validation = validation
+        self._program = program
+        self._rng = _rngs(config, mesh)[0]
         self._directory = config.checkpoint_dir
         self._first_step = first_step
-        self._log = run_log.RunLog(self._directory, first_step)
-        self._wandb = WandbLog(config, self._directory, resuming=first_step > 0)
-        self._meter = StepMeter(config.batch_size)
+        self._reports = run_reports.RunReports(config, self._directory, first_step)
+        self._meter = StepMeter(config.batch_size, max_loss_growth=config.max_loss_growth)
+        self._saved_step = first_step - 1
+        self._stop_signal: int | None = None
 
     def go(self, state: TrainState, stop: StopSignal) -> None:
-        """Do the steps that are left."""
+        """Do the steps that are left.
+
+        Raises:
+            DivergedError: The loss went wrong; the batch has been saved.
+            DiskFullError: A checkpoint could not be written.
+        """
+        try:
+            self._go(state, stop)
+        except divergence.DivergedError as e:
+            if e.batch is None:
+                raise
+            path, extremes = divergence.save_batch(self._directory, e.step, e.batch)
+            place = (
+                f"Its batch is in {path} ({extremes}); look at it with 'python -m openpi.training.divergence {path}'. "
+            )
+            raise divergence.DivergedError(e.step, e.reason, place=place) from e
+
+    def _go(self, state: TrainState, stop: StopSignal) -> None:
         config = self._config
-        step_fn = self._compile(state)
         batches = iter(self._loader)
         with tqdm.tqdm(
-            total=config.num_train_steps, initial=self._first_step, unit="step", mininterval=_BAR_INTERVAL_S
+            total=config.num_train_steps,
+            initial=self._first_step,
+            unit="step",
+            mininterval=_BAR_INTERVAL_S,
+            disable=not distributed.is_first(),
         ) as bar:
             for step in range(self._first_step, config.num_train_steps):
                 batch, wait_s = _timed_next(batches)
                 if step == 0:
-                    self._wandb.write_image(0, "camera_views", run_log.save_camera_views(self._directory, batch[0]))
-                state, info = step_fn(self._rng, state, batch)
-                self._meter.add(step, info, wait_s)
+                    self._reports.write_views(batch[0])
+                state, info = self._program(self._rng, state, batch, stop_asked=stop.received is not None)
+                self._meter.add(step, info, wait_s, batch)
                 bar.update()
-                is_last = step == config.num_train_steps - 1 or stop.received is not None
+                is_end = step == config.num_train_steps - 1
+                is_last = self._is_stopping(stop) or is_end
+                is_save = is_last or (step % config.save_interval == 0 and step > self._first_step)
                 if step % config.log_interval == 0 or is_last:
                     self._report(step, bar)
-                if is_last or (step % config.save_interval == 0 and step > self._first_step):
-                    self._save(state, step)
+                # Who asked the run to end may not wait long.
+                metrics = self._validate(state, step, with_checkpoint=is_save) if is_end or not is_last else None
+                if is_save:
+                    self._save(state, step, metrics, is_last=is_last)
+                elif not self._manager.is_saving_in_progress():
+                    checkpoints.point_to_best(self._manager)
                 if is_last:
                     break
-        self._wandb.finish()
 
-    def _compile(self, state: TrainState) -> StepFn:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-        replicated = _sharding.replicated_sharding(self._mesh)
-        step_fn = jax.jit(
-            functools.partial(_train_step.train_step, self._config, _train_state.model_definition(self._config)),
-            in_shardings=(replicated, shardings, _sharding.data_sharding(self._mesh)),
-            out_shardings=(shardings, replicated),
-            donate_argnums=(1,),
-        )
-
-        def step(rng: jax.Array, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-            with _sharding.set_mesh(self._mesh):
-                return step_fn(rng, state, batch)
-
-        return step
+    def _is_stopping(self, stop: StopSignal) -> bool:
+        if distributed.is_several():
+            # All processes must leave after the same step: they read the same answer, of the last step that was settled.
+            if self._meter.last.get(step_program.STOP):
+                self._stop_signal = stop.received or signal.SIGTERM
+        else:
+            self._stop_signal = stop.received
+        return self._stop_signal is not None
 
     def _report(self, step: int, bar: tqdm.tqdm) -> None:
         metrics = self._meter.flush()
-        self._log.write(step, metrics)
-        self._wandb.write(step, metrics)
+        metrics[step_program.LEARNING_RATE] = self._meter.last[step_program.LEARNING_RATE]
+        self._reports.write(step, metrics)
         bar.set_postfix_str(
             f"loss {metrics['loss']:.4f}, {metrics['samples_per_s']:.1f} samples/s, "
             f"loader wait {metrics['loader_wait']:.0%}"
         )
-        logger.info(
-            "step %d: loss %.4f, grad_norm %.3f, param_norm %.2f, %.1f samples/s, loader wait %.0f %%",
-            *(step, metrics["loss"], metrics["grad_norm"], metrics["param_norm"], metrics["samples_per_s"]),
-            100 * metrics["loader_wait"],
-        )
 
-    def _save(self, state: TrainState, step: int) -> None:
+    def _validate(self, state: TrainState, step: int, *, with_checkpoint: bool) -> dict[str, float] | None:
+        interval = self._config.validation_interval
+        is_due = with_checkpoint or (interval is not None and step % interval == 0 and step > self._first_step)
+        if self._validation is None or not is_due:
+            return None
+        start_s = time.perf_counter()
+        self._meter.settle()
+        metrics = self._validation.run(_served_params(state))
+        self._reports.write_validation(step, metrics)
+        self._meter.pause(time.perf_counter() - start_s)
+        return metrics
+
+    def _save(self, state: TrainState, step: int, metrics: dict[str, float] | None, *, is_last: bool) -> None:
         self._meter.settle()  # a state that has diverged must not replace a good one
-        checkpoints.save_state(self._manager, state, self._loader.data_config(), self._loader.state(), step)
-        self._log.draw_curves()
+        start_s = time.perf_counter()
+        self._reports.draw_curves()
+        with free_space.explain(self._directory):
+            self._manager.wait_until_finished()
+        if distributed.first_decides(
+            lambda: free_space.has_room(self._directory, free_space.tree_bytes(state), is_last=is_last)
+        ):
+            score = None
+            if self._validation is not None:
+                score = metrics[_validation.SCORE] if metrics else checkpoints.NO_SCORE
+            with free_space.explain(self._directory):
+                checkpoints.save_state(
+                    self._manager, state, self._loader.data_config(), self._loader.state(), step, score=score
+                )
+            self._saved_step = step
+        self._meter.pause(time.perf_counter() - start_s)
 
-    def summary(self, stop: StopSignal) -> Summary:
+    def finish(self) -> None:
+        """Wait for what is being saved, and close the reports.
+
+        Raises:
+            DiskFullError: The last checkpoint could not be written.
+        """
+        with free_space.explain(self._directory):
+            self._manager.wait_until_finished()
+        checkpoints.point_to_best(self._manager)
+
+    def close(self) -> None:
+        """Let go of everything; waits for what is being saved."""
+        self._reports.finish()
+        try:
+            self._manager.close()
+        except Exception as e:
+            # After an error of the run, which says more, or of the save, which `finish` has reported.
+            logger.warning("closing the checkpoints: %s", str(e).splitlines()[0] if str(e) else type(e).__name__)
+
+    def summary(self) -> Summary:
         """Return how it went; the time is filled in by the caller."""
-        lines = self._log.lines
-        last_step = int(lines[-1]["step"])
+        lines = self._reports.lines
         return Summary(
             first_step=self._first_step,
-            num_steps=last_step + 1,
+            num_steps=int(lines[-1]["step"]) + 1,
             first_loss=lines[0]["loss"],
             last_loss=lines[-1]["loss"],
             seconds=0.0,
-            checkpoint=self._directory / str(last_step),
-            stop_signal=stop.received,
+            checkpoint=self._directory / str(self._saved_step),
+            stop_signal=self._stop_signal,
         )
+
+
+def _served_params(state: TrainState) -> nnx.State:
+    return state.params if state.ema_params is None else state.ema_params
 
 
 def _timed_next(batches: Iterator[Batch]) -> tuple[Batch, float]:

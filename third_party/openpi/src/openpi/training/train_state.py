@@ -15,6 +15,7 @@ from openpi.shared import nnx_utils
 from openpi.training import optimizer as _optimizer
 from openpi.training import partition
 from openpi.training import sharding as _sharding
+from openpi.training.bounded_cache import BoundedCache
 from openpi.training.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -34,9 +35,14 @@ class TrainState:
     ema_params: nnx.State | None = None
 
 
+# Tracing a model takes a second or more, and several parts of a run ask for its shapes.
+_definitions: BoundedCache[nnx.GraphDef] = BoundedCache(4)
+_abstract_states: BoundedCache[TrainState] = BoundedCache(4)
+
+
 def model_definition(config: TrainConfig) -> nnx.GraphDef:
     """Return the structure of the config's model, without parameters; `nnx.merge` joins it with them."""
-    return nnx.split(nnx.eval_shape(config.model.create, jax.random.key(0)))[0]
+    return _definitions.get(config.model, lambda: nnx.split(nnx.eval_shape(config.model.create, jax.random.key(0)))[0])
 
 
 def create_train_state(config: TrainConfig, params: nnx.State) -> TrainState:
@@ -62,7 +68,10 @@ def _initialise(config: TrainConfig, rng: jax.Array, loaded: at.Params) -> Train
 
 def abstract_train_state(config: TrainConfig) -> TrainState:
     """Return the train state of a config as ShapeDtypeStructs: nothing is allocated."""
-    return jax.eval_shape(functools.partial(_initialise, config, loaded={}), jax.random.key(0))
+    key = (config.model, config.trainable_filter, config.optimizer, config.lr_schedule, config.ema_decay is None)
+    return _abstract_states.get(
+        key, lambda: jax.eval_shape(functools.partial(_initialise, config, loaded={}), jax.random.key(0))
+    )
 
 
 def state_sharding(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from openpi.models import model as _model
+from openpi.models import stacking
 from openpi.shared import nnx_utils
+from openpi.training import accumulation
 from openpi.training import optimizer as _optimizer
 from openpi.training import partition
 from openpi.training.data_loader import Batch
@@ -43,11 +45,14 @@ def train_step(
     step_rng = jax.random.fold_in(rng, state.step)
     trainable, frozen = partition.split(state.params, config.trainable_filter)
 
-    def mean_loss(trainable: nnx.State) -> jax.Array:
+    def mean_loss(trainable: nnx.State, inputs: Any) -> jax.Array:
         model: _model.BaseModel = nnx.merge(model_def, trainable, frozen)
-        return jnp.mean(model.compute_loss(step_rng, observation, actions, train=True))
+        return jnp.mean(model.loss_of_inputs(inputs))
 
-    loss, grads = jax.value_and_grad(mean_loss)(trainable)
+    model: _model.BaseModel = nnx.merge(model_def, trainable, frozen)
+    with stacking.set_remat(config.remat):
+        inputs = model.draw_loss_inputs(step_rng, observation, actions, train=True)
+        loss, grads = accumulation.value_and_grad(mean_loss, trainable, inputs, config.grad_accumulation)
     tx = _optimizer.create_optimizer(config.optimizer, config.lr_schedule)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)

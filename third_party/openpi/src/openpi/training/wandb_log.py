@@ -1,6 +1,6 @@
-"""Reports to Weights & Biases where it is installed and reachable; a run never fails because of it."""
+"""Reports to Weights & Biases when asked to; a run never fails because of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import logging
 import pathlib
@@ -25,28 +25,36 @@ class WandbLog:
         try:
             self._run = _start(config, directory / ID_NAME, resuming=resuming)
         except ImportError:
-            logger.warning(
-                "wandb is not installed: logging to the run's folder only (--no-wandb-enabled silences this)"
-            )
+            logger.warning("wandb is not installed: logging to the run's folder only")
         except Exception as e:  # a reporting service must not end a training run
             logger.warning("wandb is not available (%s): logging to the run's folder only", e)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Report metrics of a step."""
-        if self._run is not None:
-            self._run.log(dict(metrics), step=step)
+        self._try(lambda run: run.log(dict(metrics), step=step))
 
     def write_image(self, step: int, name: str, path: pathlib.Path) -> None:
         """Report an image file."""
-        if self._run is not None:
+
+        def send(run: Any) -> None:
             import wandb  # an optional package
 
-            self._run.log({name: wandb.Image(str(path))}, step=step)
+            run.log({name: wandb.Image(str(path))}, step=step)
+
+        self._try(send)
 
     def finish(self) -> None:
         """Send what is left."""
-        if self._run is not None:
-            self._run.finish()
+        self._try(lambda run: run.finish())
+
+    def _try(self, action: Callable[[Any], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as e:  # a reporting service must not end a training run
+            logger.warning("wandb has failed (%s): no more reports to it, the run's folder has everything", e)
+            self._run = None
 
 
 def _start(config: TrainConfig, id_path: pathlib.Path, *, resuming: bool) -> Any:
