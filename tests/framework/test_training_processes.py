@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import pickle
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ MODEL = pi0_config.Pi0Config(
     max_token_len=4,
 )
 STOP_AT = 2
+TIMEOUT_S = 280
 
 # Process 1 is asked to end while it does step 2.
 PROCESS = """
@@ -52,7 +54,7 @@ print(json.dumps([summary.num_steps, summary.stop_signal]))
 def config(folder: pathlib.Path, **changes):
     fields = {"model": MODEL, "num_train_steps": 6, "log_interval": 1, "batch_size": 4, "overwrite": False}
     debug = _config.get_config("debug")
-    return dataclasses.replace(debug, **fields, checkpoint_base_dir=str(folder), **changes)
+    return dataclasses.replace(debug, **fields | {"checkpoint_base_dir": str(folder)} | changes)
 
 
 def losses(run: pathlib.Path) -> list[float]:
@@ -60,8 +62,6 @@ def losses(run: pathlib.Path) -> list[float]:
 
 
 def run_two_processes(folder: pathlib.Path) -> list[subprocess.CompletedProcess[str]]:
-    import pickle
-
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{sock.getsockname()[1]}"
@@ -82,7 +82,7 @@ def run_two_processes(folder: pathlib.Path) -> list[subprocess.CompletedProcess[
     done = []
     try:
         for process in processes:
-            out, err = process.communicate(timeout=280)
+            out, err = process.communicate(timeout=TIMEOUT_S)
             done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     finally:
         for process in processes:

@@ -28,7 +28,8 @@ def resolve(checkpoint_dir: pathlib.Path | str) -> pathlib.Path:
         MissingFileError: it does not exist, or holds no parameters; the message says what was found.
         DataError: it holds a checkpoint of PyTorch.
     """
-    folder = download.maybe_download(str(checkpoint_dir))
+    # A run's link "best" stands for the step that it leads to.
+    folder = pathlib.Path(download.maybe_download(str(checkpoint_dir))).resolve()
     if (folder / PARAMS_DIR).is_dir():
         return folder
     if (folder / _PYTORCH_WEIGHTS).is_file():

@@ -105,9 +105,9 @@ def initialize_checkpoint_dir(
     Raises:
         CheckpointExistsError: The folder exists and neither flag is given.
     """
-    check_usable(checkpoint_dir, overwrite=overwrite, resume=resume)
     folder = pathlib.Path(checkpoint_dir).resolve()
     if jax.process_index() == 0:
+        check_usable(folder, overwrite=overwrite, resume=resume)
         if folder.exists() and overwrite:
             logger.info("deleting %s (--overwrite)", folder)
             shutil.rmtree(folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import psutil
 
 from openpi.shared import errors
 from openpi.training import activation_memory
@@ -105,7 +106,7 @@ def check_fits(config: TrainConfig, mesh: jax.sharding.Mesh) -> MemoryNeed:
     available, sharing = _available()
     if available is not None and need.total * sharing > available:
         raise NotEnoughMemoryError(_refusal(config, need.total, available, sharing, f" ({need})"))
-    logger.info("memory for training, estimated: %.2f GiB on each device (%s)", need.total / _GIB, need)
+    logger.info("memory for training, estimated: %.3f GiB on each device (%s)", need.total / _GIB, need)
     return need
 
 
@@ -122,7 +123,12 @@ def check_program(config: TrainConfig, mesh: jax.sharding.Mesh, need: MemoryNeed
     # The estimates of what would fit go by the same rule of thumb, so they are corrected by what it has just missed.
     if available is not None and planned * sharing > available:
         raise NotEnoughMemoryError(_refusal(config, planned, available, sharing, "", planned / need.total))
-    logger.info("memory of the compiled step: %.2f GiB on each device", planned / _GIB)
+    process = psutil.Process().memory_info().rss
+    logger.info(
+        "memory of the compiled step: %.3f GiB on each device; this process before: %.3f GiB",
+        planned / _GIB,
+        process / _GIB,
+    )
 
 
 def _available() -> tuple[int | None, int]:

@@ -67,9 +67,8 @@ def train(config: TrainConfig) -> Summary:
     """
     start_s = time.perf_counter()
     _check_batch(config)
-    checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
-    if config.resume:
-        run_config.check_resume(config, config.checkpoint_dir)
+    # In the other processes the folder may be there already: process 0 can be ahead of them.
+    distributed.first_then_others(lambda: _check_folder(config), lambda: None)
     run_reports.check_installed(config)
     mesh = _sharding.make_mesh(config.fsdp_devices)
     need = memory.check_fits(config, mesh)
@@ -97,6 +96,12 @@ def _check_batch(config: TrainConfig) -> None:
             f"batch_size: {config.batch_size} cannot be split evenly over {over}; "
             f"set --batch-size to a multiple of {devices * parts}"
         )
+
+
+def _check_folder(config: TrainConfig) -> None:
+    checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
+    if config.resume:
+        run_config.check_resume(config, config.checkpoint_dir)
 
 
 def _check_disk(config: TrainConfig, *, keeps_best: bool) -> None:

@@ -1,0 +1,279 @@
+"""The train loop on the CPU: step time, wait for the loader, memory beside its estimate, two processes, and three kills.
+
+    python benchmarks/bench_train_loop.py                          # debug_realman, about ten minutes on 2 cores
+    python benchmarks/bench_train_loop.py --sections kills --steps 20
+
+Every run is `scripts/train.py` as a user starts it, in a folder that is deleted afterwards, on simulated recordings that
+are made first (or on the dataset --repo-id). Ratios come first in each table; nothing is written but with --out.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import json
+import os
+from pathlib import Path
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import psutil
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = ROOT / "third_party/openpi/scripts/train.py"
+CONFIG = "debug_realman"
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to measure."""
+
+    # Parts to run: step, memory, processes, kills.
+    sections: tuple[str, ...] = ("step", "memory", "processes", "kills")
+    # Training steps of each run.
+    steps: int = 60
+    # Samples a step.
+    batch_size: int = 16
+    # Simulated episodes to make, unless --repo-id is given.
+    episodes: int = 4
+    # A dataset that is there already, below $HF_LEROBOT_HOME.
+    repo_id: str | None = None
+    # Chooses the steps at which a run is killed.
+    seed: int = 0
+    # Write the tables as JSON too.
+    out: Path | None = None
+
+
+@dataclasses.dataclass
+class Run:
+    """A finished training process."""
+
+    log: list[dict[str, float]]
+    stderr: str
+    peak_mib: float
+
+
+class Workplace:
+    """A folder with a dataset and its statistics, in which runs are made."""
+
+    def __init__(self, args: Args, folder: Path) -> None:
+        self.args = args
+        self.folder = folder
+        self.repo_id = args.repo_id or "realman/bench"
+        self.env = os.environ | {"JAX_PLATFORMS": "cpu", "WANDB_MODE": "disabled"}
+        if args.repo_id is None:
+            self.env["HF_LEROBOT_HOME"] = str(folder / "lerobot")
+            self._call("-m", "realman.sim.record", "--out-dir", folder / "sample", "--num-episodes", args.episodes)
+            convert = ROOT / "examples/realman/convert_realman_data_to_lerobot.py"
+            self._call(convert, "--raw-dir", folder / "sample/train", "--repo-id", self.repo_id)
+        stats = ROOT / "third_party/openpi/scripts/compute_norm_stats.py"
+        self._call(stats, "--config-name", CONFIG, "--repo-id", self.repo_id)
+
+    def _call(self, *command: object) -> None:
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise SystemExit(f"{command}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+
+    def start(self, name: str, *flags: object, env: dict[str, str] | None = None, cores: set[int] | None = None) -> Any:
+        """Start a training process."""
+        command = [sys.executable, TRAIN, CONFIG, "--exp-name", name, "--data.repo-id", self.repo_id]
+        command += [
+            "--num-train-steps",
+            self.args.steps,
+            "--batch-size",
+            self.args.batch_size,
+            "--log-interval",
+            1,
+            *flags,
+        ]
+        err = (self.folder / f"{name}.{time.monotonic_ns()}.err").open("w+")
+        process = subprocess.Popen(
+            list(map(str, command)), cwd=self.folder, env=self.env | (env or {}), stdout=subprocess.DEVNULL, stderr=err
+        )
+        if cores:
+            psutil.Process(process.pid).cpu_affinity(sorted(cores))
+        return process, err
+
+    def wait(self, name: str, process: Any, err: Any) -> Run:
+        """Wait for a training process; its peak of memory is the system's own figure."""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        err.seek(0)
+        text = err.read()
+        if process.returncode:
+            raise SystemExit(f"run {name}: exit status {process.returncode}\n{text[-3000:]}")
+        return Run(self.log(name), text, usage.ru_maxrss / 1024)
+
+    def train(self, name: str, *flags: object, **options: Any) -> Run:
+        """Do a whole run."""
+        return self.wait(name, *self.start(name, *flags, **options))
+
+    def log(self, name: str) -> list[dict[str, float]]:
+        """Read a run's log, also while it is being written."""
+        path = self.folder / "checkpoints" / CONFIG / name / "train_log.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def steady(run: Run) -> list[dict[str, float]]:
+    """The second half of a run: queues are full, caches are warm."""
+    return run.log[len(run.log) // 2 :]
+
+
+def mean(run: Run, key: str) -> float:
+    """Mean of a column over the second half."""
+    lines = steady(run)
+    return sum(line[key] for line in lines) / len(lines)
+
+
+def bench_step(place: Workplace) -> list[dict[str, Any]]:
+    """Step time, share of loader wait and memory of the process, by what layers compute again."""
+    rows = []
+    for remat in ("full", "none"):
+        for fresh in (True, False):
+            cache = place.folder / f"cache_{remat}"
+            run = place.train(f"step_{remat}_{fresh}", "--remat", remat, env={"HOME": str(cache)})
+            rate = mean(run, "samples_per_s")
+            rows.append(
+                {
+                    "remat": remat,
+                    "step compiled": "now" if fresh else "cached",
+                    "step ms": 1000 * place.args.batch_size / rate,
+                    "samples/s": rate,
+                    "loader wait %": 100 * mean(run, "loader_wait"),
+                    "peak MiB": run.peak_mib,
+                    "MiB at the end": 1024 * run.log[-1]["memory_gib"],
+                }
+            )
+    return rows
+
+
+def bench_memory(place: Workplace) -> list[dict[str, Any]]:
+    """The estimate before compiling and the plan of the compiled step, beside what the process grew by."""
+    rows = []
+    for batch_size in (place.args.batch_size, 4 * place.args.batch_size):
+        for remat in ("full", "none"):
+            name = f"memory_{batch_size}_{remat}"
+            flags = ("--batch-size", batch_size, "--remat", remat, "--num-train-steps", 4)
+            place.train(f"{name}_warm", *flags)  # compiled: what the compiler takes is not what is asked for here
+            run = place.train(name, *flags)
+            estimate = _gib(r"estimated: ([\d.]+) GiB", run.stderr)
+            plan = _gib(r"compiled step: ([\d.]+) GiB", run.stderr)
+            grown = 1024 * (run.log[-1]["memory_gib"] - _gib(r"process before: ([\d.]+) GiB", run.stderr))
+            rows.append(
+                {
+                    "estimate / plan": estimate / plan,
+                    "plan / grown": plan * 1024 / grown,
+                    "batch": batch_size,
+                    "remat": remat,
+                    "estimate MiB": 1024 * estimate,
+                    "plan MiB": 1024 * plan,
+                    "process grew by MiB": grown,
+                }
+            )
+    return rows
+
+
+def _gib(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise SystemExit(f"the log of the run does not say '{pattern}'")
+    return float(found[1])
+
+
+def bench_processes(place: Workplace) -> list[dict[str, Any]]:
+    """Two processes with a core each beside one process with one core."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise SystemExit("processes: two cores are needed")
+    alone = place.train("one", cores={cores[0]})
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+    shared = ("--coordinator-address", address, "--num-processes", 2)
+    both = [place.start("two", *shared, "--process-id", i, cores={cores[i]}) for i in range(2)]
+    first, _ = [place.wait("two", *each) for each in both]
+    difference = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(first.log, alone.log, strict=True))
+    rates = [mean(run, "samples_per_s") for run in (alone, first)]
+    return [
+        {
+            "two / one": rates[1] / rates[0],
+            "samples/s one": rates[0],
+            "samples/s two": rates[1],
+            "largest difference of a loss": difference,
+        }
+    ]
+
+
+def bench_kills(place: Workplace) -> list[dict[str, Any]]:
+    """A run killed three times at random steps, beside an unbroken one: losses must be the same to the last bit."""
+    steps = place.args.steps
+    flags = ("--save-interval", max(1, steps // 10))
+    unbroken = place.train("unbroken", *flags)
+    kills = sorted(random.Random(place.args.seed).sample(range(1, steps - 1), 3))
+    for number, kill in enumerate(kills):
+        process, _ = place.start("killed", *flags, *(["--resume"] if number else []))
+        while process.poll() is None and not any(line["step"] >= kill for line in place.log("killed")):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        if process.wait() != -signal.SIGKILL:
+            raise SystemExit(f"the run was not killed at step {kill}: exit status {process.returncode}")
+    last = place.train("killed", *flags, "--resume")
+    equal = [a["loss"] == b["loss"] for a, b in zip(last.log, unbroken.log, strict=True)]
+    return [
+        {
+            "losses equal": f"{sum(equal)} of {len(equal)}",
+            "killed at steps": ", ".join(map(str, kills)),
+            "final loss": repr(last.log[-1]["loss"]),
+            "of the unbroken run": repr(unbroken.log[-1]["loss"]),
+        }
+    ]
+
+
+SECTIONS: dict[str, Callable[[Workplace], list[dict[str, Any]]]] = {
+    "step": bench_step,
+    "memory": bench_memory,
+    "processes": bench_processes,
+    "kills": bench_kills,
+}
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print a Markdown table."""
+    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n|{'---:|' * len(rows[0])}")
+    for row in rows:
+        print(f"| {' | '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in row.values())} |", flush=True)
+
+
+def main(args: Args) -> None:
+    """Measure and print."""
+    folder = Path(tempfile.mkdtemp(prefix="bench_train_loop_"))
+    try:
+        place = Workplace(args, folder)
+        tables = {}
+        for name in args.sections:
+            tables[name] = SECTIONS[name](place)
+            print_table(SECTIONS[name].__doc__ or name, tables[name])
+        if args.out is not None:
+            args.out.write_text(json.dumps(tables, indent=2) + "\n")
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
