@@ -19,7 +19,6 @@ import pytest
 from openpi.models import gemma_config
 from openpi.models import model as _model
 from openpi.models import pi0_config
-from openpi.shared import compile_cache as _compile_cache
 from openpi.shared import errors
 from openpi.training import checkpoints
 from openpi.training import config as _config
@@ -42,14 +41,6 @@ MODEL = pi0_config.Pi0Config(
     action_horizon=6,
     max_token_len=8,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_cache(tmp_path_factory):
-    """The runs below are one program: compile it once."""
-    _compile_cache.enable(tmp_path_factory.mktemp("compile_cache"))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 def debug_config(folder: pathlib.Path, **overrides):

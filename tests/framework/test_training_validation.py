@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from openpi.policies import checkpoint_folder
-from openpi.shared import compile_cache as _compile_cache
 from openpi.training import config as _config
 from openpi.training import norm_stats
 from openpi.training import sharding
@@ -16,13 +15,6 @@ from openpi.training import train_loop
 from openpi.training import train_state
 from openpi.training import validation
 from openpi.training.validation_split import ValidationSplit
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_cache(tmp_path_factory):
-    _compile_cache.enable(tmp_path_factory.mktemp("compile_cache"))
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
 
 
 @pytest.fixture
