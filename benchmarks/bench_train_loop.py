@@ -71,7 +71,16 @@ class Workplace:
         self.env = os.environ | {"JAX_PLATFORMS": "cpu", "WANDB_MODE": "disabled"}
         if args.repo_id is None:
             self.env["HF_LEROBOT_HOME"] = str(folder / "lerobot")
-            self._call("-m", "realman.sim.record", "--out-dir", folder / "sample", "--num-episodes", args.episodes)
+            self._call(
+                "-m",
+                "realman.sim.record",
+                "--out-dir",
+                folder / "sample",
+                "--num-episodes",
+                args.episodes,
+                "--num-heldout",
+                0,
+            )
             convert = ROOT / "examples/realman/convert_realman_data_to_lerobot.py"
             self._call(convert, "--raw-dir", folder / "sample/train", "--repo-id", self.repo_id)
         stats = ROOT / "third_party/openpi/scripts/compute_norm_stats.py"
