@@ -17,6 +17,7 @@ import dataclasses
 import logging
 import os
 from pathlib import Path
+import sys
 
 from realman import chunks
 from realman import cli
@@ -44,6 +45,8 @@ from realman.recording import dataset
 from realman.recording.recorder import Recorder
 
 logger = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL_S = 0.0005
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +185,7 @@ def _console(
     if recorder:
         actions |= {"e": recorder.toggle, "x": recorder.discard}
         names += "   e episode begin/save   x discard"
-    with Keyboard(actions if args.view else {}, "p" if args.view else "", set_prompt) as keyboard:
+    with Keyboard(actions, "p", set_prompt) if args.view else contextlib.nullcontext() as keyboard:
         watched = Watched(
             run=run,
             horizon=client.info.action_horizon,
@@ -196,8 +199,14 @@ def _console(
             recording=recorder.status if recorder else None,
             keys=names + "   Ctrl-C stop at once",
         )
-        with View(watched) if args.view else contextlib.nullcontext():
-            yield
+        # Threads that draw and encode must hand the interpreter over sooner than a late tick is noticed (5 ms by default).
+        before_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        try:
+            with View(watched) if args.view else contextlib.nullcontext():
+                yield
+        finally:
+            sys.setswitchinterval(before_s)
 
 
 def _connect(args: Args, site: site_config.Site, fps: float) -> PolicyClient:

@@ -1,12 +1,16 @@
 """The realtime example from flags to exit code, on a stand-in robot, against a real server on loopback."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
+import logging
 import os
+import pty
 import signal
 import socket
 import sys
+import termios
 import time
 
 import numpy as np
@@ -17,9 +21,12 @@ from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi_client import base_policy
 from realman import cli
 from realman import spec
+from realman.errors import DatasetError
+from realman.errors import EpisodeError
 from realman.errors import RejectedError
 from realman.errors import ServerError
 from realman.errors import SiteError
+from realman.raw.episode import open_episode
 from realman.robot import RobotObservation
 from realman.safety import SafetySettings
 from realman.site_config import SIM_SITE
@@ -275,3 +282,61 @@ def test_flags_win_over_the_sites_file(example, tmp_path):
     site = example.resolve_site(example.Args(site=path, port=9001))
     assert (site.server.host, site.server.port, site.prompt) == ("robot-server", 9001, "fold")
     assert example.resolve_site(example.Args(site=path, prompt="tidy")).prompt == "tidy"
+
+
+def test_a_run_is_recorded_with_its_prompt_and_what_was_really_sent(example, tmp_path, caplog):
+    robot = FakeRobot()
+    with serving(Ramp()) as server, caplog.at_level(logging.INFO):
+        assert start(example, server, tmp_path, robot, record=tmp_path / "rollouts") == 0
+    assert "make convert DATA=" in caplog.text
+    with open_episode(tmp_path / "rollouts/episode_0.hdf5") as episode:
+        assert (episode.num_frames, episode.fps, episode.task, episode.cameras) == (12, 50, "go", ("cam_high",))
+        with np.load(tmp_path / "out/run.npz") as log:
+            np.testing.assert_allclose(episode.action, log["sent"], atol=1e-6)
+
+
+def test_recording_needs_a_task_and_a_place_before_the_robot_is_touched(example, tmp_path):
+    robot = FakeRobot()
+    (tmp_path / "file").touch()
+    site = dataclasses.replace(SIM_SITE, prompt=None)
+    with serving(Ramp()) as server:
+        local = dataclasses.replace(site, server=ServerSettings(port=server.port))
+        with pytest.raises(RejectedError, match="no task text is known; give --prompt"):
+            start(example, server, tmp_path, robot, local, record=tmp_path / "rollouts")
+        with pytest.raises(EpisodeError, match="cannot be written"):
+            start(example, server, tmp_path, robot, record=tmp_path / "file/rollouts")
+    assert robot.calls == []
+
+
+def test_a_dataset_that_exists_is_not_recorded_over(example, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_LEROBOT_HOME", str(tmp_path))
+    (tmp_path / "a/b/meta").mkdir(parents=True)
+    (tmp_path / "a/b/meta/info.json").touch()
+    robot = FakeRobot()
+    with serving(Ramp()) as server, pytest.raises(DatasetError, match="dataset exists already"):
+        start(example, server, tmp_path, robot, record=tmp_path / "rollouts", record_repo_id="a/b")
+    assert robot.calls == []
+
+
+def test_keys_steer_a_run_in_a_terminal_which_is_put_back(example, tmp_path, monkeypatch):
+    master, slave = pty.openpty()
+    monkeypatch.setattr(os, "tcgetpgrp", lambda _fd: os.getpgrp())
+    pressed = []
+
+    class Slow(FakeRobot):
+        def send(self, target):
+            time.sleep(0.002)
+            if self.num_sent == 5 and not pressed:
+                pressed.append(os.write(master, b"q"))
+            return super().send(target)
+
+    robot = Slow()
+    with os.fdopen(slave) as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        before = termios.tcgetattr(slave)
+        with serving(Ramp()) as server:
+            assert start(example, server, tmp_path, robot, max_steps=None) == 0
+        assert termios.tcgetattr(slave) == before
+    os.close(master)
+    assert json.loads((tmp_path / "out/run.json").read_text())["ended_by"] == "the end key"
+    assert robot.calls[-2:] == ["stop", "disconnect"]

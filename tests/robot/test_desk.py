@@ -18,6 +18,7 @@ from realman import chunks
 from realman import control
 from realman import site_config
 from realman.client import Prediction
+from realman.desk import view
 from realman.desk.keyboard import Keyboard
 from realman.desk.run import Run
 from realman.desk.steering import SteeredPolicy
@@ -345,6 +346,14 @@ def test_the_view_lives_in_a_terminal_and_lets_log_lines_pass_above_it():
         logging.getLogger().removeHandler(handler)
     assert "a line in between" in screen.getvalue()
     assert handler.stream is before
+
+
+def test_without_a_terminal_the_view_is_a_plain_line_now_and_then(caplog, monkeypatch):
+    monkeypatch.setattr(view, "_LINE_EVERY_S", 0.0)
+    run = play(Arms(), Steering("task"))
+    with caplog.at_level(logging.INFO), View(watched(run), Console(file=io.StringIO())):
+        wait_until(lambda: "running: step 30" in caplog.text)
+    assert "latency p50 10 ms" in caplog.text
 
 
 def test_a_view_that_breaks_is_told_and_ends_nothing(caplog):
