@@ -165,6 +165,15 @@ def test_an_arm_held_back_by_the_world_stops_with_a_collision(arm):
     assert arm.ask("movej", v=50, joint=HOME_MDEG)["receive_state"] is True
 
 
+def test_a_burst_of_high_follow_targets_is_no_collision(arm):
+    # What waited in the network while this process was held up: three steps of 9 deg at once, faster than any joint.
+    for k in (1, 2, 3):
+        arm.ask("movej_canfd", joint=[9_000 * k, *HOME_MDEG[1:]], follow=True)
+    arm.run(1.0)
+    assert arm.controller.errors == []
+    np.testing.assert_allclose(arm.controller.position.joints[0], np.deg2rad(27), atol=1e-6)
+
+
 def test_grippers_answer_in_their_units(arm):
     assert arm.ask("set_gripper_position", position=500, block=True) == {"command": "set_gripper", "state": True}
     assert [e["device"] for e in arm.run(1.0)] == [1]

@@ -15,6 +15,7 @@ from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.errors import SiteError
 from realman.rm65 import codes
+from realman.rm65 import sdk
 from realman.rm65.feed import StateFeed
 from realman.rm65.follow import FollowWatch
 from realman.rm65.gripper import GripperWorker
@@ -100,6 +101,13 @@ def test_a_pause_between_targets_is_not_taken_for_standing_still():
     watch = FollowWatch("right arm", 0.5)
     watch.look(np.zeros(6), np.zeros(6), 0.0)
     watch.look(np.full(6, 0.1), np.zeros(6), 60.0)
+
+
+def test_an_arm_is_not_still_while_nothing_new_is_known_of_it():
+    # A busy machine calls often and hears late: half a second of calls with one old state is no arm that stands still.
+    watch = FollowWatch("right arm", 0.5)
+    for _ in range(200):
+        watch.look(np.full(6, 0.1), np.zeros(6), 7.0)
 
 
 class FakeGripper:
@@ -246,3 +254,19 @@ def test_nobody_at_the_raw_stops_address_is_told():
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(RobotTimeoutError, match=r"right arm: no connection to 127\.0\.0\.1"):
             RawArm("right arm", "127.0.0.1", unused.getsockname()[1], 1.0)
+
+
+def test_what_comes_back_too_late_is_undone_in_its_own_thread_and_is_not_hung():
+    gate, undone = threading.Event(), threading.Event()
+    with pytest.raises(RobotTimeoutError, match="connecting: the SDK did not return within 0.05 s"):
+        bounded(lambda: gate.wait(20), 0.05, "connecting", undo=undone.set)
+    assert "connecting" in sdk._hung_calls()
+    gate.set()
+    assert undone.wait(20)
+    assert "connecting" not in sdk._hung_calls(grace_s=20.0)
+
+
+def test_what_comes_back_in_time_is_not_undone():
+    undone = threading.Event()
+    assert bounded(lambda: 5, 20.0, "connecting", undo=undone.set) == 5
+    assert not undone.is_set()
