@@ -258,7 +258,7 @@ def test_nobody_at_the_raw_stops_address_is_told():
 
 def test_what_comes_back_too_late_is_undone_in_its_own_thread_and_is_not_hung():
     gate, undone = threading.Event(), threading.Event()
-    with pytest.raises(RobotTimeoutError, match="connecting: the SDK did not return within 0.05 s"):
+    with pytest.raises(RobotTimeoutError, match="connecting: the SDK did not return"):
         bounded(lambda: gate.wait(20), 0.05, "connecting", undo=undone.set)
     assert "connecting" in sdk._hung_calls()
     gate.set()
