@@ -124,7 +124,7 @@ def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
         run = Run(site, _player(site, client, steering), steering)
         try:
             # The recording is finished when the arms have been stopped, not before.
-            with _recorder(args, run, robot, client) as recorder, _robot.connected(robot):
+            with _recorder(args, run, robot, client, moves=moves) as recorder, _robot.connected(robot):
                 joint_range = robot.joint_range() if isinstance(robot, _robot.RangedRobot) else None
                 limits = safety.Limits.per_tick(site.safety, robot.fps, joint_range)
                 preflight(site, robot, client, limits)
@@ -151,9 +151,13 @@ def _player(site: site_config.Site, client: PolicyClient, steering: Steering) ->
 
 
 @contextlib.contextmanager
-def _recorder(args: Args, run: Run, robot: _robot.Robot, client: PolicyClient) -> Iterator[Recorder | None]:
-    """A recorder, if one is asked for."""
-    if args.record is None:
+def _recorder(
+    args: Args, run: Run, robot: _robot.Robot, client: PolicyClient, *, moves: bool
+) -> Iterator[Recorder | None]:
+    """A recorder, if one is asked for and there is something to record: targets that were not sent are no demonstration."""
+    if args.record is None or not moves:
+        if args.record is not None:
+            logger.warning("dry run: nothing is recorded")
         yield None
         return
     steering, default = run.steering, client.info.metadata.get("default_prompt")

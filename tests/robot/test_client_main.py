@@ -295,6 +295,12 @@ def test_a_run_is_recorded_with_its_prompt_and_what_was_really_sent(example, tmp
             np.testing.assert_allclose(episode.action, log["sent"], atol=1e-6)
 
 
+def test_a_dry_run_is_not_recorded(example, tmp_path):
+    with serving(Ramp()) as server:
+        assert start(example, server, tmp_path, FakeRobot(), dry_run=True, record=tmp_path / "rollouts") == 0
+    assert not (tmp_path / "rollouts").exists()
+
+
 def test_recording_needs_a_task_and_a_place_before_the_robot_is_touched(example, tmp_path):
     robot = FakeRobot()
     (tmp_path / "file").touch()

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import time
 
@@ -340,3 +341,13 @@ def test_a_server_that_dies_while_the_arms_move_stops_them_in_async_mode_too():
         control.run(robot, player, LIMITS, record, max_steps=10_000, pacer=Pacer(500.0))
     assert 4 <= len(robot.sent) < 10_000
     assert robot.calls[-2:] == ["stop", "disconnect"]
+
+
+def test_nothing_beside_the_arms_reads_a_clock_that_can_be_set(repo_root):
+    # A clock that jumps, by hand or by NTP, must neither freeze nor hurry an arm: time.monotonic() alone.
+    files = [repo_root / "examples/realman/main.py"]
+    for part in ("*.py", "rm65/*.py", "cameras/*.py", "desk/*.py", "recording/*.py", "emulator/*.py"):
+        files += (repo_root / "realman").glob(part)
+    assert len(files) > 40
+    wall_clock = re.compile(r"time\.time\(|datetime|perf_counter")
+    assert [f.name for f in files if wall_clock.search(f.read_text()) and f.name not in ("convert.py", "demo.py")] == []
