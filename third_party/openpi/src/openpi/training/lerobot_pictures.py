@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import threading
+import uuid
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -142,7 +143,9 @@ def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> Runs:
             return Runs(pictures, stored[1:], is_chunk=False)
     stem.parent.mkdir(parents=True, exist_ok=True)
     spans, end = [version], 0
-    part = pictures.with_name(f"{pictures.name}.{os.getpid()}")
+    # Other processes, of this or another machine, may unpack the same episode.
+    mark = uuid.uuid4().hex
+    part = pictures.with_name(f"{pictures.name}.{mark}")
     try:
         with pq.ParquetFile(path) as file, part.open("wb") as target:
             for batch in file.iter_batches(_UNPACK_ROWS, columns=[key], use_threads=False):
@@ -153,7 +156,7 @@ def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> Runs:
         part.replace(pictures)
     finally:
         part.unlink(missing_ok=True)
-    part_index = index.with_name(f"{os.getpid()}.{index.name}")
+    part_index = index.with_name(f"{mark}.{index.name}")
     np.save(part_index, np.array(spans, np.int64))
     part_index.replace(index)
     return Runs(pictures, np.array(spans[1:], np.int64), is_chunk=False)
