@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import dataclasses
+import io
 import pathlib
 import shutil
 
 import cv2
 import numpy as np
+from PIL import Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,8 +18,10 @@ from openpi.training import config as _config
 from openpi.training import data_loader
 from openpi.training import lerobot_images
 from openpi.training import lerobot_pictures
+from openpi.training import png
 from openpi.training.lerobot_dataset import LeRobotDataset
 from openpi_client import image_tools
+from realman.dataset import png as png_writer
 
 CAMERA = "observation.images.cam_high"
 ONE_BY_ONE = {"row_group_size": 1, "compression": "none", "use_dictionary": False, "write_statistics": False}
@@ -122,6 +126,36 @@ def test_open_files_and_row_groups_stay_bounded(root, golden_dir, monkeypatch, m
         source = dataset._sources[0][0]
         assert len(source._files._values) <= max_weight
         assert source._pages._weight <= 100_000 or len(source._pages._values) == 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (48, 64), (70, 33)])
+def test_the_converters_pngs_are_decoded_exactly(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    encoded = png_writer.encode(image)
+    np.testing.assert_array_equal(png.decode(encoded), image)
+    np.testing.assert_array_equal(png.decode(encoded), cv2.imdecode(np.frombuffer(encoded, np.uint8), 1)[..., ::-1])
+
+
+def test_other_and_broken_pngs_are_left_to_the_general_decoder(golden_dir):
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    grey = cv2.imencode(".png", image[..., 0])[1].tobytes()
+    pillow = io.BytesIO()
+    Image.fromarray(image).save(pillow, "PNG")  # chooses a filter row by row
+    ours = png_writer.encode(image)
+    flipped = bytearray(ours)
+    flipped[len(ours) // 2] ^= 0x55
+    for data in (grey, pillow.getvalue(), ours[:-30], ours[: len(ours) // 2], bytes(flipped), b"", b"\x89PNG rubbish"):
+        assert png.decode(data) is None
+
+
+def test_a_jpeg_that_was_cut_off_is_refused(root):
+    jpeg = cv2.imencode(".jpg", photo(48, 64))[1].tobytes()
+    set_picture(root, 1, 4, jpeg[: len(jpeg) // 2], **ONE_BY_ONE)
+    set_picture(root, 2, 0, jpeg + b"\0" * 300, **ONE_BY_ONE)
+    dataset = LeRobotDataset("x", root=root, image_keys=[CAMERA])
+    with pytest.raises(errors.DataError, match=f"episode 1, frame 4, '{CAMERA}': the picture .* cannot be decoded"):
+        dataset[12 + 4]
+    assert dataset[12 + 9][CAMERA].shape == (3, 48, 64)  # padded: as recorded
 
 
 def photo(height: int, width: int) -> np.ndarray:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from openpi.shared import errors
 from openpi.training import lerobot_columns
 from openpi.training import lerobot_pictures
+from openpi.training import png
 from openpi.training.bounded_cache import BoundedCache
 from openpi.training.lerobot_metadata import LeRobotMetadata
 
@@ -30,6 +31,10 @@ _GO_ON_FRAMES = 4
 _MAX_PAGE_BYTES = 512 * 2**20
 # Places of pictures, 16 bytes a frame and camera: those of ten million frames of three cameras.
 _MAX_PLACES_BYTES = 512 * 2**20
+
+_JPEG_END = b"\xff\xd9"
+# Bytes in which the end of a JPEG must lie; recorders pad the short ones with zeros.
+_JPEG_TAIL = 256 * 1024
 
 _REMEDY = "convert this recording again, or remove the episode"
 
@@ -85,10 +90,15 @@ class ParquetImages:
         data = None if encoded is None else np.frombuffer(encoded, np.uint8)
         if data is None or data.size == 0:
             raise errors.DataError(f"{place}: the picture is empty; {_REMEDY}")
-        image = cv2.imdecode(data, self._flag(key) if is_jpeg(data) else cv2.IMREAD_COLOR)
+        image = self._decode_jpeg(data, key) if is_jpeg(data) else _decode_other(data)
         if image is None:
             raise errors.DataError(f"{place}: the picture ({data.size} bytes) cannot be decoded; {_REMEDY}")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+        return image
+
+    def _decode_jpeg(self, data: np.ndarray, key: str) -> np.ndarray | None:
+        # The decoder fills up what is missing of a JPEG that was cut off; zeros may follow the end.
+        is_whole = data[-_JPEG_TAIL:].tobytes().rstrip(b"\0").endswith(_JPEG_END)
+        return _to_rgb(cv2.imdecode(data, self._flag(key))) if is_whole else None
 
     def _flag(self, key: str) -> int:
         if self._shrink_to is None:
@@ -110,6 +120,15 @@ def _read_runs(runs: Mapping[str, lerobot_pictures.Runs], frame: int) -> dict[st
 def is_jpeg(data: np.ndarray) -> bool:
     """Whether encoded bytes (n,) begin as a JPEG does."""
     return data[:2].tobytes() == b"\xff\xd8"
+
+
+def _decode_other(data: np.ndarray) -> np.ndarray | None:
+    image = png.decode(data.data)
+    return _to_rgb(cv2.imdecode(data, cv2.IMREAD_COLOR)) if image is None else image
+
+
+def _to_rgb(image: np.ndarray | None) -> np.ndarray | None:
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
