@@ -36,6 +36,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Pack a checkpoint for serving: weights for inference, statistics and tokenizer in one folder."""
+    logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports each file
     config = _config.get_config(args.config_name)
     step_dir = checkpoint_folder.resolve(args.checkpoint_dir)
     out = args.out or EXPORTS_DIR / config.name / f"{step_dir.parent.name}-{step_dir.name}"
