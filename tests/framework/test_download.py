@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import random
 import subprocess
 import sys
 import threading
@@ -14,9 +15,11 @@ import urllib.parse
 
 import pytest
 
+from openpi.shared import crc32c
 from openpi.shared import download
 from openpi.shared import errors
 from openpi.shared import http_file
+from openpi.shared.crc32c import Crc32c
 
 OBJECTS = {
     "tokenizer.model": b"a tokenizer",
@@ -51,7 +54,10 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
         elif url.path == "/bucket/stalling":
             self.answer_half_and_wait()
         elif url.path == "/bucket/spoilt":
-            self.answer(b"spoilt", checksum=md5(b"whole"))
+            self.answer(b"spoilt", checksum=f"md5={md5(b'whole')}")
+        elif url.path.startswith("/bucket/composite"):
+            # What was uploaded in parts has no MD5. The value is that of the specification's example.
+            self.answer(b"123456789", checksum="crc32c=" + ("4waSgw==" if url.path.endswith("whole") else "4waSgA=="))
         else:
             self.answer(OBJECTS.get(urllib.parse.unquote(url.path).removeprefix("/bucket/")))
 
@@ -94,7 +100,7 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Length", str(claimed_length or len(body or b"")))
         if checksum is not None:
-            self.send_header("x-goog-hash", f"md5={checksum}")
+            self.send_header("x-goog-hash", checksum)
         self.end_headers()
         self.wfile.write(body or b"")
 
@@ -205,6 +211,46 @@ def test_a_file_with_the_wrong_checksum_is_refused(bucket, cache):
     with pytest.raises(errors.UserError, match=r"found MD5 .* of 6 bytes, expected .*put it at"):
         download.maybe_download("gs://bucket/spoilt")
     assert not (cache / "bucket").exists()
+
+
+def test_a_file_without_md5_is_compared_by_its_crc32c(bucket):
+    assert download.maybe_download("gs://bucket/composite_whole").read_bytes() == b"123456789"
+    with pytest.raises(errors.UserError, match=r"found CRC-32C 4waSgw== of 9 bytes, expected 4waSgA=="):
+        download.maybe_download("gs://bucket/composite_spoilt")
+
+
+@pytest.mark.parametrize(
+    ("data", "checksum"),
+    [
+        (b"", 0),
+        (b"123456789", 0xE3069283),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+    ],
+)
+def test_crc32c_has_the_values_of_its_specification(data, checksum):
+    crc = Crc32c()
+    crc.update(data)
+    assert crc.digest() == checksum.to_bytes(4, "big")
+
+
+def test_crc32c_is_that_of_the_bits_however_the_bytes_arrive(monkeypatch):
+    monkeypatch.setattr(crc32c, "_BLOCK_BYTES", 1 << 12)
+
+    def by_bits(data):
+        crc = 0xFFFFFFFF
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+        return (crc ^ 0xFFFFFFFF).to_bytes(4, "big")
+
+    data = random.Random(0).randbytes(50_000)
+    crc = Crc32c()
+    for start in range(0, len(data), 7_777):
+        crc.update(data[start : start + 7_777])
+    assert crc.digest() == by_bits(data)
 
 
 def partial_folder(cache):

@@ -8,11 +8,13 @@ import json
 import logging
 import pathlib
 import time
-from typing import BinaryIO
+from typing import Any, BinaryIO
 import urllib.error
 import urllib.request
 
 import tqdm
+
+from openpi.shared import crc32c
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +35,20 @@ class _Version:
     size: int | None = None
     # A strong validator: equal ones promise equal bytes.
     etag: str | None = None
-    # Checksum, base64, and number of the version; Google Cloud Storage gives them.
+    # Checksums, base64, and number of the version; Google Cloud Storage gives them, MD5 not for every file.
     md5: str | None = None
+    crc32c: str | None = None
     generation: str | None = None
+
+    @property
+    def checksum(self) -> tuple[str, str] | None:
+        """Name and value of what the bytes are compared by."""
+        known = (("MD5", self.md5), ("CRC-32C", self.crc32c))
+        return next(((name, value) for name, value in known if value is not None), None)
+
+    def new_digest(self) -> Any:
+        """Return what computes that checksum."""
+        return crc32c.Crc32c() if self.md5 is None and self.crc32c is not None else hashlib.md5(usedforsecurity=False)
 
 
 def fetch(
@@ -99,7 +112,7 @@ class _Download:
         self._file = file
         self._note = note
         self._progress = progress
-        self._digest = hashlib.md5(usedforsecurity=False)
+        self._digest = version.new_digest()
         file.seek(0)
         while block := file.read(_BLOCK_BYTES):
             self._digest.update(block)
@@ -140,26 +153,30 @@ class _Download:
         Raises:
             OSError: What has arrived is something else.
         """
+        if self._version.checksum is None:
+            return
+        name, expected = self._version.checksum
         found = base64.b64encode(self._digest.digest()).decode()
-        if self._version.md5 not in (None, found):
-            raise OSError(f"found MD5 {found} of {self._file.tell()} bytes, expected {self._version.md5}")
+        if found != expected:
+            raise OSError(f"found {name} {found} of {self._file.tell()} bytes, expected {expected}")
 
     def _begin(self, headers: http.client.HTTPMessage) -> None:
         """Start at the first byte, also when the server does not resume or the file has changed meanwhile."""
         self._progress.update(-self._file.tell())
         self._file.seek(0)
         self._file.truncate()
-        self._digest = hashlib.md5(usedforsecurity=False)
         etag, length = headers.get("ETag"), headers.get("Content-Length")
-        sums = ",".join(headers.get_all("x-goog-hash", [])).split(",")
+        sums = [part.strip() for part in ",".join(headers.get_all("x-goog-hash", [])).split(",")]
         self._version = _Version(
             self._version.url,
             size=None if length is None else int(length),
             # A weak tag ("W/...") does not promise equal bytes.
             etag=None if etag is None or etag.startswith("W/") else etag,
-            md5=next((part.strip().removeprefix("md5=") for part in sums if part.strip().startswith("md5=")), None),
+            md5=next((part.removeprefix("md5=") for part in sums if part.startswith("md5=")), None),
+            crc32c=next((part.removeprefix("crc32c=") for part in sums if part.startswith("crc32c=")), None),
             generation=headers.get("x-goog-generation"),
         )
+        self._digest = self._version.new_digest()
         if self._progress.total is None:
             self._progress.total = self._version.size
         self._note.parent.mkdir(parents=True, exist_ok=True)
