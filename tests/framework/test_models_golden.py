@@ -27,13 +27,22 @@ GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 FORMULA = {"rtol": 1e-5, "atol": 2e-6}
 
 
+# Operation by operation, this implementation rounds to bfloat16 where the original does: on the JAX that wrote the golden
+# files the image tokens are equal to the last bit, and without jit whole samples of the velocity are. Newer compilers keep
+# other bits inside a fusion and have another sine and cosine, and a rounded difference then grows through the layers: one of
+# 320 velocities differs by 1.1 times what rtol = atol = 3e-2 allows, while the original's own numbers are up to 0.055 off its
+# float32 ones (three of them by more than that bound). So the bound is elementwise where the compiler is the original's, and
+# elsewhere goes with the size of the terms that were summed, which is that of the largest value.
+SAME_COMPILER = jax.__version__.startswith("0.5.")
+
+
 def assert_close(result, expected, dtype):
     result = np.asarray(result, np.float32)
     if dtype == "float32":
         np.testing.assert_allclose(result, expected, rtol=2e-5, atol=2e-5)
+    elif SAME_COMPILER:
+        np.testing.assert_allclose(result, expected, rtol=3e-2, atol=3e-2)
     else:
-        # Sums of rounded terms: the error goes with the size of the terms, not with that of the result. The compiler
-        # may keep more bits inside a fusion, so one bfloat16 run never repeats another bit by bit.
         np.testing.assert_allclose(result, expected, rtol=0, atol=3e-2 * np.abs(expected).max())
 
 
@@ -114,6 +123,9 @@ def test_tokens_velocity_and_samples_equal_the_golden_numbers(name, dtype):
     np.testing.assert_array_equal(valid, arrays["prefix_mask"])
     assert prefix.dtype == dtype
     assert_close(prefix[:, ::37], arrays["prefix_tokens"], dtype)
+    if dtype == "bfloat16":
+        # A rounding at another place would move a third of them and more.
+        assert np.mean(np.asarray(prefix[:, ::37], np.float32) == arrays["prefix_tokens"]) > 0.85
 
     suffix = model.embed_suffix(observation, noisy, time)[0]
     assert_close(suffix, arrays["suffix_tokens"], dtype)

@@ -18,6 +18,7 @@ from openpi.models import initializers
 from openpi.models import lora
 from openpi.models import paligemma
 from openpi.models import pi0
+from openpi.models import siglip
 from openpi.models import stacking
 from openpi.shared import nnx_utils
 
@@ -126,6 +127,21 @@ def test_an_untrained_adaptive_norm_closes_its_gate_and_norms_plainly():
     np.testing.assert_allclose(normed, plain(x, None)[0], rtol=1e-6)
     np.testing.assert_allclose(jnp.mean(jnp.square(normed), axis=-1), 1.0, rtol=1e-4)
     assert not gate.any()
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_the_image_towers_norm_is_rounded_once(param_dtype):
+    """Flax's own norm rounds scale and bias first, on newer releases, and misses a third of these numbers."""
+    norm = siglip._LayerNorm(64)
+    norm.scale[...] = jnp.asarray(1 + 0.3 * draw(64), param_dtype)
+    norm.bias[...] = jnp.asarray(0.3 * draw(64), param_dtype)
+    x = (3 * draw(2, 50, 64)).astype(jnp.bfloat16)
+    exact, scale, bias = (np.asarray(a, np.float64) for a in (x, norm.scale[...], norm.bias[...]))
+    exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-6) * scale + bias
+    result = norm(x)
+    assert result.dtype == jnp.bfloat16
+    # The float32 sums may end on the other side of the middle between two bfloat16 numbers, rarely.
+    assert np.mean(np.asarray(result) == exact.astype(jnp.bfloat16)) > 0.99
 
 
 def test_stacked_layers_run_one_after_the_other_and_differ():

@@ -126,7 +126,7 @@ class _Transformer(nnx.Module):
         self.encoderblock = stacking.stack_layers(
             lambda rngs: _Block(config, dtype=dtype, rngs=rngs), config.depth, rngs
         )
-        self.encoder_norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.encoder_norm = _LayerNorm(config.width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x, _ = stacking.scan_layers(self.encoderblock, lambda block, x, _: (block(x), None), x)
@@ -135,9 +135,9 @@ class _Transformer(nnx.Module):
 
 class _Block(nnx.Module):
     def __init__(self, config: Config, *, dtype: at.DTypeLike, rngs: nnx.Rngs):
-        self.LayerNorm_0 = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.LayerNorm_0 = _LayerNorm(config.width)
         self.MultiHeadDotProductAttention_0 = _Attention(config, dtype=dtype, rngs=rngs)
-        self.LayerNorm_1 = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.LayerNorm_1 = _LayerNorm(config.width)
         self.MlpBlock_0 = _Mlp(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -146,6 +146,26 @@ class _Block(nnx.Module):
         x = sharding.activation_sharding_constraint(x)
         x = x + self.MlpBlock_0(self.LayerNorm_1(x))
         return sharding.activation_sharding_constraint(x)
+
+
+class _LayerNorm(nnx.Module):
+    """Layer norm in float32 throughout, rounded once, to the type of its input.
+
+    Not flax's: its newer releases apply scale and bias in the tower's dtype, which in bfloat16 moves a third of the numbers
+    by one rounding step or more from those that the weights were trained with.
+    """
+
+    def __init__(self, width: int):
+        self.scale = nnx.Param(jnp.ones((width,)))
+        self.bias = nnx.Param(jnp.zeros((width,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        mean = jnp.mean(x32, axis=-1, keepdims=True)
+        # E[x^2] - E[x]^2 and this order of the products are the trained ones too.
+        variance = jnp.maximum(0.0, jnp.mean(jnp.square(x32), axis=-1, keepdims=True) - jnp.square(mean))
+        normed = (x32 - mean) * (jax.lax.rsqrt(variance + 1e-6) * self.scale[...].astype(jnp.float32))
+        return (normed + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class _Attention(nnx.Module):
