@@ -142,6 +142,32 @@ def test_tokens_velocity_and_samples_equal_the_golden_numbers(name, dtype):
         assert_close(result, arrays[f"sample_{num_steps}"], dtype)
 
 
+def without_padding(observation):
+    """The observation as a server asks for it: tokens that are padding in every sample left out."""
+    length = int(np.asarray(observation.tokenized_prompt_mask).sum(axis=1).max())
+    assert length < observation.tokenized_prompt.shape[1]
+    fields = ("tokenized_prompt", "tokenized_prompt_mask", "token_ar_mask", "token_loss_mask")
+    found = {field: getattr(observation, field) for field in fields}
+    return observation.replace(**{field: tokens[:, :length] for field, tokens in found.items() if tokens is not None})
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("pi0", "float32"), ("pi05", "float32"), ("pi0_lora", "float32"), ("pi0_bf16", "bfloat16")]
+)
+def test_samples_without_the_padding_of_the_prompt_equal_the_golden_numbers(name, dtype):
+    arrays = golden_arrays(name)
+    observation = without_padding(stored_observation(arrays, _model.IMAGE_KEYS))
+    sample = sampler(name)(jax.random.key(0), observation, num_steps=3, noise=jnp.asarray(arrays["noise"]))
+    assert_close(sample, arrays["sample_3"], dtype)
+
+
+def test_fast_tokens_without_the_padding_of_the_prompt_equal_the_golden_numbers():
+    arrays = golden_arrays("pi0_fast")
+    prompt = without_padding(stored_observation(arrays, pi0_fast.IMAGE_KEYS, prefix="infer_obs"))
+    tokens = sampler("pi0_fast")(jax.random.key(0), prompt, max_decoding_steps=24, temperature=0.0)
+    np.testing.assert_array_equal(tokens, arrays["greedy_tokens_24"])
+
+
 def test_fast_loss_and_greedy_tokens_equal_the_golden_numbers():
     arrays = golden_arrays("pi0_fast")
     model = stored_model("pi0_fast")

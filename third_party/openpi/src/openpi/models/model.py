@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import enum
 import logging
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from flax import nnx
 from flax import struct
@@ -234,6 +234,9 @@ def _check_params(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None
 
 class BaseModel(nnx.Module, abc.ABC):
     """A model: training loss and action sampling."""
+
+    takes_slots_without_image: ClassVar[bool] = False
+    """Whether a camera slot may have a mask that is False and no image, with the result of a masked image."""
 
     def __init__(self, config: BaseModelConfig):
         self.action_dim = config.action_dim

@@ -85,6 +85,8 @@ def _euler_times(num_steps: int) -> at.Float[at.Array, " n"]:
 class Pi0(_model.BaseModel):
     """pi0, and with `config.pi05` pi0.5."""
 
+    takes_slots_without_image = True
+
     def __init__(self, config: pi0_config.Pi0Config, rngs: nnx.Rngs):
         """Create random parameters (float32)."""
         super().__init__(config)

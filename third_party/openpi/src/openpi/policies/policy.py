@@ -11,6 +11,7 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.models import model as _model
+from openpi.policies import program_shapes
 from openpi.policies.recorder import PolicyRecorder as PolicyRecorder
 from openpi.shared import array_typing as at
 from openpi.shared import nnx_utils
@@ -47,6 +48,7 @@ class Policy(_base_policy.BasePolicy):
         self._sample_actions = nnx_utils.module_jit(model.sample_actions, static_argnames=static)
         self._noise_shape = (1, model.action_horizon, model.action_dim)
         self._takes_noise = "noise" in inspect.signature(model.sample_actions).parameters
+        self._shapes = program_shapes.ProgramShapes(may_drop_images=model.takes_slots_without_image)
         self._sample_kwargs = dict(sample_kwargs or {})
         self._rng = jax.random.key(0) if rng is None else rng
         self._transform = _transforms.compose(transforms)
@@ -73,12 +75,12 @@ class Policy(_base_policy.BasePolicy):
             DataError: the transforms refuse the observation, or leave something else than numbers.
         """
         start_s = time.monotonic()
-        observation = _stack([self._prepare(obs)])
+        inputs = [self._prepare(obs)]
         kwargs = dict(self._sample_kwargs)
         if noise is not None:
             noise = jnp.asarray(noise)
             kwargs["noise"] = noise[None] if noise.ndim == 2 else noise
-        return self._sample(observation, self._next_rng(), kwargs, 1, start_s)[0]
+        return self._sample(inputs, self._next_rng(), kwargs, 1, start_s)[0]
 
     def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answer several observations by one call of the model.
@@ -96,23 +98,26 @@ class Policy(_base_policy.BasePolicy):
         inputs = [self._prepare(obs) for obs in observations]
         count = len(inputs)
         padding = (1 << (count - 1).bit_length()) - count
-        observation = _stack(inputs + inputs[:1] * padding)
         # formula: a flow model starts from normal noise of its rng.
         noise = [jax.random.normal(self._next_rng(), self._noise_shape) for _ in range(count)]
         kwargs = {**self._sample_kwargs, "noise": jnp.concatenate(noise + noise[:1] * padding)}
-        return self._sample(observation, self._rng, kwargs, count, start_s)
+        return self._sample(inputs + inputs[:1] * padding, self._rng, kwargs, count, start_s)
 
     def _next_rng(self) -> at.KeyArrayLike:
         self._rng, rng = jax.random.split(self._rng)
         return rng
 
     def _sample(
-        self, observation: _model.Observation, rng: Any, kwargs: dict[str, Any], count: int, start_s: float
+        self, inputs: list[dict[str, Any]], rng: Any, kwargs: dict[str, Any], count: int, start_s: float
     ) -> list[dict[str, Any]]:
         """Run the model and give the first `count` of the batch their robot's form."""
         prepared_s = time.monotonic()
-        # Computation is asynchronous: without the wait the time would be that of the dispatch.
-        actions = jax.block_until_ready(self._sample_actions(rng, observation, **kwargs))
+        kind = program_shapes.kind_of(len(inputs), kwargs)
+        for shape in self._shapes.choose(kind, inputs):
+            observation = _stack([program_shapes.cut(sample, shape) for sample in inputs])
+            # Computation is asynchronous: without the wait the time would be that of the dispatch.
+            actions = jax.block_until_ready(self._sample_actions(rng, observation, **kwargs))
+            self._shapes.has_run(kind, shape)
         sampled_s = time.monotonic()
         # Copies, because a view of the device's memory could not be written to.
         states, actions = np.array(observation.state), np.array(actions)
