@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 
@@ -179,6 +180,30 @@ def test_the_documented_flags_override_a_config(monkeypatch):
     assert config.weight_loader.params_path == "/w"
     assert (config.lr_schedule.peak_lr, config.optimizer.clip_gradient_norm) == (1e-4, 0.5)
     assert (config.fsdp_devices, config.keep_period, config.resume) == (2, None, True)
+
+
+# Every flag of the original's training script, of the sub-command pi0_aloha.
+TRAINING_FLAGS = """
+--project-name --exp-name --pytorch-weight-path --pytorch-training-precision --ema-decay --assets-base-dir --checkpoint-base-dir
+--seed --batch-size --num-workers --num-train-steps --log-interval --save-interval --keep-period --overwrite --no-overwrite
+--resume --no-resume --wandb-enabled --no-wandb-enabled --fsdp-devices --model.action-dim --model.action-horizon
+--model.max-token-len --model.dtype --model.paligemma-variant --model.action-expert-variant --model.pi05 --model.no-pi05
+--model.discrete-state-input --model.no-discrete-state-input --model.pytorch-compile-mode --lr-schedule.warmup-steps
+--lr-schedule.peak-lr --lr-schedule.decay-steps --lr-schedule.decay-lr --optimizer.b1 --optimizer.b2 --optimizer.eps
+--optimizer.weight-decay --optimizer.clip-gradient-norm --data.repo-id --data.use-delta-joint-actions
+--data.no-use-delta-joint-actions --data.default-prompt --data.adapt-to-pi --data.no-adapt-to-pi --data.action-sequence-keys
+--data.assets.assets-dir --data.assets.asset-id
+"""
+
+
+def test_every_flag_of_the_originals_training_script_is_taken(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as info:
+        parse(monkeypatch, "pi0_aloha", "--help")
+    assert info.value.code == 0
+    offered = set(re.findall(r"--[a-z0-9.-]+", capsys.readouterr().out))
+    assert not set(TRAINING_FLAGS.split()) - offered
+    for flag in ("--name", "--freeze-filter", "--policy-metadata", "--data.repack-transforms", "--data.base-config"):
+        assert flag not in offered, "the original does not let it be set"
 
 
 def test_the_run_needs_a_name(monkeypatch, capsys):

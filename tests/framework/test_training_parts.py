@@ -1,5 +1,6 @@
 """Schedules, optimizers, sharding, weight loaders, memory estimate and the small parts of the training loop."""
 
+import concurrent.futures
 import dataclasses
 import json
 import math
@@ -116,6 +117,12 @@ def test_meshes_cannot_be_nested_and_are_optional():
     with sharding.set_mesh(sharding.make_mesh(1)), pytest.raises(ValueError, match="cannot be nested"):
         sharding.set_mesh(sharding.make_mesh(1)).__enter__()
     assert sharding.activation_sharding_constraint(x) is x
+
+
+def test_the_mesh_of_one_thread_is_none_of_another():
+    x = jnp.ones(3)
+    with sharding.set_mesh(sharding.make_mesh(1)), concurrent.futures.ThreadPoolExecutor(1) as other:
+        assert other.submit(lambda: sharding.activation_sharding_constraint(x) is x).result(60)
 
 
 EXPECTED = {"a": {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32), "lora_a": jax.ShapeDtypeStruct((2,), jnp.float32)}}
