@@ -1,9 +1,10 @@
 """Compile time, run time, peak memory and FLOPs of one training step and of sampling an action chunk, on the CPU.
 
-    python benchmarks/bench_model.py            # So400m image tower with dummy experts, ten minutes, 11 GiB
-    python benchmarks/bench_model.py --flops    # what saved work saves; full-size models too, nothing is allocated
+    python benchmarks/bench_model.py                                         # ten minutes, 11 GiB
+    python benchmarks/bench_model.py --parts flops                           # nothing is allocated
+    python benchmarks/bench_model.py --parts times --vision-variant mu/16    # small, to try it out
 
-FLOPs are XLA's cost analysis of the lowered program with all loops unrolled (it counts the body of a loop once).
+The first table: what saved work saves, full-size models too. The second one: the image tower with dummy experts, timed. FLOPs are XLA's cost analysis of the lowered program with all loops unrolled (it counts the body of a loop once).
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +13,13 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 import re
 import resource
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -31,29 +33,43 @@ import tyro
 from openpi.models import model as _model
 from openpi.models import pi0_config
 from openpi.models.pi0 import Pi0
+from openpi.policies import program_shapes
 from openpi.shared import nnx_utils
 from openpi.training import train_state
 from openpi.training import train_step
 from openpi.training.train_config import TrainConfig
 
-NUM_STEPS = 10
-REPEATS = 3
+# Tokens of a short instruction such as "fold the towel", with its beginning and end.
+SHORT_PROMPT = 8
 
 
 @dataclasses.dataclass
 class Args:
-    """What to measure."""
+    """What to measure, and how large."""
 
-    # Count FLOPs instead of timing.
-    flops: bool = False
+    # Tables to print.
+    parts: tuple[Literal["flops", "times"], ...] = ("flops", "times")
+    # Image tower of the timed model; its experts are the dummy ones.
+    vision_variant: str = "So400m/14"
+    # Steps of the flow.
+    num_steps: int = 10
+    # Timed runs of each program; the best counts.
+    repeats: int = 3
+    # File that gets the tables too.
+    out: pathlib.Path | None = None
     # One timed case as JSON, in this process: "train" or "sample", then the type of the activations.
     case: tuple[str, str] | None = None
 
 
-def bench_config(dtype: str) -> pi0_config.Pi0Config:
-    """Return pi0.5 with the full image tower and dummy experts."""
+def bench_config(dtype: str, vision_variant: str) -> pi0_config.Pi0Config:
+    """Return pi0.5 with dummy experts."""
     return pi0_config.Pi0Config(
-        pi05=True, dtype=dtype, paligemma_variant="dummy", action_expert_variant="dummy", action_dim=14
+        pi05=True,
+        dtype=dtype,
+        vision_variant=vision_variant,
+        paligemma_variant="dummy",
+        action_expert_variant="dummy",
+        action_dim=14,
     )
 
 
@@ -61,17 +77,17 @@ def bench_config(dtype: str) -> pi0_config.Pi0Config:
 # Time and memory.
 
 
-def measure(kind: str, dtype: str) -> dict[str, Any]:
+def measure(kind: str, dtype: str, args: Args) -> dict[str, Any]:
     """Compile and run one program; the first run is not timed."""
-    build = {"train": build_train_step, "sample": build_sampling}[kind]
-    function, args = build(bench_config(dtype))
+    config = bench_config(dtype, args.vision_variant)
+    function, inputs = build_train_step(config) if kind == "train" else build_sampling(config, args.num_steps)
     start = time.perf_counter()
-    compiled = function.lower(*args).compile()
+    compiled = function.lower(*inputs).compile()
     compile_s = time.perf_counter() - start
     times = []
-    for _ in range(REPEATS + 1):
+    for _ in range(args.repeats + 1):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(*args))
+        jax.block_until_ready(compiled(*inputs))
         times.append(time.perf_counter() - start)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"compile_s": compile_s, "run_s": min(times[1:]), "peak_mib": peak_mib}
@@ -86,32 +102,34 @@ def build_train_step(model: pi0_config.Pi0Config) -> tuple[Any, tuple]:
     return step, (jax.random.key(0), state, (model.fake_obs(1), model.fake_act(1)))
 
 
-def build_sampling(model: pi0_config.Pi0Config) -> tuple[Any, tuple]:
+def build_sampling(model: pi0_config.Pi0Config, num_steps: int) -> tuple[Any, tuple]:
     """One chunk of actions; parameters in the type of the activations, as a server holds them."""
     model_def, params = nnx.split(jax.jit(lambda key: model.create(key))(jax.random.key(0)))
     params = jax.tree.map(lambda leaf: leaf.astype(model.dtype), params)
-    return sampling(model_def), (params, model.fake_obs(1))
+    return sampling(model_def, num_steps), (params, model.fake_obs(1))
 
 
-def sampling(model_def: nnx.GraphDef) -> Any:
+def sampling(model_def: nnx.GraphDef, num_steps: int) -> Any:
     """Jit the sampling of a model given as structure and parameters."""
 
     def sample(params: nnx.State, observation: _model.Observation) -> jax.Array:
-        return nnx.merge(model_def, params).sample_actions(jax.random.key(0), observation, num_steps=NUM_STEPS)
+        return nnx.merge(model_def, params).sample_actions(jax.random.key(0), observation, num_steps=num_steps)
 
     return jax.jit(sample)
 
 
-def print_times() -> None:
-    """Measure every case in a process of its own, so that its peak of memory is its own."""
-    print("| program | activations | compile s | run s | peak memory MiB |\n|---|---|---:|---:|---:|")
+def time_rows(args: Args) -> Iterator[str]:
+    """Measure every case in a process of its own, so that its peak of memory is its own; give the rows of the table."""
+    yield "| program | activations | compile s | run s | peak memory MiB |"
+    yield "|---|---|---:|---:|---:|"
+    size = ["--vision-variant", args.vision_variant, "--num-steps", str(args.num_steps), "--repeats", str(args.repeats)]
     for kind in ("sample", "train"):
         for dtype in ("float32", "bfloat16"):
-            command = [sys.executable, __file__, "--case", kind, dtype]
+            command = [sys.executable, __file__, *size, "--case", kind, dtype]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             row = json.loads(done.stdout.splitlines()[-1])
             figures = f"{row['compile_s']:.1f} | {row['run_s']:.2f} | {row['peak_mib']:.0f}"
-            print(f"| {kind} | {dtype} | {figures} |", flush=True)
+            yield f"| {kind} | {dtype} | {figures} |"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,54 +174,82 @@ def time_weights_mb(config: pi0_config.Pi0Config) -> float:
     return sum(2 * leaf.size for path, leaf in flat.items() if re.search("norm_1/Dense_0|time_mlp", path)) / 1e6
 
 
-def flops_rows(name: str, config: pi0_config.Pi0Config) -> Iterator[str]:
+def chunk_parts(config: pi0_config.Pi0Config, observation: _model.Observation) -> tuple[float, float]:
+    """Return the FLOPs of what happens once, and of one step without its time."""
+    once = count(config, fill_cache, observation)
+    actions = config.inputs_spec(batch_size=1)[1]
+    step = count(config, Pi0._predict_cached, observation, actions, *abstract_suffix_inputs(config, observation))
+    return once, step
+
+
+def smaller(observation: _model.Observation, *, num_images: int, prompt_tokens: int) -> _model.Observation:
+    """Return the shapes that a server computes for so many cameras and so long a prompt."""
+    length = program_shapes.prompt_length(observation.tokenized_prompt.shape[1], prompt_tokens)
+    fields = ("tokenized_prompt", "tokenized_prompt_mask")
+    tokens = {field: jax.ShapeDtypeStruct((1, length), getattr(observation, field).dtype) for field in fields}
+    return observation.replace(images=dict(list(observation.images.items())[:num_images]), **tokens)
+
+
+def flops_rows(name: str, config: pi0_config.Pi0Config, num_steps: int) -> Iterator[str]:
     """Give a table row per saving, for one chunk of one sample."""
-    observation, actions = config.inputs_spec(batch_size=1)
-    two = observation.replace(images=dict(list(observation.images.items())[:2]))
-    once, once_two = count(config, fill_cache, observation), count(config, fill_cache, two)
+    whole = config.inputs_spec(batch_size=1)[0]
+    longest = config.max_token_len
+    two = chunk_parts(config, smaller(whole, num_images=2, prompt_tokens=longest))
+    short = chunk_parts(config, smaller(whole, num_images=3, prompt_tokens=SHORT_PROMPT))
+    both = chunk_parts(config, smaller(whole, num_images=2, prompt_tokens=SHORT_PROMPT))
+    whole = chunk_parts(config, whole)
     time_row = count(config, Pi0._condition, jax.ShapeDtypeStruct((), jnp.float32))
     # pi0 had the time beside every action in the input of its first action layer.
-    rows_before = NUM_STEPS * (1 if config.pi05 else config.action_horizon)
-    steps = NUM_STEPS * count(
-        config, Pi0._predict_cached, observation, actions, *abstract_suffix_inputs(config, observation)
-    )
-    before = once + steps + rows_before * time_row
+    times_before = num_steps * (1 if config.pi05 else config.action_horizon) * time_row
+    times_after = num_steps * time_row
 
     def row(what: str, unit: str, before: float, after: float) -> str:
-        return f"| {name} | {what} | {unit} | {before:.4g} | {after:.4g} | {after / before:.1%} |"
+        return f"| {after / before:.1%} | {name} | {what} | {unit} | {before:.4g} | {after:.4g} |"
 
-    after_time = NUM_STEPS * time_row
-    yield row("images and prompt, the third camera slot never filled", "GFLOP", once / 1e9, once_two / 1e9)
+    def chunk(parts: tuple[float, float], times: float) -> float:
+        return (parts[0] + num_steps * parts[1] + times) / 1e9
+
+    computed = program_shapes.prompt_length(longest, SHORT_PROMPT)
+    yield row("images and prompt, two cameras for three slots", "GFLOP", whole[0] / 1e9, two[0] / 1e9)
+    prompt = f"images and prompt, {SHORT_PROMPT} tokens: {computed} computed instead of {longest}"
+    yield row(prompt, "GFLOP", whole[0] / 1e9, short[0] / 1e9)
     if config.pi05:
         # As many products, but the weights, a quarter of the action expert's, pass through the processor once.
         weights = time_weights_mb(config)
-        yield row("weights read for the time, bfloat16", "MB", NUM_STEPS * weights, weights)
+        yield row("weights read for the time, bfloat16", "MB", num_steps * weights, weights)
     else:
-        yield row("time of the 10 steps", "MFLOP", rows_before * time_row / 1e6, after_time / 1e6)
-    yield row("whole chunk, three cameras", "GFLOP", before / 1e9, (once + steps + after_time) / 1e9)
-    yield row("whole chunk, two cameras", "GFLOP", before / 1e9, (once_two + steps + after_time) / 1e9)
+        yield row(f"time of the {num_steps} steps", "MFLOP", times_before / 1e6, times_after / 1e6)
+    before = chunk(whole, times_before)
+    yield row(f"whole chunk, three cameras, {SHORT_PROMPT} tokens", "GFLOP", before, chunk(short, times_after))
+    yield row(f"whole chunk, two cameras, {SHORT_PROMPT} tokens", "GFLOP", before, chunk(both, times_after))
 
 
-def print_flops() -> None:
-    """Print the table of savings."""
-    print("| model | part | unit | before | after | left |\n|---|---|---|---:|---:|---:|")
+def all_flops_rows(args: Args) -> Iterator[str]:
+    """Give the rows of the table of savings."""
+    yield "| left | model | part | unit | before | after |"
+    yield "|---:|---|---|---|---:|---:|"
     for name, config in (
-        ("So400m, dummy experts", bench_config("bfloat16")),
+        (f"{args.vision_variant}, dummy experts", bench_config("bfloat16", args.vision_variant)),
         ("pi0", pi0_config.Pi0Config()),
         ("pi0.5", pi0_config.Pi0Config(pi05=True)),
     ):
-        for line in flops_rows(name, config):
-            print(line, flush=True)
+        yield from flops_rows(name, config, args.num_steps)
 
 
 def main(args: Args) -> None:
     """Print what was asked for."""
     if args.case is not None:
-        print(json.dumps(measure(*args.case)))
-    elif args.flops:
-        print_flops()
-    else:
-        print_times()
+        print(json.dumps(measure(*args.case, args)))
+        return
+    lines = []
+    for part in args.parts:
+        for line in (all_flops_rows if part == "flops" else time_rows)(args):
+            print(line, flush=True)
+            lines.append(line)
+        print()
+        lines.append("")
+    if args.out is not None:
+        args.out.write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class ProgramShapes:
     def _smallest(self, inputs: Sequence[Mapping[str, Any]]) -> Shape:
         whole = _whole(inputs)
         used = max((_num_used(sample[_MASK_KEY]) for sample in inputs if _MASK_KEY in sample), default=0)
-        length = min(length for length in _lengths(whole.length) if length >= used)
+        length = prompt_length(whole.length, used)
         if not self._may_drop_images or not whole.slots:
             return Shape(length, whole.slots)
         seen = {
@@ -105,8 +105,10 @@ def _whole(inputs: Sequence[Mapping[str, Any]]) -> Shape:
     return Shape(len(first.get(_MASK_KEY, ())), frozenset(first.get("image", {})))
 
 
-def _lengths(longest: int) -> list[int]:
-    return [length for length in _LENGTHS if longest / _SMALLEST_PART <= length < longest] + [longest]
+def prompt_length(longest: int, used: int) -> int:
+    """Return how many of `longest` prompt tokens the smallest program computes that holds `used` ones."""
+    worthwhile = [length for length in _LENGTHS if longest / _SMALLEST_PART <= length < longest]
+    return min(length for length in (*worthwhile, longest) if length >= used)
 
 
 def _num_used(mask: np.ndarray) -> int:
