@@ -74,8 +74,8 @@ def test_the_first_call_has_its_own_and_the_largest_program_compiled_and_no_late
 
 def test_a_slot_that_is_empty_from_the_first_call_on_is_not_computed_and_may_be_filled_later(traced):
     policy = make_policy()
-    policy.infer(request(20, slots=SLOTS[:2]))
-    assert traced[-1] == (1, 32, tuple(sorted(SLOTS[:2])), False)
+    policy.infer(request(12, slots=SLOTS[:2]))
+    assert traced[-1] == (1, 16, tuple(sorted(SLOTS[:2])), False)
     assert policy.infer(request(20))["actions"][0, 0] == 20 + 3
     assert len(traced) == 2
 
@@ -95,10 +95,10 @@ def test_one_image_stays_when_every_camera_is_missing(traced):
 
 def test_a_batch_takes_the_program_of_its_longest_prompt_and_of_all_its_cameras(traced):
     policy = make_policy()
-    requests = [request(8, slots=SLOTS[:1]), request(30, slots=SLOTS[1:2])]
+    requests = [request(8, slots=SLOTS[:1]), request(15, slots=SLOTS[1:2])]
     answers = policy.infer_batch(requests)
-    assert [answer["actions"][0, 0] for answer in answers] == [9, 31]
-    assert traced == [(2, 48, tuple(sorted(SLOTS)), True), (2, 32, tuple(sorted(SLOTS[:2])), True)]
+    assert [answer["actions"][0, 0] for answer in answers] == [9, 16]
+    assert traced == [(2, 48, tuple(sorted(SLOTS)), True), (2, 16, tuple(sorted(SLOTS[:2])), True)]
 
 
 def test_a_warm_server_never_compiles(traced):
@@ -114,7 +114,16 @@ def test_a_warm_server_never_compiles(traced):
 
 @pytest.mark.parametrize(
     ("longest", "used", "expected"),
-    [(48, 0, 16), (48, 16, 16), (48, 17, 32), (48, 48, 48), (200, 8, 96), (200, 97, 144), (200, 145, 200), (12, 3, 12)],
+    [
+        (48, 0, 16),
+        (48, 16, 16),
+        (48, 17, 48),
+        (200, 8, 96),
+        (200, 97, 144),
+        (200, 145, 200),
+        (250, 20, 96),
+        (32, 3, 32),
+    ],
 )
 def test_prompts_have_few_lengths(longest, used, expected):
     shapes = program_shapes.ProgramShapes(may_drop_images=False)
@@ -125,7 +134,7 @@ def test_tokens_after_a_gap_are_kept():
     inputs = request(4)
     inputs["tokenized_prompt_mask"][20] = True
     shapes = program_shapes.ProgramShapes(may_drop_images=False)
-    assert shapes.choose("a kind", [inputs])[-1].length == 32
+    assert shapes.choose("a kind", [inputs])[-1].length == 48
 
 
 def test_cutting_leaves_the_callers_inputs_alone():

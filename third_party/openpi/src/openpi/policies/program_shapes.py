@@ -14,9 +14,11 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-# Prompt lengths worth a program of their own, tokens. The two larger ones hold a state of 14 numbers beside the text.
-_LENGTHS = (16, 32, 48, 96, 144)
-# Shorter than this part of the longest prompt there would be another program, but hardly less work.
+# Prompt lengths that may have a program of their own, tokens. The larger ones hold a state of 14 numbers beside the text.
+_LENGTHS = (16, 96, 144)
+# Such a program must save so many tokens to be worth its compilation; an image has 256.
+_LEAST_SAVED = 32
+# And the length be at least this part of the longest: prompts are never much shorter where the state is written into them.
 _SMALLEST_PART = 4
 
 _MASK_KEY = "tokenized_prompt_mask"
@@ -107,7 +109,7 @@ def _whole(inputs: Sequence[Mapping[str, Any]]) -> Shape:
 
 def prompt_length(longest: int, used: int) -> int:
     """Return how many of `longest` prompt tokens the smallest program computes that holds `used` ones."""
-    worthwhile = [length for length in _LENGTHS if longest / _SMALLEST_PART <= length < longest]
+    worthwhile = [length for length in _LENGTHS if longest / _SMALLEST_PART <= length <= longest - _LEAST_SAVED]
     return min(length for length in (*worthwhile, longest) if length >= used)
 
 
