@@ -1,9 +1,10 @@
 """Conversion beside the official writer and beside `cp`, on the same recordings: python benchmarks/bench_convert.py.
 
 Recordings of four 640x480 cameras are made once in --work-dir (about 2 GB). Each figure is the median of --repeats runs. Ours is the
-whole command as a user starts it, with Python's start and all bytes on the disk (fsync); `cp` is timed until its bytes are there, too
-(and, for information, as it returns). The official lerobot writes fewer frames, for it is slow; its import is not counted.
---write adds a page to docs/benchmarks.
+whole command as a user starts it, with Python's start (but not its first one, which compiles the sources) and all bytes on the disk
+(fsync); `cp` is timed until its bytes are there, too. Both copy recordings from the disk (cold: the system's cache holds none of
+them, as with recordings that are larger than the memory) and from the cache (warm); the ratio is the median of that of neighbouring
+runs. The official lerobot writes fewer frames, for it is slow; its import is not counted. --write adds a page to docs/benchmarks.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SAMPLE_EVERY_S = 0.1
 GOALS = {
     "JPEG recordings / official": ("at least", 50.0),
-    "JPEG recordings, time / cp": ("at most", 3.0),
+    "JPEG recordings, time / cp, cold": ("at most", 3.0),
+    "JPEG recordings, time / cp, warm": ("at most", 3.0),
     "raw to PNG / official": ("at least", 8.0),
     "raw to video / official": ("at least", 3.0),
     "disk / pictures' bytes": ("at most", 1.05),
@@ -57,6 +59,8 @@ class Args:
     """Recordings of raw frames."""
     raw_frames: int = 200
     """Frames of each."""
+    official: bool = True
+    """Time the official writer, too; installs it when it is not there (about 3 GB to load)."""
     official_frames: int = 60
     """Frames that the official writer writes."""
     repeats: int = 3
@@ -82,18 +86,23 @@ def main(args: Args) -> int:
     jpeg, raw = args.work_dir / "jpeg", args.work_dir / "raw"
     make_recordings(jpeg, args.episodes, args.frames, is_jpeg=True)
     make_recordings(raw, args.raw_episodes, args.raw_frames, is_jpeg=False)
-    python = environment.lerobot_python()
     scratch = args.work_dir / "scratch"
     measures: dict[str, Callable[[], Run]] = {
-        "cp, on the disk": lambda: copy(jpeg, scratch, sync=True),
-        "cp, as it returns": lambda: copy(jpeg, scratch, sync=False),
-        "ours, JPEG": lambda: convert(jpeg, scratch, args.workers),
+        "cp, cold": lambda: copy(jpeg, scratch, is_cold=True),
+        "ours, JPEG, cold": lambda: convert(jpeg, scratch, args.workers, is_cold=True),
+        "cp, warm": lambda: copy(jpeg, scratch),
+        "ours, JPEG, warm": lambda: convert(jpeg, scratch, args.workers),
         "ours, raw to PNG": lambda: convert(raw, scratch, args.workers),
         "ours, raw to video": lambda: convert(raw, scratch, args.workers, "--mode", "video"),
-        "official, JPEG": lambda: official(python, jpeg, scratch, "image", args.official_frames),
-        "official, raw to PNG": lambda: official(python, raw, scratch, "image", args.official_frames),
-        "official, raw to video": lambda: official(python, raw, scratch, "video", args.official_frames),
     }
+    if args.official:
+        python = environment.lerobot_python()
+        measures |= {
+            "official, JPEG": lambda: official(python, jpeg, scratch, "image", args.official_frames),
+            "official, raw to PNG": lambda: official(python, raw, scratch, "image", args.official_frames),
+            "official, raw to video": lambda: official(python, raw, scratch, "video", args.official_frames),
+        }
+    convert(raw, scratch, args.workers, "--dry-run")  # Python's first start
     runs = {name: [] for name in measures}
     # All of them once, then all again: a noisy minute then spoils one run of each, not all runs of one.
     for i in range(args.repeats):
@@ -141,25 +150,25 @@ def noisy_picture(seed: int) -> np.ndarray:
     return np.clip(np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
 
 
-def copy(source: Path, target: Path, *, sync: bool) -> Run:
-    """Copy the recordings with cp."""
+def copy(source: Path, target: Path, *, is_cold: bool = False) -> Run:
+    """Copy the recordings with cp, until all bytes are on the disk."""
     shutil.rmtree(target, ignore_errors=True)
-    settle()
+    settle(source, is_cold=is_cold)
     started = time.perf_counter()
     subprocess.run(["cp", "-r", str(source), str(target)], check=True)
-    if sync:
-        subprocess.run(["sync", "-f", str(target)], check=True)
+    subprocess.run(["sync", "-f", str(target)], check=True)
     return Run(time.perf_counter() - started)
 
 
-def convert(source: Path, target: Path, workers: int, *flags: str) -> Run:
+def convert(source: Path, target: Path, workers: int, *flags: str, is_cold: bool = False) -> Run:
     """Convert with our command; the dataset is left at `target`."""
     shutil.rmtree(target, ignore_errors=True)
-    settle()
+    settle(source, is_cold=is_cold)
+    settings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     command = [sys.executable, "-m", "realman.convert", "--raw-dir", str(source), "--root", str(target.parent)]
     command += ["--repo-id", target.name, "--workers", str(workers), *flags]
     started = time.perf_counter()
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = psutil.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with peak_memory(process) as peak:
         code = process.wait()
     if code:
@@ -170,7 +179,7 @@ def convert(source: Path, target: Path, workers: int, *flags: str) -> Run:
 def official(python: Path, source: Path, target: Path, mode: str, num_frames: int) -> Run:
     """Write a part of the first recording with the official library."""
     shutil.rmtree(target, ignore_errors=True)
-    settle()
+    settle(source)
     recording = sorted(source.iterdir())[0]
     script = Path(__file__).with_name("official_writer.py")
     command = [str(python), str(script), str(recording), str(target), mode, str(num_frames)]
@@ -181,9 +190,15 @@ def official(python: Path, source: Path, target: Path, mode: str, num_frames: in
     return Run(float(done.stdout.split()[-1]))
 
 
-def settle() -> None:
-    """Let earlier writes end, so that a run pays only for its own."""
+def settle(source: Path, *, is_cold: bool = False) -> None:
+    """Let earlier writes end, so that a run pays only for its own, and have the recordings in the system's cache or not."""
     os.sync()
+    for path in source.iterdir():
+        with path.open("rb") as file:
+            if is_cold:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while not is_cold and file.read(2**24):
+                pass
 
 
 @contextlib.contextmanager
@@ -233,18 +248,20 @@ def picture_bytes(folder: Path) -> int:
 def report(args: Args, runs: dict[str, list[Run]], disk: float) -> None:
     """Print ratios and figures, and write them as a page when asked."""
     seconds = {name: statistics.median(run.seconds for run in found) for name, found in runs.items()}
-    jpeg_frames, raw_frames = args.episodes * args.frames, args.raw_episodes * args.raw_frames
-    frames = {"ours, JPEG": jpeg_frames, "cp, on the disk": jpeg_frames, "cp, as it returns": jpeg_frames}
-    frames |= {"ours, raw to PNG": raw_frames, "ours, raw to video": raw_frames}
-    rate = {name: frames.get(name, args.official_frames) / seconds[name] for name in runs}
-    ratios = {
-        "JPEG recordings / official": rate["ours, JPEG"] / rate["official, JPEG"],
-        "JPEG recordings, time / cp": seconds["ours, JPEG"] / seconds["cp, on the disk"],
-        "raw to PNG / official": rate["ours, raw to PNG"] / rate["official, raw to PNG"],
-        "raw to video / official": rate["ours, raw to video"] / rate["official, raw to video"],
-        "disk / pictures' bytes": disk,
-        "peak memory, GiB": max(run.peak_bytes for found in runs.values() for run in found) / 2**30,
-    }
+    rate = {name: num_frames(name, args) / seconds[name] for name in runs}
+    ratios = {}
+    if args.official:
+        ratios = {
+            "JPEG recordings / official": rate["ours, JPEG, cold"] / rate["official, JPEG"],
+            "raw to PNG / official": rate["ours, raw to PNG"] / rate["official, raw to PNG"],
+            "raw to video / official": rate["ours, raw to video"] / rate["official, raw to video"],
+        }
+    for cache in ("cold", "warm"):
+        pairs = zip(runs[f"ours, JPEG, {cache}"], runs[f"cp, {cache}"], strict=True)
+        times_cp = statistics.median(ours.seconds / cp.seconds for ours, cp in pairs)
+        ratios[f"JPEG recordings, time / cp, {cache}"] = times_cp
+    ratios["disk / pictures' bytes"] = disk
+    ratios["peak memory, GiB"] = max(run.peak_bytes for found in runs.values() for run in found) / 2**30
     ratio_rows = [[name, f"{value:.2f}", " ".join(map(str, GOALS[name]))] for name, value in ratios.items()]
     rows = [
         [name, f"{rate[name]:.1f}", f"{seconds[name]:.2f}", memory(found), spread(found)]
@@ -259,6 +276,13 @@ def report(args: Args, runs: dict[str, list[Run]], disk: float) -> None:
         path = ROOT / "docs" / "benchmarks" / f"convert_{cpu_name(short=True)}_{dt.datetime.now(dt.UTC):%Y%m}.md"
         path.write_text(page(args, tables))
         sys.stdout.write(f"{path}\n")
+
+
+def num_frames(name: str, args: Args) -> int:
+    """Time steps that a run of this name writes."""
+    if name.startswith("official"):
+        return args.official_frames
+    return args.raw_episodes * args.raw_frames if "raw" in name else args.episodes * args.frames
 
 
 def memory(found: list[Run]) -> str:

@@ -39,9 +39,15 @@ def check_presence(survey: Survey) -> Iterator[Finding]:
         return
     everywhere, somewhere = set.intersection(*seen), set.union(*seen)
     absent = [c for c in survey.cameras if c not in somewhere]
+    other = sorted(somewhere - set(survey.cameras))
     if absent:
         flag = f"--cameras {' '.join(c for c in survey.cameras if c in somewhere)}"
-        remedy = f"check the recorder, or {survey.convert_with(flag)}; a missing wrist camera becomes a masked image"
+        rename = (
+            f"if {other[0]} is it, {survey.convert_with(f'--camera-map {other[0]}={absent[0]}')}; " if other else ""
+        )
+        remedy = (
+            f"{rename}check the recorder, or {survey.convert_with(flag)}; a missing wrist camera becomes a masked image"
+        )
         yield Finding(
             "error" if survey.is_raw else "note", "camera-missing", f"no episode has {some(absent, 4)}", remedy
         )
@@ -50,9 +56,8 @@ def check_presence(survey: Survey) -> Iterator[Finding]:
         text = f"{camera} is missing in {counted(len(without), 'episode')}: {some(without)}"
         remedy = "leave these episodes out with --skip-bad, or the camera with --cameras"
         yield Finding("error", "camera-missing", text, remedy, tuple(without))
-    other = sorted(somewhere - set(survey.cameras))
     if other:
-        remedy = f"rename them in the recordings to {', '.join(spec.CAMERAS)} if they should be used"
+        remedy = f"if they should be used under another name, {survey.convert_with('--camera-map RECORDED=NAME')}"
         yield Finding("note", "camera-unused", f"{some(other, 4)} will be left out", remedy)
     if {HIGH_CAMERA, _UNUSED_CAMERA} <= somewhere:
         text = f"{_UNUSED_CAMERA} is stored but not shown to the model, which has three image slots"
@@ -174,16 +179,21 @@ def check_wrists(survey: Survey) -> Iterator[Finding]:
         yield Finding("error", "swapped-sides", text, _remedy_for_crossing(survey))
     elif survey.high_view != "unknown" and _high_camera_contradicts(survey):
         text = f"in {HIGH_CAMERA} the right arm is seen where the left one should be"
-        remedy = f"arms and wrist cameras are both exchanged: {_swap_arms(survey)}, and {_SWAP_CAMERAS}; or --high-view is wrong"
+        flags = f"{_swap_arms_flag(survey)} {_swap_cameras_flag(survey)}"
+        remedy = f"arms and wrist cameras are both exchanged: {survey.convert_with(flags)}; or --high-view is wrong"
         yield Finding("error", "swapped-sides", text, remedy)
 
 
-_SWAP_CAMERAS = "exchange the names of the two wrist cameras in the recorder and in the recordings"
-
-
-def _swap_arms(survey: Survey) -> str:
+def _swap_arms_flag(survey: Survey) -> str:
     other = "right_left" if survey.source.options.raw_arm_order == "left_right" else "left_right"
-    return survey.convert_with(f"--raw-arm-order {other}")
+    return f"--raw-arm-order {other}"
+
+
+def _swap_cameras_flag(survey: Survey) -> str:
+    """Every camera under the name it should have; a map that is in use already is taken into account."""
+    recorded_as = {name: recorded for recorded, name in survey.source.options.camera_map}
+    left, right = WRIST_CAMERAS["left"], WRIST_CAMERAS["right"]
+    return f"--camera-map {recorded_as.get(left, left)}={right} {recorded_as.get(right, right)}={left}"
 
 
 def _high_camera_contradicts(survey: Survey) -> bool:
@@ -199,16 +209,19 @@ def _remedy_for_crossing(survey: Survey) -> str:
     """Wrist pictures alone cannot tell which of the two is wrong; the high camera can, when its place is known."""
     if survey.high_view != "unknown" and HIGH_CAMERA in survey.arm_views:
         if _high_camera_contradicts(survey):
-            return f"the arms are exchanged: {_swap_arms(survey)}"
-        return f"the wrist cameras are exchanged: {_SWAP_CAMERAS}"
+            return f"the arms are exchanged: {survey.convert_with(_swap_arms_flag(survey))}"
+        return (
+            f"the wrist cameras are exchanged: {survey.convert_with(_swap_cameras_flag(survey))}, and mend the recorder"
+        )
     hint = ""
     view = survey.arm_views.get(HIGH_CAMERA)
     if view is not None and abs(view.right_arm_side) > CLEAR_DIFFERENCE:
         half = "right" if view.right_arm_side > 0 else "left"
-        hint = f"In {HIGH_CAMERA} the arm recorded as right moves in the {half} half: "
+        hint = f"in {HIGH_CAMERA} the arm recorded as right moves in the {half} half: "
     return (
-        f"{hint}if that is the robot's left arm, {_swap_arms(survey)}; otherwise {_SWAP_CAMERAS} "
-        "(--high-view says where the camera stands and decides it)"
+        f"{hint}if that is the robot's left arm, {survey.convert_with(_swap_arms_flag(survey))}; otherwise "
+        f"{survey.convert_with(_swap_cameras_flag(survey))} (inspect again with --high-view from_robot or --high-view towards_robot, "
+        f"whichever way {HIGH_CAMERA} looks, and this is decided)"
     )
 
 

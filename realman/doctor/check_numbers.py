@@ -156,8 +156,12 @@ def check_constant(survey: Survey) -> Iterator[Finding]:
             yield Finding(
                 "warning", "constant", text, "check that the recorder reads these sensors; the policy is blind to them"
             )
-        idle = names[state[arm] & action[arm]]
-        if len(idle):
+        idle = [
+            f"{spec.DIM_NAMES[d]} ({_with_unit(float(survey.state_range[0, d]), d)})"
+            for d in range(spec.NUM_DIMS)[arm]
+            if state[d] and action[d]
+        ]
+        if idle:
             text = f"{some(idle, 6)} never changes while the {side} arm moves"
             remedy = "check the recorder; if it is meant, the policy learns to keep it there"
             yield Finding("warning", "constant", text, remedy)

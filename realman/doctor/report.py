@@ -4,6 +4,7 @@ import base64
 import html
 import importlib.resources
 import math
+import re
 
 import numpy as np
 
@@ -22,6 +23,9 @@ from realman.doctor.summary import verdict
 from realman.doctor.survey import GRADES
 from realman.doctor.survey import Finding
 from realman.doctor.survey import Survey
+
+_FLAG = re.compile(r"--[a-z][a-z-]*(?: (?:[\w.-]+=[\w.-]+|-?\d[\d.]*:[\d.]+|[a-z]+_[a-z_]+))*")
+"""A flag with the values that follow it: RECORDED=NAME, a range, or names of several words."""
 
 _MAX_LISTED = 12
 _FEW_EPISODES = 20
@@ -72,7 +76,7 @@ def _findings(findings: list[Finding]) -> str:
             where = f'<p class="where">{_text(", ".join(f.episodes[:_MAX_LISTED]) + more)}</p>'
         items.append(
             f'<div class="finding {f.grade}"><span class="grade">{f.grade}</span><span class="check">{_text(f.check)}</span>'
-            f'<p>{_text(_sentence(f.found))}</p><p class="remedy">{_text(_sentence(f.remedy))}</p>{where}</div>'
+            f'<p>{_text(_sentence(f.found))}</p><p class="remedy">{_with_flags(_sentence(f.remedy))}</p>{where}</div>'
         )
     return "<h2>Findings</h2>\n" + ("\n".join(items) or "<p>Nothing to report.</p>")
 
@@ -218,6 +222,11 @@ def _sentence(text: str) -> str:
     first = text.partition(" ")[0]
     start = text[:1] if "_" in first else text[:1].upper()
     return start + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _with_flags(text: str) -> str:
+    """The text with the flags in it set as code, so that they can be found and copied."""
+    return _FLAG.sub(r"<code>\g<0></code>", _text(text))
 
 
 def _text(value: str) -> str:

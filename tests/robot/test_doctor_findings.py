@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 from pathlib import Path
+import re
 from typing import Any
 
 import h5py
@@ -23,6 +24,7 @@ from realman.doctor.survey import Survey
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
 from realman.raw import RawOptions
+from realman.raw.options import parse_camera_map
 
 FPS = 50
 NUM_FRAMES = 120
@@ -282,7 +284,7 @@ FAULTS: tuple[tuple[Fault, str, str, str], ...] = (
     (_inverted, "warning", "gripper-direction", "--gripper-range 1:0"),
     (_arms, "error", "swapped-sides", "--raw-arm-order left_right"),
     (_action_arms, "error", "action-arm-order", "exchange the two halves of /action"),
-    (_wrists, "error", "swapped-sides", "exchange the names of the two wrist cameras"),
+    (_wrists, "error", "swapped-sides", "--camera-map cam_left_wrist=cam_right_wrist cam_right_wrist=cam_left_wrist"),
     (_one_wrist_twice, "error", "wrist-cameras", "by serial number"),
     (_deltas, "error", "delta-action", "absolute joint targets"),
     (_copies, "warning", "action-is-state", "the next state, as action"),
@@ -342,6 +344,13 @@ def test_the_place_of_the_high_camera_shows_that_arms_and_cameras_are_both_excha
     assert finding.check == "swapped-sides"
     assert "both exchanged" in finding.remedy
     assert _alarms(_survey(sound, high_view="from_robot")) == []
+
+
+def test_the_map_that_the_remedy_names_gives_each_wrist_camera_its_own_name(tmp_path: Path) -> None:
+    folder = _record(tmp_path, _wrists)
+    (finding,) = _alarms(_survey(folder))
+    camera_map = parse_camera_map(re.findall(r"\w+=\w+", finding.remedy))
+    assert _alarms(_survey(folder, RawOptions(camera_map=camera_map))) == []
 
 
 def _left_arm_rests(r: Recorded, *, watching: float) -> None:
