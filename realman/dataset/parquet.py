@@ -73,6 +73,7 @@ class EpisodeTable:
             use_dictionary=False,
             write_statistics=False,
         )
+        self._sync = files.EarlySync(self._part)
 
     def __enter__(self) -> "EpisodeTable":
         return self
@@ -81,11 +82,12 @@ class EpisodeTable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._writer.close()
+            with contextlib.closing(self._sync):
+                self._writer.close()
             files.finish(self._part, self._path)
         else:
             # What made the block end is the error to report, not that the file cannot be ended (on a full disk it cannot).
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), contextlib.closing(self._sync):
                 self._writer.close()
 
     def write(self, columns: Mapping[str, Column]) -> None:

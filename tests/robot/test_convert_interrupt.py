@@ -6,6 +6,7 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import av
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from realman import convert
+from realman.dataset import files
 from realman.dataset import layout
 from realman.dataset.progress import FramesBar
 from realman.dataset.staging import Staging
@@ -132,7 +134,12 @@ def on_full_disk(monkeypatch, mode):
     """From now on, the tables or videos of all episodes go to a device that is always full."""
     if mode == "image":
         real = pq.ParquetWriter
-        monkeypatch.setattr(pq, "ParquetWriter", lambda path, *args, **kwargs: real("/dev/full", *args, **kwargs))
+
+        def open_full(path, *args, **kwargs):
+            path.touch()
+            return real("/dev/full", *args, **kwargs)
+
+        monkeypatch.setattr(pq, "ParquetWriter", open_full)
     else:
         open_file = av.open
         monkeypatch.setattr(
@@ -164,6 +171,28 @@ def test_a_disk_that_is_full_at_the_very_end_keeps_the_episodes(tmp_path, tiny_r
         convert.main(args)
     assert not args.target.exists()
     assert (Staging(args.target).path / layout.data_path(2)).is_file()
+
+
+def test_a_file_is_sent_to_the_disk_while_it_grows_and_its_errors_are_not_lost(tmp_path, monkeypatch):
+    path = tmp_path / "table"
+    path.write_bytes(b"rows")
+    synced = threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.set())
+    sync = files.EarlySync(path)
+    assert synced.wait(DEADLINE_S)
+    sync.close()
+
+    failed = threading.Event()
+
+    def full(handle):
+        failed.set()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    sync = files.EarlySync(path)
+    assert failed.wait(DEADLINE_S)
+    with pytest.raises(OSError, match="No space left"):
+        sync.close()
 
 
 def test_a_folder_that_may_not_be_written_is_an_error_of_one_line(tmp_path, tiny_recordings):
