@@ -213,7 +213,8 @@ def _missing(file: h5py.File, name: str) -> str:
     """Say that `name` is missing, with the nearest name that is there."""
     names: list[str] = []
     file.visit(names.append)
-    near = difflib.get_close_matches(name, names, n=1)
+    others = [n for n in names if not name.startswith(f"{n}/")]  # the group in which it is missing is no candidate
+    near = difflib.get_close_matches(name, others, n=1)
     return f"'{name}' is missing" + (f" (found '{near[0]}')" if near else "")
 
 

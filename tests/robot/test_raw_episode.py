@@ -264,6 +264,11 @@ def _cut_a_jpeg(file):
         ("not hdf5", ["is not an HDF5 file"]),
         ("truncated", ["truncated HDF5"]),
         (_rename_action_and_drop_images, ["'action' is missing (found 'actions')", "'observations/images' is missing"]),
+        (lambda f: f.move("observations/qpos", "observations/pos"), ["qpos' is missing (found 'observations/pos')"]),
+        (
+            lambda f: f["observations"].__delitem__("qpos"),
+            ["'observations/qpos' is missing (found 'observations/qvel')"],
+        ),
         (_replace("action", np.zeros((6, 13))), ["'action' has shape (6, 13)", "expected (T, 14)"]),
         (_replace("action", np.zeros((5, 14))), ["'action' has 5 frames, 'observations/qpos' has 6"]),
         (_replace("observations/images/cam_low", np.zeros((6, 4, 4), np.uint8)), ["cam_low", "has shape (6, 4, 4)"]),
