@@ -2,6 +2,7 @@
 
     python benchmarks/bench_model.py                                         # ten minutes, 11 GiB
     python benchmarks/bench_model.py --parts flops                           # nothing is allocated
+    python benchmarks/bench_model.py --parts rtc                             # real-time chunking, see bench_rtc.py
     python benchmarks/bench_model.py --parts times --vision-variant mu/16    # small, to try it out
 
 The first table: what saved work saves, full-size models too. The second one: the image tower with dummy experts, timed. FLOPs are XLA's cost analysis of the lowered program with all loops unrolled (it counts the body of a loop once).
@@ -24,6 +25,7 @@ from unittest import mock
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
+import bench_rtc
 from flax import nnx
 import flax.traverse_util
 import jax
@@ -48,7 +50,7 @@ class Args:
     """What to measure, and how large."""
 
     # Tables to print.
-    parts: tuple[Literal["flops", "times"], ...] = ("flops", "times")
+    parts: tuple[Literal["flops", "times", "rtc"], ...] = ("flops", "times", "rtc")
     # Image tower of the timed model; its experts are the dummy ones.
     vision_variant: str = "So400m/14"
     # Steps of the flow.
@@ -236,6 +238,11 @@ def all_flops_rows(args: Args) -> Iterator[str]:
         yield from flops_rows(name, config, args.num_steps)
 
 
+def rtc_rows(args: Args) -> Iterator[str]:
+    """Give the table of real-time chunking."""
+    return bench_rtc.rows(count, fill_cache, args.num_steps, args.repeats)
+
+
 def main(args: Args) -> None:
     """Print what was asked for."""
     if args.case is not None:
@@ -243,7 +250,7 @@ def main(args: Args) -> None:
         return
     lines = []
     for part in args.parts:
-        for line in (all_flops_rows if part == "flops" else time_rows)(args):
+        for line in {"flops": all_flops_rows, "times": time_rows, "rtc": rtc_rows}[part](args):
             print(line, flush=True)
             lines.append(line)
         print()

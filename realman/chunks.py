@@ -3,13 +3,16 @@
 sync    execute `action_chunk` steps, hold the last target while the next chunk is predicted, go on
 async   ask for the next chunk while the present one plays; of its steps, skip those whose time passed meanwhile
 blend   as async, and fade from the old chunk to the new one over some steps
+rtc     as async, and the policy is told what will be executed meanwhile, so that its chunk goes on from there
 
 A chunk's step i belongs to the tick of its observation plus i, so the delay of a prediction is counted in ticks that were
-really played, never guessed. A player whose server conditions a chunk on the steps that will be executed meanwhile is a
-further `ChunkPlayer`; the loop would not change.
+really played. Only `rtc` needs it beforehand; a wrong estimate costs smoothness, never the right moment of a step.
 """
 
+import collections
 from collections.abc import Callable, Mapping
+import logging
+import math
 import threading
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -19,14 +22,22 @@ import numpy as np
 from realman.arrays import Image
 from realman.arrays import JointTraj
 from realman.arrays import JointVec
+from realman.client import LeftOver
 from realman.client import Prediction
+from realman.errors import ServerError
 from realman.robot import RobotObservation
 
+logger = logging.getLogger(__name__)
+
 Observe = Callable[[], RobotObservation]
-Execution = Literal["sync", "async", "blend"]
+Execution = Literal["sync", "async", "blend", "rtc"]
 
 BLEND_STEPS = 8
 """Steps of a cross-fade, 160 ms at 50 Hz: long enough to hide a seam, short beside a chunk of 25."""
+
+
+DELAYS_REMEMBERED = 10
+"""Predictions whose longest delay is expected of the next one (arXiv 2506.07339): 5 s at a chunk of 25 and 50 Hz."""
 
 
 class Tick(NamedTuple):
@@ -51,6 +62,28 @@ class ChunkPolicy(Protocol):
     """Steps to execute of each prediction."""
 
     def infer(self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None) -> Prediction:
+        """Return the next actions."""
+        ...
+
+
+@runtime_checkable
+class RtcPolicy(ChunkPolicy, Protocol):
+    """A policy whose chunks can go on from the previous one; `realman.client.PolicyClient` is one."""
+
+    fps: float
+    """Rate of its steps, Hz."""
+
+    def require_rtc(self) -> None:
+        """Raise `ServerError` unless the policy heeds what is left over."""
+        ...
+
+    def infer(
+        self,
+        state: JointVec,
+        images: Mapping[str, Image],
+        prompt: str | None = None,
+        left_over: LeftOver | None = None,
+    ) -> Prediction:
         """Return the next actions."""
         ...
 
@@ -205,6 +238,71 @@ class AsyncPlayer:
         return True
 
 
+class RtcPlayer(AsyncPlayer):
+    """Asynchronous, with chunks that go on from what is executed while they are predicted: real-time chunking.
+
+    With each observation the policy gets the steps still to be played and how many of them will be gone when it answers: as
+    many as in the slowest of the last predictions, the conservative choice. A prediction that is later still is played from
+    its own tick's step on, as in `AsyncPlayer`; its seam is then only as smooth as the policy made it, and it is counted.
+
+    For s steps between two predictions and a horizon of H the delay d must keep d <= s <= H - d.
+    """
+
+    def __init__(self, policy: RtcPolicy, prompt: str | None, *, ask: Ask = ThreadRequest) -> None:
+        """Play the predictions of `policy` for one task.
+
+        Raises:
+            ServerError: The policy cannot do it.
+        """
+        policy.require_rtc()
+        super().__init__(policy, prompt, ask=ask)
+        self._rtc_policy = policy
+        self._recent_delays: collections.deque[int] = collections.deque(maxlen=DELAYS_REMEMBERED)
+        self._expected_delay = 0
+        self._horizon = 0
+        self.num_late = 0
+        """Predictions that took longer than expected."""
+
+    def _predict(self, observation: RobotObservation) -> Callable[[], Prediction]:
+        if self._plan is None:
+            return super()._predict(observation)
+        self._asked_tick, self._asked_s = self._tick, observation.time_s
+        left_over = self._left_over(self._plan)
+        return lambda: self._rtc_policy.infer(observation.state, observation.images, self._prompt, left_over)
+
+    def _left_over(self, plan: JointTraj) -> LeftOver:
+        """Return the steps from this tick on: the plan's, then its last one, which is held when nothing is left."""
+        self._expected_delay = min(max(self._recent_delays), self._horizon)
+        steps = plan[self._tick - self._plan_tick :]
+        num_held = max(self._expected_delay, 1) - len(steps)
+        return LeftOver(np.concatenate([steps, *[plan[-1:]] * num_held]), self._expected_delay)
+
+    def _adopt(self, prediction: Prediction) -> bool:
+        is_first = self._plan is None
+        is_seam = super()._adopt(prediction)
+        if is_first:
+            # The arms waited for it, so no ticks passed: the clock says what it would have been.
+            delay = math.ceil(prediction.round_trip_s * self._rtc_policy.fps)
+            self._horizon = len(prediction.actions)
+            self._check_delay(delay)
+        else:
+            delay = self.delays[-1]
+            if delay > self._expected_delay:
+                self.num_late += 1
+                logger.debug("a prediction took %d steps, %d were expected", delay, self._expected_delay)
+        self._recent_delays.append(delay)
+        return is_seam
+
+    def _check_delay(self, delay: int) -> None:
+        chunk = self._policy.action_chunk
+        if delay > (limit := min(chunk, self._horizon - chunk)):
+            raise ServerError(
+                f"real-time chunking: a prediction takes {delay} steps of {1000 / self._rtc_policy.fps:g} ms, at most {limit} "
+                f"are possible with {chunk} of {self._horizon} steps executed; make the server faster (--num-steps), "
+                "change action_chunk, or choose the execution 'sync'"
+            )
+
+
 def cross_fade(old: Float[np.ndarray, "u 14"], new: JointTraj, num_steps: int) -> JointTraj:
     """Fade linearly from one plan to another, step by step.
 
@@ -232,9 +330,17 @@ def make_player(
     blend_steps: int = BLEND_STEPS,
     ask: Ask = ThreadRequest,
 ) -> ChunkPlayer:
-    """Make the player for an execution mode."""
+    """Make the player for an execution mode.
+
+    Raises:
+        ServerError: The policy cannot do what the mode needs.
+    """
     if execution == "sync":
         return SyncPlayer(policy, prompt)
+    if execution == "rtc":
+        if not isinstance(policy, RtcPolicy):
+            raise TypeError(f"execution 'rtc' needs an RtcPolicy, found {type(policy).__name__}")
+        return RtcPlayer(policy, prompt, ask=ask)
     return AsyncPlayer(policy, prompt, blend_steps=blend_steps if execution == "blend" else 0, ask=ask)
 
 

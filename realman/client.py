@@ -65,6 +65,16 @@ class Prediction:
     """The server's own inference time, s, when it says."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LeftOver:
+    """What will still be executed of the previous chunk while the next one is predicted, and after: it is to go on from that."""
+
+    actions: JointTraj
+    """Absolute targets (k, 14); row i belongs to step i of the chunk asked for."""
+    delay: int
+    """Steps that will have been executed when the reply arrives, at most k."""
+
+
 def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequence[str], fps: float) -> ServerInfo:
     """Check that the server's policy is one for this robot.
 
@@ -125,21 +135,33 @@ def _dim_name_problems(names: object) -> list[str]:
 
 
 def build_request(
-    state: JointVec, images: Mapping[str, Image], cameras: Sequence[str], prompt: str | None
+    state: JointVec,
+    images: Mapping[str, Image],
+    cameras: Sequence[str],
+    prompt: str | None,
+    left_over: LeftOver | None = None,
 ) -> dict[str, Any]:
-    """Make the message for one observation: state, the asked cameras at the policy's size, and the prompt if any.
+    """Make the message for one observation: state, the asked cameras at the policy's size, and what else there is.
 
     Args:
         state: Measured position (14,), rad and gripper fraction, right arm first.
         images: At least the asked cameras, uint8 (h, w, 3) RGB, any size.
         cameras: Which to send.
         prompt: Task text; None lets the server use its default.
+        left_over: The previous chunk, for real-time chunking.
     """
     request: dict[str, Any] = {
         "state": np.asarray(state, dtype=np.float32),
         "images": {name: image_tools.resize_with_pad(images[name], IMAGE_SIZE_PX, IMAGE_SIZE_PX) for name in cameras},
     }
-    return request if prompt is None else {**request, "prompt": prompt}
+    if prompt is not None:
+        request["prompt"] = prompt
+    if left_over is not None:
+        request[protocol.RTC_KEY] = {
+            "left_over": np.asarray(left_over.actions, dtype=np.float32),
+            "delay": left_over.delay,
+        }
+    return request
 
 
 def read_reply(reply: Mapping[str, Any], *, address: str, min_steps: int) -> JointTraj:
@@ -239,19 +261,45 @@ class PolicyClient:
             raise
         return cls(policy, info, chunk, jpeg_quality)
 
-    def infer(self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None) -> Prediction:
+    @property
+    def fps(self) -> float:
+        """Rate of the policy's steps, Hz; `connect` has compared it with this side's."""
+        return float(self.info.metadata["fps"])
+
+    def require_rtc(self) -> None:
+        """Refuse a server that would not heed what is left over of a chunk.
+
+        Raises:
+            ServerError: It does not announce real-time chunking.
+        """
+        features = (self.info.metadata.get(protocol.PROTOCOL_KEY) or {}).get("features") or []
+        if protocol.FEATURE_RTC not in features:
+            raise ServerError(
+                f"policy server {self.info.address}: real-time chunking ('{protocol.FEATURE_RTC}') is not among its "
+                f"features ({', '.join(map(str, features)) or 'none'}); serve a pi0 or pi0.5 checkpoint with 'make serve', "
+                "or choose the execution 'blend' or 'async'"
+            )
+
+    def infer(
+        self,
+        state: JointVec,
+        images: Mapping[str, Image],
+        prompt: str | None = None,
+        left_over: LeftOver | None = None,
+    ) -> Prediction:
         """Ask for the next actions.
 
         Args:
             state: Measured position (14,), rad and gripper fraction, right arm first.
             images: At least the cameras that the server uses, uint8 (h, w, 3) RGB.
             prompt: Task text; None lets the server use its default.
+            left_over: The previous chunk, for a server that announces real-time chunking.
 
         Raises:
             ServerError: The server is gone, too late, reported a failure, or its reply cannot be used.
         """
         start = time.monotonic()
-        request = build_request(state, images, self.info.cameras, prompt)
+        request = build_request(state, images, self.info.cameras, prompt, left_over)
         if self._jpeg_quality is not None:
             request["images"] = {
                 name: image_tools.encode_jpeg(image, self._jpeg_quality) for name, image in request["images"].items()

@@ -16,6 +16,7 @@ import numpy as np
 from realman import spec
 from realman.arrays import JointVec
 from realman.chunks import ChunkPlayer
+from realman.chunks import RtcPlayer
 from realman.chunks import Tick
 from realman.desk.steering import Steering
 from realman.metrics import percentiles_ms
@@ -115,6 +116,8 @@ class RunRecord:
         return {
             "steps": steps,
             "predictions": len(player.round_trips_s),
+            # Those that came later than the player had told the policy.
+            "late_predictions": player.num_late if isinstance(player, RtcPlayer) else None,
             "duration_s": duration_s,
             "rate_hz": (steps - 1) / duration_s if duration_s > 0 else None,
             "late_steps": pacer.late_ticks if pacer else None,

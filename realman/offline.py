@@ -27,6 +27,7 @@ from realman import spec
 from realman.arrays import Image
 from realman.arrays import JointTraj
 from realman.arrays import JointVec
+from realman.client import LeftOver
 from realman.client import PolicyClient
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
@@ -189,13 +190,15 @@ def _read_record(path: Path) -> tuple[JointVec, dict[str, Image], str | None, Jo
     return np.asarray(state, np.float32), pictures, prompt, actions.astype(np.float64)
 
 
-def predictor(client: PolicyClient, recording: Recording, prompt: str | None) -> Callable[[int], JointTraj]:
+def predictor(
+    client: PolicyClient, recording: Recording, prompt: str | None
+) -> Callable[[int, LeftOver | None], JointTraj]:
     """Return what predicts the chunk (horizon, 14) at a frame of the recording, as `realman.seams` asks it."""
     task = recording.task if prompt is None else prompt
 
-    def predict(frame: int) -> JointTraj:
+    def predict(frame: int, left_over: LeftOver | None) -> JointTraj:
         images = {name: recording.image(name, frame) for name in client.info.cameras}
-        return client.infer(recording.state[frame], images, task).actions
+        return client.infer(recording.state[frame], images, task, left_over).actions
 
     return predict
 

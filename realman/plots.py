@@ -61,7 +61,9 @@ def plot_episode(
     return figure
 
 
-def plot_executions(recorded: JointTraj, played: Mapping[str, np.ndarray], *, fps: float, title: str) -> Figure:
+def plot_executions(
+    recorded: JointTraj, played: Mapping[str, np.ndarray], *, fps: float, title: str, speeds: bool = False
+) -> Figure:
     """Draw what each execution mode sends beside the recorded actions: 7 rows of numbers, left arm left, right arm right.
 
     Args:
@@ -69,6 +71,7 @@ def plot_executions(recorded: JointTraj, played: Mapping[str, np.ndarray], *, fp
         played: Targets of each mode (u, 14); `sync` may be longer, for it stands still.
         fps: Steps per second.
         title: First line of the figure.
+        speeds: Draw the change per second instead, in which seams and stalls stand out.
     """
     figure = Figure(figsize=(13, 15), layout="constrained")
     axes = figure.subplots(len(spec.ARM_JOINTS) + 1, 2, sharex=True)
@@ -79,8 +82,9 @@ def plot_executions(recorded: JointTraj, played: Mapping[str, np.ndarray], *, fp
         for ax, dim in zip(axes[:, column], range(spec.NUM_DIMS)[spec.ARM_SLICES[side]], strict=True):
             for name, (targets, style) in lines.items():
                 values = np.rad2deg(targets[:, dim]) if dim in spec.JOINT_DIMS else targets[:, dim]
+                values = np.diff(values) * fps if speeds else values
                 ax.plot(np.arange(len(values)) / fps, values, label=name, **style)
-            _label_dim(ax, dim)
+            _label_dim(ax, dim, speeds=speeds)
         axes[0, column].set_title(f"{side} arm", fontsize=11)
         axes[-1, column].set_xlabel("time [s]")
     figure.align_ylabels()
@@ -104,9 +108,10 @@ def _draw_dim(ax: Axes, dim: int, time_s: np.ndarray, lines: tuple[JointTraj, Jo
     _label_dim(ax, dim)
 
 
-def _label_dim(ax: Axes, dim: int) -> None:
+def _label_dim(ax: Axes, dim: int, *, speeds: bool = False) -> None:
     is_joint = dim in spec.JOINT_DIMS
-    name, unit = spec.DIM_NAMES[dim].partition("_")[2], "deg" if is_joint else "0..1, 1 = open"
+    name, unit = spec.DIM_NAMES[dim].partition("_")[2], "deg" if is_joint else "stroke" if speeds else "0..1, 1 = open"
+    unit += "/s" if speeds else ""
     low, high = ax.get_ylim()
     if is_joint:
         extra = max(0.0, _MIN_SPAN_DEG - (high - low)) / 2

@@ -4,10 +4,11 @@ The players are the robot client's own; only the clock is simulated: a predictio
 predicted from the recorded observation of their moment, so the comparison is of the modes and not of what the arms then see.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 from typing import Any
 
+from jaxtyping import Float
 import numpy as np
 
 from realman import chunks
@@ -15,11 +16,15 @@ from realman import spec
 from realman.arrays import Image
 from realman.arrays import JointTraj
 from realman.arrays import JointVec
+from realman.client import LeftOver
 from realman.client import Prediction
 from realman.robot import RobotObservation
 
-Predict = Callable[[int], JointTraj]
-"""Returns the chunk (horizon, 14) that the policy predicts at a frame of the recording."""
+Predict = Callable[[int, LeftOver | None], JointTraj]
+"""Returns the chunk (horizon, 14) that the policy predicts at a frame of the recording, going on from a left-over if there
+is one."""
+
+EXECUTIONS: tuple[chunks.Execution, ...] = ("sync", "async", "blend", "rtc")
 
 _JOINTS = list(spec.JOINT_DIMS)
 
@@ -81,15 +86,26 @@ class _DelayedRequest:
 
 
 class _FramePolicy:
-    """A `ChunkPolicy` that predicts for the frame at hand."""
+    """A `RtcPolicy` that predicts for the frame at hand."""
 
-    def __init__(self, predict: Predict, action_chunk: int) -> None:
+    def __init__(self, predict: Predict, action_chunk: int, fps: float, delay_steps: int) -> None:
         self.action_chunk = action_chunk
+        self.fps = fps
         self.frame = 0
         self._predict = predict
+        self._round_trip_s = delay_steps / fps
 
-    def infer(self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None) -> Prediction:
-        return Prediction(self._predict(self.frame), 0.0, None)
+    def require_rtc(self) -> None:
+        """`predict` is one that can."""
+
+    def infer(
+        self,
+        state: JointVec,
+        images: Mapping[str, Image],
+        prompt: str | None = None,
+        left_over: LeftOver | None = None,
+    ) -> Prediction:
+        return Prediction(self._predict(self.frame, left_over), self._round_trip_s, None)
 
 
 def play(
@@ -114,7 +130,7 @@ def play(
         action_chunk: Steps after which the next chunk is asked for.
         blend_steps: Steps of a cross-fade.
     """
-    policy = _FramePolicy(predict, action_chunk)
+    policy = _FramePolicy(predict, action_chunk, fps, delay_steps)
     player = chunks.make_player(execution, policy, None, blend_steps=blend_steps, ask=SimulatedDelay(delay_steps))
     nothing = RobotObservation(np.zeros(spec.NUM_DIMS), {}, 0.0)
     targets: list[np.ndarray] = []
@@ -139,17 +155,20 @@ def compare(
     fps: float,
     delays_ms: tuple[float, ...],
     action_chunk: int = spec.ACTION_CHUNK,
+    executions: Sequence[chunks.Execution] = EXECUTIONS,
 ) -> Iterator[Played]:
-    """Play every mode with every delay; each frame is predicted once."""
+    """Play every mode with every delay; without a left-over each frame is predicted once."""
     known: dict[int, JointTraj] = {}
 
-    def remember(frame: int) -> JointTraj:
+    def remember(frame: int, left_over: LeftOver | None) -> JointTraj:
+        if left_over is not None:
+            return predict(frame, left_over)
         if frame not in known:
-            known[frame] = predict(frame)
+            known[frame] = predict(frame, None)
         return known[frame]
 
     for delay_ms in delays_ms:
-        for execution in ("sync", "async", "blend"):
+        for execution in executions:
             yield play(
                 remember,
                 num_frames,
@@ -161,17 +180,35 @@ def compare(
 
 
 def wandering_copy(recorded: JointTraj, horizon: int, *, error_rad: float = 0.01, seed: int = 0) -> Predict:
-    """Make a stand-in policy: the recorded actions, each chunk off by a random amount that grows along it, as policies are."""
+    """Make a stand-in policy: the recorded actions, each chunk off by a random amount that grows along it, as policies are.
 
-    def predict(frame: int) -> JointTraj:
+    Given a left-over it answers what guidance of a flow model comes to: each step is a mixture of the left-over's and its own,
+    by the weights of `left_over_weights`.
+    """
+
+    def predict(frame: int, left_over: LeftOver | None = None) -> JointTraj:
         rng = np.random.default_rng((seed, frame))
         rows = np.minimum(frame + np.arange(horizon), len(recorded) - 1)
         error = rng.normal(0.0, error_rad, spec.NUM_DIMS) + np.linspace(0, 1, horizon)[:, None] * rng.normal(
             0.0, error_rad, spec.NUM_DIMS
         )
-        return recorded[rows].astype(np.float64) + error * np.isin(np.arange(spec.NUM_DIMS), _JOINTS)
+        own = recorded[rows].astype(np.float64) + error * np.isin(np.arange(spec.NUM_DIMS), _JOINTS)
+        if left_over is None:
+            return own
+        num_left = len(left_over.actions)
+        weights = left_over_weights(left_over.delay, num_left)[:, None]
+        return np.concatenate([weights * left_over.actions + (1 - weights) * own[:num_left], own[num_left:]])
 
     return predict
+
+
+def left_over_weights(delay: int, num_left: int) -> Float[np.ndarray, " k"]:
+    """Return how much a chunk is held to each of the previous one's steps: 1 before `delay`, then falling exponentially.
+
+    Formula (arXiv 2506.07339): c (e^c - 1) / (e - 1) with c_i = (k - i) / (k - delay + 1).
+    """
+    falling = (num_left - np.arange(num_left)) / (num_left - delay + 1)
+    return np.where(np.arange(num_left) < delay, 1.0, falling * np.expm1(falling) / np.expm1(1.0))
 
 
 def _percentile(values: np.ndarray, percent: float) -> float | None:

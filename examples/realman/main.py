@@ -69,7 +69,8 @@ class Args:
     connect_timeout: float | None = None
     """How long to wait for the server, s."""
     execution: chunks.Execution | None = None
-    """How chunks are played: 'sync' waits for each, 'async' predicts meanwhile, 'blend' also fades from one to the next."""
+    """How chunks are played: 'sync' waits for each, 'async' predicts meanwhile, 'blend' also fades from one to the next, 'rtc'
+    lets the policy itself go on from what is played meanwhile."""
     action_chunk: int | None = None
     """Steps executed of each prediction; by default what the server recommends."""
     max_steps: int | None = 500

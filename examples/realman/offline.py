@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from realman import chunks
 from realman import cli
 from realman import offline
 from realman import plots
@@ -21,6 +22,7 @@ from realman import seams
 from realman.client import API_KEY_ENV
 from realman.client import PolicyClient
 from realman.errors import DatasetError
+from realman.errors import ServerError
 from realman.raw.flags import ReadingFlags
 
 SEAM_DELAYS_MS = (0.0, 50.0, 100.0, 200.0)
@@ -110,17 +112,38 @@ def _write(result: offline.Replay, metadata: dict, args: Args) -> None:
 def _write_seams(client: PolicyClient, recording: offline.Recording, args: Args) -> None:
     predict = offline.predictor(client, recording, args.prompt)
     num_frames, fps = len(recording.action), recording.fps
+    executions = _possible_executions(client)
     played = list(
-        seams.compare(predict, num_frames, fps=fps, delays_ms=SEAM_DELAYS_MS, action_chunk=client.action_chunk)
+        seams.compare(
+            predict,
+            num_frames,
+            fps=fps,
+            delays_ms=SEAM_DELAYS_MS,
+            action_chunk=client.action_chunk,
+            executions=executions,
+        )
     )
-    json_path, plot_path = (args.out_dir / f"{recording.name}_seams{suffix}" for suffix in (".json", ".png"))
+    json_path = args.out_dir / f"{recording.name}_seams.json"
     json_path.write_text(json.dumps([p.figures() for p in played], indent=1) + "\n")
-    slowest = {p.execution: p.targets for p in played[-3:]}
+    slowest = {p.execution: p.targets for p in played[-len(executions) :]}
     title = f"{recording.name}: executions with a delay of {SEAM_DELAYS_MS[-1]:g} ms"
-    plots.save(plots.plot_executions(recording.action, slowest, fps=fps, title=title), plot_path)
+    plot_paths = [args.out_dir / f"{recording.name}_seams{suffix}.png" for suffix in ("", "_speed")]
+    for path, speeds in zip(plot_paths, (False, True), strict=True):
+        figure = plots.plot_executions(recording.action, slowest, fps=fps, title=title, speeds=speeds)
+        plots.save(figure, path)
     console = Console()
     console.print(_seam_table(played))
-    console.print(f"plot {plot_path}\nnumbers {json_path}", highlight=False, markup=False, soft_wrap=True)
+    places = f"plots {plot_paths[0]}, {plot_paths[1]}\nnumbers {json_path}"
+    console.print(places, highlight=False, markup=False, soft_wrap=True)
+
+
+def _possible_executions(client: PolicyClient) -> tuple[chunks.Execution, ...]:
+    try:
+        client.require_rtc()
+    except ServerError as e:
+        Console(stderr=True).print(f"'rtc' is left out: {e}", markup=False, soft_wrap=True)
+        return tuple(execution for execution in seams.EXECUTIONS if execution != "rtc")
+    return seams.EXECUTIONS
 
 
 def _seam_table(played: list[seams.Played]) -> Table:

@@ -49,7 +49,7 @@ def _summary_table(summary: dict[str, Any]) -> Table:
         "task": {None: "not judged", True: "done", False: "not done"}[summary["task_done"]],
         "steps": f"{summary['steps']} in {summary['duration_s']:.1f} s, {summary['stand_stills']} stand-stills included; "
         f"{summary['stalled_steps']} held for a late chunk",
-        "predictions": f"{summary['predictions']}, {_milliseconds(summary['round_trip_ms'])}",
+        "predictions": f"{summary['predictions']}, {_milliseconds(summary['round_trip_ms'])}{_unexpected(summary)}",
         "on the server": _milliseconds(summary["infer_ms"]),
         "late steps": _late(summary),
         "limited steps": f"{summary['clamped_steps']} (range: {_counts(summary['range_clamps'])}; "
@@ -62,6 +62,11 @@ def _summary_table(summary: dict[str, Any]) -> Table:
 
 def _milliseconds(latency: dict[str, float] | None) -> str:
     return f"p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms, max {latency['max']:.0f} ms" if latency else "-"
+
+
+def _unexpected(summary: dict[str, Any]) -> str:
+    late = summary["late_predictions"]
+    return "" if late is None else f"; {late} later than expected"
 
 
 def _late(summary: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import pytest
 from openpi.models import gemma_config
 from openpi.models import model as _model
 from openpi.models import pi0_config
+from openpi.policies import checkpoint_folder
 from openpi.shared import nnx_utils
 from openpi.shared import normalize
 from openpi.training import checkpoints
@@ -107,7 +108,8 @@ def test_a_saved_checkpoint_has_the_layout_of_the_original(golden_state, golden_
     manager, resuming = open_dir(tmp_path / "run")
     assert not resuming
     data_config = DataConfig(asset_id=ASSET_ID, norm_stats=stats(), norm_stats_provenance={"action_horizon": 6})
-    checkpoints.save_state(manager, golden_state, data_config, {"position": 0, "seed": 42}, GOLDEN_STEP)
+    loader = {"position": 0, "seed": 42}
+    checkpoints.save_state(manager, golden_state, data_config, loader, GOLDEN_STEP, rtc_max_delay=10)
     manager.wait_until_finished()
     ours, theirs = tmp_path / "run" / str(GOLDEN_STEP), golden_copy / str(GOLDEN_STEP)
     assert {path.name for path in ours.iterdir() if path.is_dir()} == {"assets", "params", "train_state"}
@@ -119,6 +121,8 @@ def test_a_saved_checkpoint_has_the_layout_of_the_original(golden_state, golden_
     assert normalize.load_provenance(ours / "assets" / ASSET_ID)["action_horizon"] == 6
     handlers = json.loads((ours / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
     assert handlers.keys() == {"assets", "params", "train_state"}
+    assert checkpoint_folder.rtc_max_delay(ours) == 10
+    assert checkpoint_folder.rtc_max_delay(theirs) is None
 
 
 @pytest.mark.parametrize("with_average", [True, False])

@@ -344,5 +344,5 @@ def test_metrics_are_in_the_format_of_prometheus():
 
 
 def test_every_feature_that_is_announced_is_one_of_the_protocol():
-    announced = contract_metadata.describe_server()[protocol.PROTOCOL_KEY]["features"]
+    announced = contract_metadata.describe_server([protocol.FEATURE_RTC])[protocol.PROTOCOL_KEY]["features"]
     assert set(announced) == {value for name, value in vars(protocol).items() if name.startswith("FEATURE_")}

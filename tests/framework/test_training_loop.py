@@ -19,6 +19,7 @@ import pytest
 from openpi.models import gemma_config
 from openpi.models import model as _model
 from openpi.models import pi0_config
+from openpi.policies import checkpoint_folder
 from openpi.shared import errors
 from openpi.training import checkpoints
 from openpi.training import config as _config
@@ -202,6 +203,7 @@ def test_a_realman_run_stores_its_statistics_beside_the_parameters(tmp_path, mon
     summary = train_loop.train(config)
     stored = summary.checkpoint / "assets/realman/dual_arm/norm_stats.json"
     assert stored.read_text() == report.path.read_text()
+    assert checkpoint_folder.rtc_max_delay(summary.checkpoint) == 0
 
 
 def run_script(monkeypatch, folder: pathlib.Path, *args: str) -> int:

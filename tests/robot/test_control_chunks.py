@@ -79,7 +79,7 @@ def test_sync_executes_its_chunk_and_looks_again():
     assert [i for i, t in enumerate(ticks) if t.has_blocked] == [0, 8, 16]
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(old=plans, new=plans, num_steps=st.integers(0, 40))
 def test_a_cross_fade_stays_between_both_plans_and_ends_in_the_new_one(old, new, num_steps):
     before = old.copy(), new.copy()
@@ -93,7 +93,7 @@ def test_a_cross_fade_stays_between_both_plans_and_ends_in_the_new_one(old, new,
     np.testing.assert_array_equal(new, before[1])
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(plan=plans, offset=hnp.arrays(np.float64, 14, elements=st.floats(-1, 1)), num_steps=st.integers(1, 30))
 def test_a_cross_fade_makes_a_jump_smaller_by_its_number_of_steps(plan, offset, num_steps):
     mixed = chunks.cross_fade(plan, plan + offset, num_steps)

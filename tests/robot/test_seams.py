@@ -1,11 +1,14 @@
 """The seam simulator: the client's own players on a recording, with a delay in ticks."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from openpi.models import real_time_chunking
 from realman import plots
 from realman import seams
 from realman import spec
+from realman.client import LeftOver
 
 FPS = 50.0
 T = np.arange(300)[:, None] / FPS
@@ -14,11 +17,11 @@ RECORDED[:, list(spec.GRIPPER_DIMS)] = 0.5
 LARGEST_STEP_DEG = float(np.rad2deg(np.abs(np.diff(RECORDED[:, list(spec.JOINT_DIMS)], axis=0)).max()))
 
 
-def exact(frame: int) -> np.ndarray:
+def exact(frame: int, left_over: LeftOver | None = None) -> np.ndarray:
     return RECORDED[np.minimum(frame + np.arange(50), len(RECORDED) - 1)]
 
 
-@pytest.mark.parametrize("execution", ["sync", "async", "blend"])
+@pytest.mark.parametrize("execution", seams.EXECUTIONS)
 @pytest.mark.parametrize("delay_steps", [0, 3, 10])
 def test_a_perfect_policy_is_played_as_recorded_whatever_the_delay(execution, delay_steps):
     played = seams.play(exact, len(RECORDED), fps=FPS, execution=execution, delay_steps=delay_steps)
@@ -35,7 +38,7 @@ def test_sync_stands_still_for_each_delay_and_the_others_never():
     assert played["sync"]["stalls"] == 11
     assert played["sync"]["held_s"] == pytest.approx(11 * 0.2)
     assert played["sync"]["stalls_per_min"] == pytest.approx(11 / (6 + 2.2) * 60)
-    assert played["async"]["stalls"] == played["blend"]["stalls"] == 0
+    assert played["async"]["stalls"] == played["blend"]["stalls"] == played["rtc"]["stalls"] == 0
 
 
 def test_blending_makes_seams_smaller_and_motion_smoother():
@@ -48,16 +51,37 @@ def test_blending_makes_seams_smaller_and_motion_smoother():
     assert figures["sync"]["jerk_rms_deg_s3"] > figures["blend"]["jerk_rms_deg_s3"]
 
 
-def test_each_frame_is_predicted_once_for_all_modes_and_delays():
-    asked: list[int] = []
+@pytest.mark.parametrize("delay_ms", [0.0, 50.0, 100.0, 200.0])
+def test_real_time_chunking_never_stalls_and_its_seams_are_no_seams(delay_ms):
+    figures = {
+        p.execution: p.figures()
+        for p in seams.compare(seams.wandering_copy(RECORDED, 50), 300, fps=FPS, delays_ms=(delay_ms,))
+    }
+    rtc, plain = figures["rtc"], figures["async"]
+    assert (rtc["stalls"], rtc["held_s"]) == (0, 0)
+    assert (plain["stalls"], plain["held_s"]) == (0, 0)
+    assert rtc["seam_jump_deg"]["max"] < 0.6 * plain["seam_jump_deg"]["p50"]
+    assert rtc["jerk_rms_deg_s3"] < 0.6 * plain["jerk_rms_deg_s3"]
 
-    def counting(frame: int) -> np.ndarray:
-        asked.append(frame)
+
+def test_the_stand_in_weighs_a_left_over_as_the_model_does():
+    for delay, num_left in ((0, 25), (5, 25), (10, 10), (3, 40)):
+        model_mask = real_time_chunking.soft_mask(jnp.int32(delay), jnp.int32(num_left), 50, jnp.int32(0))
+        np.testing.assert_allclose(seams.left_over_weights(delay, num_left), model_mask[:num_left], atol=1e-6)
+
+
+def test_each_frame_is_predicted_once_for_all_modes_and_delays():
+    asked: list[tuple[int, LeftOver | None]] = []
+
+    def counting(frame: int, left_over: LeftOver | None) -> np.ndarray:
+        asked.append((frame, left_over))
         return exact(frame)
 
     results = list(seams.compare(counting, 300, fps=FPS, delays_ms=(0.0, 50.0, 200.0)))
-    assert len(results) == 9
-    assert sorted(asked) == list(range(0, 300, 25))
+    assert len(results) == 12
+    assert sorted(frame for frame, left_over in asked if left_over is None) == list(range(0, 300, 25))
+    # Real-time chunking asks with what is left: each time, and each delay, another question.
+    assert sorted(frame for frame, left_over in asked if left_over) == sorted([*range(25, 300, 25)] * 3)
 
 
 def test_a_jump_and_a_stall_are_measured_in_degrees_and_seconds():
@@ -77,8 +101,11 @@ def test_the_plot_names_the_modes_and_shows_every_number(tmp_path):
     figure = plots.plot_executions(RECORDED[:100], played, fps=FPS, title="episode_0, 100 ms")
     axes = figure.get_axes()
     assert len(axes) == 14
-    assert [line.get_label() for line in axes[3].get_lines()] == ["recorded", "sync", "async", "blend"]
+    assert [line.get_label() for line in axes[3].get_lines()] == ["recorded", *seams.EXECUTIONS]
     np.testing.assert_allclose(axes[1].get_lines()[2].get_ydata(), np.rad2deg(RECORDED[:100, 0]))
+    speeds = plots.plot_executions(RECORDED[:100], played, fps=FPS, title="speeds", speeds=True).get_axes()
+    np.testing.assert_allclose(speeds[1].get_lines()[2].get_ydata(), np.diff(np.rad2deg(RECORDED[:100, 0])) * FPS)
+    assert "deg/s" in speeds[0].get_ylabel()
     path = tmp_path / "seams.png"
     plots.save(figure, path)
     assert path.stat().st_size > 10_000

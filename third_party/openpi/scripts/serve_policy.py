@@ -16,6 +16,7 @@ import socket
 from typing import Any
 
 from openpi.models import model as _model
+from openpi.models import real_time_chunking as rtc
 from openpi.policies import bundle
 from openpi.policies import checkpoint_folder
 from openpi.policies import example_observation
@@ -103,6 +104,10 @@ class Args:
     num_steps: int | None = None
     # Waiting requests of several clients that one call of the model may answer; 1 answers one by one.
     max_batch: int = 1
+    # How clients may have a chunk go on from the one before it (real-time chunking), the preferred way first: prefix, for
+    # models trained so; identity; vjp, which takes a backward pass more. Each is compiled at the start. By default those that
+    # cost no time.
+    rtc_methods: tuple[rtc.Method, ...] | None = None
     # Largest request, MB.
     max_message_mb: int = 64
     # Share of the accelerator's memory to take at the start, 0 to 1; by default it is taken as needed.
@@ -187,12 +192,16 @@ def load_checkpoint(args: Args) -> Served:
         raise ConfigError(f"--num-steps has no meaning for '{train_config.name}', a pi0-FAST model; leave it out")
     sample_kwargs = None if args.num_steps is None else {"num_steps": args.num_steps}
     policy = _policy_config.create_trained_policy(
-        train_config, step_dir, default_prompt=args.default_prompt, sample_kwargs=sample_kwargs
+        train_config,
+        step_dir,
+        default_prompt=args.default_prompt,
+        sample_kwargs=sample_kwargs,
+        rtc_methods=args.rtc_methods,
     )
     data_config = train_config.data.create(None, train_config.model)
     example = example_observation.for_transforms(data_config.data_transforms)
     metadata = contract_metadata.describe_checkpoint(
-        train_config, data_config, step_dir, example=example, default_prompt=args.default_prompt
+        train_config, data_config, step_dir, example=example, default_prompt=args.default_prompt, policy=policy
     )
     return Served(policy, metadata, example, f"config '{train_config.name}', checkpoint {step_dir}")
 

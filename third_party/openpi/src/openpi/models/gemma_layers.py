@@ -27,7 +27,8 @@ Streams = tuple[jax.Array | None, ...]
 KVCache = tuple[jax.Array, jax.Array]
 """Keys (after rotation) and values; [b, s, k, h] in one layer, with a leading layer axis for all of them."""
 LayerModulation = dict[str, Streams]
-"""By norm of a layer: scale, shift and gate of each expert, [b, 3 d]; None where the expert's norms are plain."""
+"""By norm of a layer: scale, shift and gate of each expert, [b, 3 d] or one for each token [b, s, 3 d]; None where the
+expert's norms are plain."""
 
 _NORMS = ("pre_attention_norm", "pre_ffw_norm")
 
@@ -49,16 +50,17 @@ class RMSNorm(nnx.Module):
             self.scale = nnx.Param(jnp.zeros((width,)))
 
     def modulate(self, cond: jax.Array) -> jax.Array:
-        """Make scale, shift and gate, [b, 3 d], from a condition [b, d]."""
+        """Make scale, shift and gate, [b, 3 d] or [b, s, 3 d], from a condition [b, d] or one for each token [b, s, d]."""
         return self.Dense_0(cond)
 
     def __call__(self, x: jax.Array, modulation: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-        """Normalise [b, s, d] in float32; return it in the type of `x`, and the gate [b, 1, d] if adaptive."""
+        """Normalise [b, s, d] in float32; return it in the type of `x`, and if adaptive the gate, [b, 1 or s, d]."""
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
         if not self.adaptive:
             return (normed * (1 + self.scale[...])).astype(x.dtype), None
-        scale, shift, gate = jnp.split(modulation[:, None, :], 3, axis=-1)
+        per_token = modulation[:, None, :] if modulation.ndim == 2 else modulation
+        scale, shift, gate = jnp.split(per_token, 3, axis=-1)
         return (normed * (1 + scale) + shift).astype(x.dtype), gate
 
 

@@ -17,6 +17,7 @@ from openpi.models import gemma
 from openpi.models import initializers
 from openpi.models import model as _model
 from openpi.models import pi0_config
+from openpi.models import real_time_chunking as rtc
 from openpi.models import siglip
 from openpi.models.paligemma import PaliGemma
 from openpi.models.paligemma import make_attn_mask
@@ -63,15 +64,25 @@ class LossInputs(NamedTuple):
     noise: at.Float[at.Array, "b ah ad"]
     # Time of the flow, one for each sample.
     time: at.Float[at.Array, " b"]
+    # With `rtc_max_delay`: number of given actions, and what the loss of each action counts.
+    delay: at.Int[at.Array, " b"] | None = None
+    weights: at.Float[at.Array, "b ah"] | None = None
 
 
 class _Condition(NamedTuple):
     """All that depends on the time of the flow alone."""
 
-    # Result of `Pi0._embed_time` for one time, [1, d].
-    embedding: at.Float[at.Array, "1 d"]
+    # Result of `Pi0._embed_time` for one time; with a time for each action [b, ah, d].
+    embedding: at.Float[at.Array, "1 d"] | at.Float[at.Array, "b ah d"]
     # pi0.5 only.
     modulation: gemma.Modulation | None
+
+
+def _choose_by_row(is_clean: at.Bool[at.Array, "b ah"], clean: _Condition, noisy: _Condition) -> _Condition:
+    """Return a condition for each action, [b, ah, d] where there was [1, d] (layers keep their leading axis)."""
+    return jax.tree.map(
+        lambda ours, theirs: jnp.where(is_clean[..., None], ours[..., None, :], theirs[..., None, :]), clean, noisy
+    )
 
 
 def _euler_times(num_steps: int) -> at.Float[at.Array, " n"]:
@@ -91,6 +102,7 @@ class Pi0(_model.BaseModel):
         """Create random parameters (float32)."""
         super().__init__(config)
         self.pi05 = config.pi05
+        self.rtc_max_delay = config.rtc_max_delay
         paligemma = gemma.get_config(config.paligemma_variant)
         expert = gemma.get_config(config.action_expert_variant)
         self.PaliGemma = PaliGemma(
@@ -126,9 +138,9 @@ class Pi0(_model.BaseModel):
         self,
         obs: _model.Observation,
         noisy_actions: at.Float[at.Array, "b ah ad"],
-        timestep: at.Float[at.Array, " b"],
-    ) -> tuple[TokenArray, Valid, Starts, at.Float[at.Array, "b d"] | None]:
-        """Embed state, noisy actions and time.
+        timestep: at.Float[at.Array, " b"] | at.Float[at.Array, "b ah"],
+    ) -> tuple[TokenArray, Valid, Starts, at.Float[at.Array, "b d"] | at.Float[at.Array, "b ah d"] | None]:
+        """Embed state, noisy actions and time, one for all actions of a sample or one for each.
 
         Returns:
             Tokens, their validity, the starts of attention blocks (the prefix sees no suffix; pi0's state sees no
@@ -137,10 +149,10 @@ class Pi0(_model.BaseModel):
         time = self._embed_time(timestep)
         return *self._embed_suffix(obs, noisy_actions, time), time if self.pi05 else None
 
-    def _embed_time(self, timestep: at.Float[at.Array, " b"]) -> at.Float[at.Array, "b d"]:
+    def _embed_time(self, timestep: at.Float[at.Array, "*b"]) -> at.Float[at.Array, "*b d"]:
         """Return what the suffix takes of the time: pi0.5's condition, or its share of pi0's first action layer."""
         width = self.action_in_proj.out_features
-        time = posemb_sincos(timestep, width, _MIN_PERIOD, _MAX_PERIOD)
+        time = posemb_sincos(timestep.reshape(-1), width, _MIN_PERIOD, _MAX_PERIOD).reshape(*timestep.shape, width)
         if self.pi05:
             return nnx.swish(self.time_mlp_out(nnx.swish(self.time_mlp_in(time))))
         return time @ self.action_time_mlp_in.kernel[...][width:]
@@ -149,15 +161,16 @@ class Pi0(_model.BaseModel):
         self,
         obs: _model.Observation,
         noisy_actions: at.Float[at.Array, "b ah ad"],
-        time: at.Float[at.Array, "#b d"],
+        time: at.Float[at.Array, "#b d"] | at.Float[at.Array, "#b ah d"],
     ) -> tuple[TokenArray, Valid, Starts]:
         """Embed state and noisy actions; `time` comes from `_embed_time`."""
         tokens = self.action_in_proj(noisy_actions)
         starts = [True]
         if not self.pi05:
-            # The layer reads [actions, time]. The time's share is the same for all actions and joins as a sum.
+            # The layer reads [actions, time]. The time's share is often the same for all actions and joins as a sum.
             layer = self.action_time_mlp_in
-            hidden = tokens @ layer.kernel[...][: tokens.shape[-1]] + time[:, None, :] + layer.bias[...]
+            share = time[:, None, :] if time.ndim == 2 else time
+            hidden = tokens @ layer.kernel[...][: tokens.shape[-1]] + share + layer.bias[...]
             state = self.state_proj(obs.state)[:, None, :]
             tokens = jnp.concatenate([state, self.action_time_mlp_out(nnx.swish(hidden))], axis=1)
             starts = [True, True]
@@ -173,7 +186,11 @@ class Pi0(_model.BaseModel):
         *,
         train: bool = False,
     ) -> at.Float[at.Array, "b ah"]:
-        """Return the squared error of the velocity at a random time, averaged over the numbers of each action."""
+        """Return the squared error of the velocity at a random time, averaged over the numbers of each action.
+
+        With `rtc_max_delay` the model is given a random number of the first actions, as it will be by the sampling method
+        "prefix". Their loss is 0, that of the others larger in proportion: the mean is that of the actions to be predicted.
+        """
         return self.loss_of_inputs(self.draw_loss_inputs(rng, observation, actions, train=train))
 
     @at.typecheck
@@ -185,16 +202,23 @@ class Pi0(_model.BaseModel):
         *,
         train: bool = False,
     ) -> LossInputs:
-        """Prepare the images and draw noise and time."""
+        """Prepare the images and draw noise and time, and with `rtc_max_delay` the number of given actions."""
         preprocess_rng, noise_rng, time_rng = jax.random.split(rng, 3)
         observation = _model.preprocess_observation(preprocess_rng, observation, train=train)
         noise = jax.random.normal(noise_rng, actions.shape)
         time = jax.random.beta(time_rng, _TIME_ALPHA, _TIME_BETA, actions.shape[:1]) * (1 - _TIME_MIN) + _TIME_MIN
-        return LossInputs(observation, actions, noise, time)
+        if not self.rtc_max_delay:
+            return LossInputs(observation, actions, noise, time)
+        # A key beside the three, which stay what they are without the option.
+        delay = jax.random.randint(jax.random.fold_in(rng, 3), time.shape, 0, self.rtc_max_delay + 1)
+        return LossInputs(observation, actions, noise, time, delay, rtc.loss_weights(delay, self.action_horizon))
 
     def loss_of_inputs(self, inputs: LossInputs) -> at.Float[at.Array, "b ah"]:
         """Return the loss of what `draw_loss_inputs` made."""
-        observation, actions, noise, time = inputs
+        observation, actions, noise, time, delay, weights = inputs
+        if delay is not None:
+            velocity = self.predict_velocity(observation, *rtc.training_inputs(actions, noise, time, delay))
+            return weights * jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)
         t = time[:, None, None]
         velocity = self.predict_velocity(observation, t * noise + (1 - t) * actions, time)
         return jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)
@@ -203,9 +227,9 @@ class Pi0(_model.BaseModel):
         self,
         observation: _model.Observation,
         noisy_actions: at.Float[at.Array, "b ah ad"],
-        time: at.Float[at.Array, " b"],
+        time: at.Float[at.Array, " b"] | at.Float[at.Array, "b ah"],
     ) -> at.Float[at.Array, "b ah ad"]:
-        """Run prefix and suffix in one pass; `observation` is preprocessed."""
+        """Run prefix and suffix in one pass; `observation` is preprocessed, `time` as in `embed_suffix`."""
         prefix, prefix_valid, prefix_starts = self.embed_prefix(observation)
         suffix, suffix_valid, suffix_starts, cond = self.embed_suffix(observation, noisy_actions, time)
         valid = jnp.concatenate([prefix_valid, suffix_valid], axis=1)
@@ -225,6 +249,7 @@ class Pi0(_model.BaseModel):
         *,
         num_steps: int | at.Int[at.Array, ""] = 10,
         noise: at.Float[at.Array, "b ah ad"] | None = None,
+        guidance: rtc.Guidance | None = None,
     ) -> at.Float[at.Array, "b ah ad"]:
         """Integrate the flow from noise to actions with Euler steps.
 
@@ -234,15 +259,18 @@ class Pi0(_model.BaseModel):
             num_steps: Number of steps. A plain int lets all that depends on the time alone be computed at once, before
                 the first step; a traced number is taken too.
             noise: Start of the flow instead of random noise.
+            guidance: What is left over of the previous chunk, for a chunk that goes on from it.
 
         Returns:
             Normalised actions, float32.
 
         Raises:
-            ValueError: `num_steps` is less than 1.
+            ValueError: `num_steps` is less than 1, or the method "prefix" is asked of a model that was not trained for it.
         """
         if isinstance(num_steps, int) and num_steps < 1:
             raise ValueError(f"sample_actions: found num_steps {num_steps}, expected at least 1")
+        if guidance is not None and guidance.method == "prefix" and not self.rtc_max_delay:
+            raise ValueError("sample_actions: the method 'prefix' needs a model trained with rtc_max_delay")
         observation = _model.preprocess_observation(None, observation, train=False)
         if noise is None:
             noise = jax.random.normal(rng, (observation.state.shape[0], self.action_horizon, self.action_dim))
@@ -250,15 +278,26 @@ class Pi0(_model.BaseModel):
         dt = -1.0 / num_steps
         table = jax.vmap(self._condition)(_euler_times(num_steps)) if isinstance(num_steps, int) else None
 
+        has_fixed_rows = guidance is not None and guidance.method == "prefix"
+        clean = self._condition(jnp.float32(0.0)) if has_fixed_rows else None
+
         def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x, t = carry
             condition = self._condition(t) if table is None else jax.tree.map(lambda rows: rows[i], table)
-            velocity = self._predict_cached(observation, x, condition, prefix_valid, cache)
+            if has_fixed_rows:
+                x = rtc.fix_rows(x, guidance)
+                condition = _choose_by_row(rtc.is_fixed(guidance.delay, self.action_horizon), clean, condition)
+
+            def predict(x: jax.Array) -> jax.Array:
+                return self._predict_cached(observation, x, condition, prefix_valid, cache)
+
+            is_guided = guidance is not None and not has_fixed_rows
+            velocity = rtc.guide(predict, x, t, guidance) if is_guided else predict(x)
             return (x + dt * velocity).astype(jnp.float32), t + dt
 
         start = (noise.astype(jnp.float32), jnp.float32(1.0))
         actions, _ = jax.lax.fori_loop(0, num_steps, step, start)
-        return actions
+        return rtc.fix_rows(actions, guidance) if has_fixed_rows else actions
 
     def _fill_cache(self, observation: _model.Observation) -> tuple[at.Bool[at.Array, "b s"], gemma.KVCache]:
         """Run the prefix alone; return which of its tokens are valid, and its keys and values."""

@@ -11,6 +11,7 @@ from openpi.models import gemma_config
 from openpi.models import model as _model
 from openpi.models import siglip
 from openpi.shared import array_typing as at
+from openpi.shared import errors
 from openpi.shared import nnx_utils
 
 if TYPE_CHECKING:
@@ -43,13 +44,24 @@ class Pi0Config(_model.BaseModelConfig):
     discrete_state_input: bool = None
     # Size of the image tower: a size name of big_vision and the patch side in px.
     vision_variant: siglip.Variant = "So400m/14"
+    # Real-time chunking learnt in training: the most first actions that a chunk is given, because they are executed while it
+    # is computed (at 50 Hz, 10 allow 200 ms). 0 trains as usual. Adds no parameters.
+    rtc_max_delay: int = 0
     # Read by the original project's PyTorch port only.
     pytorch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = (
         "max-autotune"
     )
 
     def __post_init__(self) -> None:
-        """Resolve the defaults that depend on `pi05`."""
+        """Resolve the defaults that depend on `pi05`.
+
+        Raises:
+            ConfigError: A chunk would be given whole.
+        """
+        if not 0 <= self.rtc_max_delay < self.action_horizon:
+            raise errors.ConfigError(
+                f"rtc_max_delay is {self.rtc_max_delay}, expected 0 to {self.action_horizon - 1}, less than action_horizon"
+            )
         if self.max_token_len is None:
             object.__setattr__(self, "max_token_len", _MAX_TOKEN_LEN_PI05 if self.pi05 else _MAX_TOKEN_LEN_PI0)
         if self.discrete_state_input is None:

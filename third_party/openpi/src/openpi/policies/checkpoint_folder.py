@@ -1,5 +1,6 @@
 """Finds its way in a folder of checkpoints: `<step>/{params,train_state,assets/<asset_id>/norm_stats.json}`."""
 
+import json
 import logging
 import pathlib
 
@@ -12,6 +13,12 @@ logger = logging.getLogger(__name__)
 
 PARAMS_DIR = "params"
 ASSETS_DIR = "assets"
+
+RTC_MAX_DELAY_KEY = "rtc_max_delay"
+"""Key of the checkpoint's own metadata: the model config's field, as it was in training."""
+
+# Where orbax keeps the metadata of a checkpoint.
+_METADATA_FILE = "_CHECKPOINT_METADATA"
 
 # What the original project's PyTorch trainer writes instead of `params`.
 _PYTORCH_WEIGHTS = "model.safetensors"
@@ -80,6 +87,16 @@ def load_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> dict[str, n
 def step_of(step_dir: pathlib.Path) -> int | None:
     """Return the training step of a step's folder; None when it bears another name."""
     return int(step_dir.name) if step_dir.name.isdecimal() else None
+
+
+def rtc_max_delay(step_dir: pathlib.Path) -> int | None:
+    """Return the longest delay of real-time chunking that the model was trained for; None where the checkpoint is silent."""
+    path = step_dir / _METADATA_FILE
+    try:
+        metadata = json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as e:
+        raise DataError(f"{path}: not JSON ({e}); copy the checkpoint again") from e
+    return ((metadata or {}).get("custom_metadata") or {}).get(RTC_MAX_DELAY_KEY)
 
 
 def _complete_steps(folder: pathlib.Path) -> list[int]:

@@ -11,7 +11,9 @@ import numpy as np
 
 from openpi import transforms as _transforms
 from openpi.models import model as _model
+from openpi.models import real_time_chunking as rtc
 from openpi.policies import program_shapes
+from openpi.policies.left_over import LeftOverReader
 from openpi.policies.recorder import PolicyRecorder as PolicyRecorder
 from openpi.shared import array_typing as at
 from openpi.shared import nnx_utils
@@ -32,6 +34,7 @@ class Policy(_base_policy.BasePolicy):
         output_transforms: Sequence[_transforms.DataTransformFn] = (),
         sample_kwargs: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        rtc_methods: Sequence[rtc.Method] | None = None,
     ) -> None:
         """Wrap a model; later changes of its parameters do not reach the policy.
 
@@ -42,6 +45,11 @@ class Policy(_base_policy.BasePolicy):
             output_transforms: From the model's state and actions to the robot's, in order.
             sample_kwargs: Fixed keyword arguments of the model's `sample_actions`, for example `num_steps`.
             metadata: What a server tells its clients.
+            rtc_methods: Methods of real-time chunking that requests may use, the preferred one first; None: those of the
+                model that cost no time.
+
+        Raises:
+            ConfigError: The model lacks one of `rtc_methods`.
         """
         # Known when compiled: pi0-FAST's decides a shape, pi0's lets what depends on time alone be computed once.
         static = ("max_decoding_steps", "num_steps")
@@ -50,6 +58,8 @@ class Policy(_base_policy.BasePolicy):
         self._takes_noise = "noise" in inspect.signature(model.sample_actions).parameters
         self._shapes = program_shapes.ProgramShapes(may_drop_images=model.takes_slots_without_image)
         self._sample_kwargs = dict(sample_kwargs or {})
+        self.left_over = LeftOverReader(model, rtc_methods, self._sample_kwargs.get("num_steps"))
+        """What this policy can do about the left-over of a previous chunk."""
         self._rng = jax.random.key(0) if rng is None else rng
         self._transform = _transforms.compose(transforms)
         self._output_transform = _transforms.compose(output_transforms)
@@ -64,7 +74,8 @@ class Policy(_base_policy.BasePolicy):
         """Sample a chunk of actions.
 
         Args:
-            obs: One observation, unbatched, as the input transforms expect it; not changed.
+            obs: One observation, unbatched, as the input transforms expect it, and optionally the left-over of the previous
+                chunk (see `openpi.policies.left_over`); not changed.
             noise: The starting point of the flow, [ah, ad] or [1, ah, ad]; without it random.
 
         Returns:
@@ -75,24 +86,25 @@ class Policy(_base_policy.BasePolicy):
             DataError: the transforms refuse the observation, or leave something else than numbers.
         """
         start_s = time.monotonic()
-        inputs = [self._prepare(obs)]
-        kwargs = dict(self._sample_kwargs)
+        inputs, guidance = self._prepare_guided(obs)
+        kwargs = self._sample_kwargs | guidance
         if noise is not None:
             noise = jnp.asarray(noise)
             kwargs["noise"] = noise[None] if noise.ndim == 2 else noise
-        return self._sample(inputs, self._next_rng(), kwargs, 1, start_s)[0]
+        return self._sample([inputs], self._next_rng(), kwargs, 1, start_s)[0]
 
     def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answer several observations by one call of the model.
 
         The random numbers are those that as many calls of `infer` in this order would draw, so results differ by rounding
         only. Batches are filled up to a power of two, so that few sizes have to be compiled. A model that cannot be given
-        its noise is asked one by one. Timing is that of the whole batch.
+        its noise is asked one by one, and so are observations with a left-over among them. Timing is that of the whole batch.
 
         Raises:
             DataError: an observation is refused; no random numbers were used then.
         """
-        if not self._takes_noise or "noise" in self._sample_kwargs:
+        has_left_over = any(protocol.RTC_KEY in obs for obs in observations)
+        if not self._takes_noise or "noise" in self._sample_kwargs or has_left_over:
             return [self.infer(obs) for obs in observations]
         start_s = time.monotonic()
         inputs = [self._prepare(obs) for obs in observations]
@@ -102,6 +114,10 @@ class Policy(_base_policy.BasePolicy):
         noise = [jax.random.normal(self._next_rng(), self._noise_shape) for _ in range(count)]
         kwargs = {**self._sample_kwargs, "noise": jnp.concatenate(noise + noise[:1] * padding)}
         return self._sample(inputs + inputs[:1] * padding, self._rng, kwargs, count, start_s)
+
+    def warm_up_requests(self, example: Mapping[str, Any], result: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return a request for each program beyond that of `example`, which `result` has answered."""
+        return self.left_over.examples(example, result["actions"])
 
     def _next_rng(self) -> at.KeyArrayLike:
         self._rng, rng = jax.random.split(self._rng)
@@ -128,6 +144,19 @@ class Policy(_base_policy.BasePolicy):
             "postprocess_ms": 1000 * (time.monotonic() - sampled_s),
         }
         return [{**output, protocol.POLICY_TIMING_KEY: dict(timing)} for output in outputs]
+
+    def _prepare_guided(self, obs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the model's inputs, and the further arguments that make it go on from a left-over."""
+        obs, left_over = self.left_over.split(obs)
+        if left_over is None:
+            return self._prepare(obs), {}
+        try:
+            inputs = self._prepare({**obs, "actions": left_over.actions})
+        except DataError as e:
+            raise DataError(f"with the 'left_over' of 'rtc' as actions: {e}") from e
+        if "actions" not in inputs:
+            raise DataError("rtc: the policy's transforms take no actions, so it cannot go on from a left-over")
+        return inputs, {"guidance": self.left_over.guidance(left_over, inputs.pop("actions"))}
 
     def _prepare(self, obs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the model's inputs, nested numpy arrays without a batch axis."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from openpi import transforms as _transforms
 from openpi.models import model as _model
+from openpi.models import real_time_chunking as rtc
 from openpi.policies import bundle as _bundle
 from openpi.policies import checkpoint_folder
 from openpi.policies import policy as _policy
@@ -32,6 +33,7 @@ def create_trained_policy(
     sample_kwargs: Mapping[str, Any] | None = None,
     default_prompt: str | None = None,
     norm_stats: dict[str, normalize.NormStats] | None = None,
+    rtc_methods: Sequence[rtc.Method] | None = None,
 ) -> _policy.Policy:
     """Load a checkpoint or a bundle. Needs nothing but that folder: no dataset, no training assets.
 
@@ -44,6 +46,7 @@ def create_trained_policy(
         sample_kwargs: Fixed arguments of the model's `sample_actions`, for example `{"num_steps": 5}`.
         default_prompt: For requests without one; comes before the config's own default.
         norm_stats: Instead of those saved in the checkpoint.
+        rtc_methods: Methods of real-time chunking that requests may use; see `Policy`.
 
     Raises:
         UserError: the folder is no checkpoint, not one of this config, or has no statistics.
@@ -67,7 +70,7 @@ def create_trained_policy(
     data, model = data_config.data_transforms, data_config.model_transforms
     quantiles = data_config.use_quantile_norm
     return _policy.Policy(
-        train_config.model.load(params),
+        _as_trained(train_config.model, step_dir).load(params),
         transforms=[
             *repack.inputs,
             _transforms.InjectDefaultPrompt(default_prompt),
@@ -83,6 +86,7 @@ def create_trained_policy(
         ],
         sample_kwargs=sample_kwargs,
         metadata=train_config.policy_metadata,
+        rtc_methods=rtc_methods,
     )
 
 
@@ -93,6 +97,14 @@ def with_resize_threads(transforms: Sequence[_transforms.DataTransformFn]) -> li
         dataclasses.replace(t, num_threads=num_threads) if isinstance(t, _transforms.ResizeImages) else t
         for t in transforms
     ]
+
+
+def _as_trained(model_config: _model.BaseModelConfig, step_dir: pathlib.Path) -> _model.BaseModelConfig:
+    """Return the config with what the checkpoint says of its training, which a flag may have changed since."""
+    max_delay = checkpoint_folder.rtc_max_delay(step_dir)
+    if max_delay is None or not hasattr(model_config, "rtc_max_delay"):
+        return model_config
+    return dataclasses.replace(model_config, rtc_max_delay=max_delay)
 
 
 def compute_dtype(model_config: _model.BaseModelConfig) -> Any:

@@ -100,6 +100,10 @@ class PolicyRecorder(_base_policy.BasePolicy):
             self._note(obs, result)
         return results
 
+    def warm_up_requests(self, example: Mapping[str, Any], result: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return what the recorded policy wants to be warmed up with."""
+        return getattr(self._policy, "warm_up_requests", lambda *_: [])(example, result)
+
     def reset(self) -> None:
         """Reset the recorded policy."""
         self._policy.reset()

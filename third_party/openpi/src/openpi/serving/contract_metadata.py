@@ -1,6 +1,6 @@
 """What a policy server tells its clients about the policy behind it, so that they can refuse one that does not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import hashlib
 import pathlib
 from typing import Any
@@ -11,6 +11,7 @@ from openpi import transforms as _transforms
 from openpi.models import model as _model
 from openpi.policies import bundle as _bundle
 from openpi.policies import checkpoint_folder
+from openpi.policies import policy as _policy
 from openpi.shared import normalize
 from openpi.training.data_config import DataConfig
 from openpi.training.train_config import TrainConfig
@@ -27,9 +28,9 @@ FEATURES = (
 """What this server understands beyond the original's messages."""
 
 
-def describe_server() -> dict[str, Any]:
-    """Return the part of the metadata that holds for every policy."""
-    return {protocol.PROTOCOL_KEY: {"features": list(FEATURES)}}
+def describe_server(features: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the part of the metadata that holds for every policy, and the `features` of this one."""
+    return {protocol.PROTOCOL_KEY: {"features": [*FEATURES, *features]}}
 
 
 def describe_checkpoint(
@@ -39,6 +40,7 @@ def describe_checkpoint(
     *,
     example: Mapping[str, Any] | None,
     default_prompt: str | None,
+    policy: _policy.Policy | None = None,
 ) -> dict[str, Any]:
     """Return the metadata of a checkpoint's policy: the config's own, what was trained and how, and the protocol.
 
@@ -50,6 +52,7 @@ def describe_checkpoint(
         step_dir: Folder of the step, or a bundle, which is known by the step that it was made from.
         example: An observation as clients send it, if one is known for the robot.
         default_prompt: What the server says for clients that say nothing.
+        policy: What was made of the checkpoint, for what it can do beyond plain requests.
     """
     stats_file = checkpoint_folder.find_norm_stats(step_dir, data_config.asset_id) / normalize.FILE_NAME
     bundle = _bundle.find(step_dir)
@@ -66,7 +69,9 @@ def describe_checkpoint(
         "prompt": default_prompt,
     }
     known = {key: value for key, value in details.items() if value is not None}
-    return {**known, **(train_config.policy_metadata or {}), **describe_server()}
+    left_over = {} if policy is None else policy.left_over.metadata
+    features = [protocol.FEATURE_RTC] if left_over else []
+    return {**known, **(train_config.policy_metadata or {}), **left_over, **describe_server(features)}
 
 
 def _state_dim(example: Mapping[str, Any]) -> int | None:

@@ -30,6 +30,15 @@ class BatchPolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class SeveralPrograms(Protocol):
+    """A policy that runs other programs for other kinds of requests."""
+
+    def warm_up_requests(self, example: Mapping[str, Any], result: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return a request for each program beyond that of `example`, which `result` has answered."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Inference:
     """A policy's answer and how long it took."""
@@ -79,7 +88,7 @@ class InferenceWorker:
         """Begin to work.
 
         Args:
-            example: The policy is tried on it first, in batches of every size that it will see.
+            example: The policy is tried on it first, in batches of every size that it will see, and with each of its programs.
 
         Returns:
             Done when the policy is warm; holds the policy's exception if it failed on the example.
@@ -150,7 +159,10 @@ class InferenceWorker:
     def _warm_up(self) -> None:
         if self._example is None:
             return
-        self._policy.infer(dict(self._example))
+        result = self._policy.infer(dict(self._example))
+        if isinstance(self._policy, SeveralPrograms):
+            for request in self._policy.warm_up_requests(self._example, result):
+                self._policy.infer(request)
         size = 2
         while size < 2 * self._max_batch:
             self._infer_batch([dict(self._example)] * min(size, self._max_batch))

@@ -15,6 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
+from openpi.policies import checkpoint_folder
 from openpi.shared import errors
 from openpi.shared import normalize
 from openpi.training import checkpoint_tree
@@ -173,6 +174,7 @@ def save_state(
     step: int,
     *,
     score: float | None = None,
+    rtc_max_delay: int = 0,
 ) -> None:
     """Begin to save a checkpoint in the background; `manager.wait_until_finished()` waits for it.
 
@@ -184,6 +186,7 @@ def save_state(
         step: Number of the folder.
         score: What the checkpoint is judged by, lower is better; needed if the manager keeps the best (`NO_SCORE` for
             one that was not judged).
+        rtc_max_delay: As in the model's config, where a flag may set it: a server must know.
     """
 
     def write_assets(directory: pathlib.Path) -> None:
@@ -200,7 +203,7 @@ def save_state(
             params=ocp.args.PyTreeSave(params),
         ),
         metrics=None if score is None else {_SCORE: score, _STEP: step},
-        custom_metadata={_LOADER_KEY: dict(loader_state)},
+        custom_metadata={_LOADER_KEY: dict(loader_state), checkpoint_folder.RTC_MAX_DELAY_KEY: rtc_max_delay},
     )
 
 

@@ -282,7 +282,13 @@ class _Run:
                 score = metrics[_validation.SCORE] if metrics else checkpoints.NO_SCORE
             with free_space.explain(self._directory):
                 checkpoints.save_state(
-                    self._manager, state, self._loader.data_config(), self._loader.state(), step, score=score
+                    self._manager,
+                    state,
+                    self._loader.data_config(),
+                    self._loader.state(),
+                    step,
+                    score=score,
+                    rtc_max_delay=getattr(self._config.model, "rtc_max_delay", 0),
                 )
             self._saved_step = step
         self._meter.pause(time.perf_counter() - start_s)

@@ -42,6 +42,8 @@ FEATURE_REPLACE_OLDER = "replace_older"
 FEATURE_ERROR_CODES = "error_codes"
 FEATURE_TIMING = "timing"
 FEATURE_KEEP_CONNECTION = "keep_connection"
+FEATURE_RTC = "rtc"
+"""Real-time chunking, with the methods that `RTC_KEY` lists."""
 
 REQUEST_OPTIONS_KEY = "openpi_request"
 """Key of a request: a dict of options about the request itself, taken out before the policy sees the observation. A server
@@ -52,6 +54,10 @@ DEADLINE_OPTION = "deadline_ms"
 
 REPLACE_OLDER_OPTION = "replace_older"
 """Option: True drops the requests of this connection that still wait (`SUPERSEDED`)."""
+
+RTC_KEY = "rtc"
+"""Key of a request: what is left of the previous chunk, a dict; see `openpi.policies.left_over`. Key of the metadata:
+`{"methods": [...], "schedules": [...]}`, and `max_prefix_delay` where the method "prefix" is among them."""
 
 # Codes of errors. A client that keeps its connection receives errors as the JSON text `{"error": {"code": ..., "message": ...}}`,
 # with "traceback" beside it from a debugging server; any other client receives the message alone, as plain text.
