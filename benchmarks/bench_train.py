@@ -104,7 +104,7 @@ def norm_stats(args: Args) -> Result:
     root = numbers_dataset.make(args.work_dir / "lerobot/bench/numbers", args.episodes, args.episode_frames)
     seconds = [time_command(args) for _ in range(args.repeats)]
     found = statistics.median(seconds)
-    rates, _ = official(args, make_dataset(args, "image, JPEG"))
+    rates = [alone for alone, _, _ in official(args, make_dataset(args, "image, JPEG"))]
     num_frames = args.episodes * args.episode_frames
     walk_s = num_frames / statistics.median(rates)
     figures = [
@@ -140,16 +140,16 @@ def loader(args: Args) -> Result:
     for name in DATASETS:
         root = make_dataset(args, name)
         # One after the other, again and again: a noisy minute then spoils one run of each.
-        ours, alone, workers = [], [], []
+        ours, theirs = [], []
         for _ in range(args.repeats):
             ours.append(our_rate(args, root))
-            found, with_workers = official(args, root, repeats=1)
-            alone += found
-            workers += with_workers
+            theirs += official(args, root, repeats=1)
+        alone, workers, prepared = (list(rates) for rates in zip(*theirs, strict=True))
         reduced = [our_rate(args, root, reduced_jpeg=True) for _ in range(args.repeats)] if "JPEG" in name else []
         goal = "at least 3" if "video" in name else "at least 10"
         middle = statistics.median
         ratios.append([f"{name}: ours / official __getitem__", f"{middle(ours) / middle(alone):.1f}", goal])
+        ratios.append([f"{name}: ours / official with openpi's resize", f"{middle(ours) / middle(prepared):.1f}", ""])
         ratios.append([f"{name}: ours / official, 2 workers", f"{middle(ours) / middle(workers):.1f}", ""])
         figures.append([f"{name}: ours", f"{middle(ours):.0f}", "samples/s", spread(ours)])
         if reduced:
@@ -157,6 +157,9 @@ def loader(args: Args) -> Result:
                 [f"{name}: ours, --data.reduced-jpeg", f"{middle(reduced):.0f}", "samples/s", spread(reduced)]
             )
         figures.append([f"{name}: official __getitem__", f"{middle(alone):.1f}", "samples/s", spread(alone)])
+        figures.append(
+            [f"{name}: official with openpi's resize", f"{middle(prepared):.1f}", "samples/s", spread(prepared)]
+        )
         figures.append(
             [f"{name}: official, DataLoader with 2 workers", f"{middle(workers):.1f}", "samples/s", spread(workers)]
         )
@@ -193,8 +196,8 @@ def our_rate(args: Args, root: Path, *, reduced_jpeg: bool = False) -> float:
     return float(done.stdout.split()[-1])
 
 
-def official(args: Args, root: Path, repeats: int | None = None) -> tuple[list[float], list[float]]:
-    """Samples/s of the official library, alone and with two workers."""
+def official(args: Args, root: Path, repeats: int | None = None) -> list[tuple[float, float, float]]:
+    """Samples/s of the official library: alone, with two workers, with openpi's resize."""
     python = environment.lerobot_python()
     settings = environment.offline_settings((args.work_dir / "cache").resolve())
     script = Path(__file__).with_name("official_reader.py")
@@ -204,8 +207,9 @@ def official(args: Args, root: Path, repeats: int | None = None) -> tuple[list[f
         done = subprocess.run(command, check=False, env=settings, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-2000:]}")
-        rates.append([float(word) for word in done.stdout.splitlines()[-1].split()])
-    return [alone for alone, _ in rates], [workers for _, workers in rates]
+        alone, workers, prepared = map(float, done.stdout.splitlines()[-1].split())
+        rates.append((alone, workers, prepared))
+    return rates
 
 
 def dump_path(args: Args, root: Path) -> Path:

@@ -42,28 +42,34 @@ class VectorStats:
         """
         if not np.isfinite(vectors).all():
             raise errors.DataError(f"norm stats: {int((~np.isfinite(vectors)).sum())} values are not finite")
-        self._add_moments(vectors.astype(np.float64))
-        rows = np.ascontiguousarray(vectors.T)  # [d, n]: the tails are looked for along memory
+        rows = np.ascontiguousarray(vectors.T)  # [d, n]: everything below goes along memory
+        self._add_tails(rows)
+        self._add_moments(rows.astype(np.float64))
+
+    def _add_tails(self, rows: np.ndarray) -> None:
         low = high = rows
-        if self._count > len(vectors):
+        if self._count:
             low, high = np.concatenate([self._low, rows], axis=1), np.concatenate([self._high, rows], axis=1)
         n = self._num_tail
         # [d, n]; not sorted
         self._low = low if low.shape[1] <= n else np.partition(low, n - 1, axis=1)[:, :n].copy()
         self._high = high if high.shape[1] <= n else np.partition(high, -n, axis=1)[:, -n:].copy()
 
-    def _add_moments(self, block: np.ndarray) -> None:
-        mean = block.mean(axis=0)
-        squares = np.square(block - mean).sum(axis=0)
+    def _add_moments(self, rows: np.ndarray) -> None:
+        """Merge a block, float64 [d, n]; it is used up."""
+        num = rows.shape[1]
+        mean = rows.mean(axis=1)
+        rows -= mean[:, None]
+        squares = np.einsum("dn,dn->d", rows, rows)
         if self._count == 0:
             self._mean, self._squares = mean, squares
         else:
             # Parallel variance (Chan, Golub, LeVeque 1979): no difference of large squares.
-            total = self._count + len(block)
+            total = self._count + num
             shift = mean - self._mean
-            self._squares += squares + shift**2 * (self._count * len(block) / total)
-            self._mean += shift * (len(block) / total)
-        self._count += len(block)
+            self._squares += squares + shift**2 * (self._count * num / total)
+            self._mean += shift * (num / total)
+        self._count += num
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and variance (population) of all vectors, float64 (d,).
