@@ -21,6 +21,7 @@ from realman.chunks import Tick
 from realman.desk.steering import Steering
 from realman.metrics import percentiles_ms
 from realman.pacing import Pacer
+from realman.robot import STOP_SIGNALS
 from realman.robot import Robot
 from realman.robot import RobotObservation
 from realman.safety import Limits
@@ -32,7 +33,7 @@ _MAX_BRAKE_TICKS = 200
 
 
 class StopSignal(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived, or a person pressed the stop key.
+    """A signal that stops arrived, or a person pressed the stop key.
 
     Attributes:
         number: The signal's number, for the exit code.
@@ -47,7 +48,7 @@ class StopSignal(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_on_signals(steering: Steering | None = None) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a `StopSignal` raised wherever the main thread is; `steering` tells a key apart.
+    """Turn the first signal that stops into a `StopSignal` raised wherever the main thread is; `steering` tells a key apart.
 
     Raising, rather than setting a flag, ends a wait for a slow server at once. Later signals are ignored, so that
     nothing interrupts the way to the stop.
@@ -60,7 +61,9 @@ def stop_on_signals(steering: Steering | None = None) -> Iterator[None]:
             stopping = True
             raise StopSignal(number, is_gentle=steering is not None and steering.is_stopping)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Started with nohup, a lost terminal is no reason to stop.
+    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield
     finally:

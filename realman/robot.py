@@ -18,6 +18,9 @@ from realman.errors import RobotError
 
 logger = logging.getLogger(__name__)
 
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that stop the arms: Ctrl-C, a service that is ended, a terminal or an ssh connection that is lost."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RobotObservation:
@@ -212,7 +215,7 @@ def _stop(robot: Robot, *, has_failed: bool) -> None:
 
 
 def _ignore_signals() -> dict[signal.Signals, Any]:
-    """Ignore SIGINT and SIGTERM, and return what handled them. Only the main thread hears signals."""
+    """Ignore the signals that stop, and return what handled them. Only the main thread hears signals."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}

@@ -122,12 +122,12 @@ SIM_SITE = Site(
         max_late_ticks=1_000_000,
     ),
     rm65=Rm65Settings(
-        max_state_age_s=5.0,
-        max_camera_age_s=10.0,
-        reply_timeout_s=5.0,
-        stop_timeout_s=5.0,
+        max_state_age_s=20.0,
+        max_camera_age_s=20.0,
+        reply_timeout_s=20.0,
+        stop_timeout_s=20.0,
         connect_timeout_s=60.0,
-        gripper=GripperSettings(max_age_s=10.0),
+        gripper=GripperSettings(max_age_s=20.0),
     ),
 )
 """The site when no file is given: a simulated robot, where the whole speed is free, a lost policy harms nothing and the

@@ -240,13 +240,15 @@ class Emulator:
         for server in self._servers.values():
             await server.close()
 
-    def _advance(self, dt_s: float) -> None:
+    async def _advance(self, dt_s: float) -> None:
         """Let time pass in steps of about one tick, however late this one is: planner and world stay close together."""
         num_steps = max(1, round(dt_s / PUSH_UNIT_S))
         for _ in range(num_steps if dt_s > 0 else 0):
             for server in self._servers.values():
                 server.tick(dt_s / num_steps)
             self._physics.advance(dt_s / num_steps)
+            # A request, perhaps a stop, never waits for more than one step of the world, however late this machine is.
+            await asyncio.sleep(0)
 
     async def _tick_until_stopped(self) -> None:
         assert self._stopping is not None
@@ -256,7 +258,7 @@ class Emulator:
             now = time.monotonic()
             dt_s = min(now - before, _MAX_TICK_S)
             before = now
-            self._advance(dt_s)
+            await self._advance(dt_s)
             for server in self._servers.values():
                 server.push_state()
             # Deadlines from the start, so that errors do not add up; after a long pause time starts anew.

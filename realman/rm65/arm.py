@@ -31,6 +31,7 @@ _GATE_WAIT_S = 0.1
 """How long a stop waits for a command that is on its way."""
 _RELEASE_TIMEOUT_S = 1.0
 _STANDSTILL_TIMEOUT_S = 1.0
+"""How long an arm may take to come to rest after an acknowledged stop; where the site is more patient, as long as that."""
 _STANDSTILL_WINDOW_S = 0.05
 _STANDSTILL_RAD = float(np.deg2rad(0.05))
 
@@ -156,7 +157,7 @@ class Arm:
         timeout_s = self._settings.stop_timeout_s
         code = sdk.bounded(self._sdk_arm.rm_set_arm_slow_stop, timeout_s, f"{self.name}: slow stop")
         codes.check(code, self.name, "rm_set_arm_slow_stop")
-        _wait_for_standstill(self.name, self._ask_joints)
+        _wait_for_standstill(self.name, self._ask_joints, self._settings.stop_timeout_s)
 
     def stop(self) -> None:
         """Stop at once through the SDK, or without it if it hangs or lost its connection; wait for the standstill.
@@ -172,13 +173,13 @@ class Arm:
         try:
             code = sdk.bounded(self._sdk_arm.rm_set_arm_stop, self._settings.stop_timeout_s, f"{self.name}: stop")
             codes.check(code, self.name, "rm_set_arm_stop")
-            _wait_for_standstill(self.name, self._ask_joints)
+            _wait_for_standstill(self.name, self._ask_joints, self._settings.stop_timeout_s)
         except RobotError as e:
             logger.warning("%s; stopping over a connection of its own", e)
             settings = self._settings
             with RawArm(self.name, self._host, settings.tcp_port, settings.reply_timeout_s) as raw:
                 raw.stop()
-                _wait_for_standstill(self.name, raw.joints)
+                _wait_for_standstill(self.name, raw.joints, settings.stop_timeout_s)
 
     def _ask_joints(self) -> ArmVec:
         """Ask where the arm is; unlike a state push, an answer cannot be an old one."""
@@ -203,8 +204,9 @@ class Arm:
             logger.critical("%s; start the program again before the next run", e)
 
 
-def _wait_for_standstill(name: str, measure: Callable[[], ArmVec]) -> None:
-    until = time.monotonic() + _STANDSTILL_TIMEOUT_S
+def _wait_for_standstill(name: str, measure: Callable[[], ArmVec], stop_timeout_s: float) -> None:
+    timeout_s = max(_STANDSTILL_TIMEOUT_S, stop_timeout_s)
+    until = time.monotonic() + timeout_s
     before = measure()
     while time.monotonic() < until:
         time.sleep(_STANDSTILL_WINDOW_S)
@@ -212,7 +214,7 @@ def _wait_for_standstill(name: str, measure: Callable[[], ArmVec]) -> None:
         if np.abs(now - before).max() < _STANDSTILL_RAD:
             return
         before = now
-    raise RobotError(f"{name}: still moves {_STANDSTILL_TIMEOUT_S:g} s after the stop was acknowledged")
+    raise RobotError(f"{name}: still moves {timeout_s:g} s after the stop was acknowledged")
 
 
 def _address_towards(host: str, port: int) -> str:

@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import pty
-import signal
 import sys
 import termios
 import threading
@@ -29,6 +28,7 @@ from realman.desk.view import chunk_use
 from realman.desk.view import line
 from realman.desk.view import render
 from realman.errors import RejectedError
+from realman.robot import STOP_SIGNALS
 from realman.robot import RobotObservation
 from realman.robot import connected
 from realman.safety import Limits
@@ -259,9 +259,10 @@ def test_the_stop_key_ends_even_a_wait_for_the_server_with_a_slow_stop():
     assert robot.stops == ["slow", "stop"]
 
 
-def test_a_signal_stops_at_once_without_braking_first():
-    robot = Arms(tick_5=lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(control.StopSignal, match="SIGTERM"), control.stop_on_signals(Steering()):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_stops_at_once_without_braking_first(number):
+    robot = Arms(tick_5=lambda _: os.kill(os.getpid(), number))
+    with pytest.raises(control.StopSignal, match=number.name), control.stop_on_signals(Steering()):
         play(robot, Steering())
     assert robot.stops == ["stop"]
 

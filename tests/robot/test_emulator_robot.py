@@ -16,11 +16,11 @@ pytest.importorskip("mujoco", reason="needs the simulator: pip install realman-o
 
 from realman.emulator.controller import motion_commands
 from realman.emulator.robot import EmulatedRobot
-from realman.rm65 import Rm65Settings
 from realman.sim import task
 from realman.sim.scene import Scene
+from realman.site_config import SIM_SITE
 
-PATIENT = Rm65Settings(max_state_age_s=2.0, max_camera_age_s=5.0, reply_timeout_s=2.0, stop_timeout_s=2.0)
+PATIENT = SIM_SITE.rm65
 
 
 def test_the_emulated_robot_is_a_robot_whose_images_show_its_motion():

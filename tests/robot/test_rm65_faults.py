@@ -70,8 +70,8 @@ def cell() -> Iterator[Cell]:
         push_port=push_port,
         max_state_age_s=3.0,
         reply_timeout_s=2.0,
-        stop_timeout_s=5.0,
-        connect_timeout_s=20.0,
+        stop_timeout_s=20.0,
+        connect_timeout_s=60.0,
         gripper=GripperSettings(max_age_s=4.0),
     )
     with Emulator(two_arms(port, push_port)) as emulator:
@@ -207,12 +207,13 @@ def test_a_stop_that_nobody_acknowledges_is_an_error_that_names_the_emergency_st
 
 
 def test_an_arm_that_moves_on_after_an_acknowledged_stop_is_an_error(cell):
-    cell.robot.connect()
+    robot = cell.robot = Rm65Robot(dataclasses.replace(cell.settings, stop_timeout_s=2.0))
+    robot.connect()
     arm = cell.arm("left")
     arm.stop = lambda *, slow=False: True
-    assert cell.emulator.call(lambda: arm.motion.plan(-arm.position.joints, 0.1))
+    assert cell.emulator.call(lambda: arm.motion.plan(-arm.position.joints, 0.02))
     with pytest.raises(RobotError, match=r"left arm 127.0.0.2: still moves"):
-        cell.robot.stop()
+        robot.stop()
 
 
 def test_a_missing_sdk_is_told_with_the_remedy(monkeypatch):
