@@ -61,8 +61,11 @@ def stop_on_signals(steering: Steering | None = None) -> Iterator[None]:
             stopping = True
             raise StopSignal(number, is_gentle=steering is not None and steering.is_stopping)
 
-    # Started with nohup, a lost terminal is no reason to stop.
-    heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    # Under nohup a lost terminal is no reason to stop; the others stop even what a shell started in its background.
+    nohup = {
+        number for number in STOP_SIGNALS if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
+    }
+    heeded = [number for number in STOP_SIGNALS if number not in nohup]
     before = {number: signal.signal(number, handle) for number in heeded}
     try:
         yield

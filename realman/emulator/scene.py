@@ -43,6 +43,11 @@ class ScenePhysics:
         """Where the arms begin."""
         return self._layout.start.copy()
 
+    @property
+    def time_s(self) -> float:
+        """Time of the cell since it was set up."""
+        return self._time_s
+
     def _reset(self, start: JointVec) -> None:
         self._layout = dataclasses.replace(self._layout, start=start)
         self.scene.reset(self._layout)

@@ -199,7 +199,8 @@ class Arm:
         if arm is None:
             return
         try:
-            sdk.bounded(arm.rm_delete_robot_arm, _RELEASE_TIMEOUT_S, f"{self.name}: release")
+            timeout_s = max(_RELEASE_TIMEOUT_S, self._settings.stop_timeout_s)
+            sdk.bounded(arm.rm_delete_robot_arm, timeout_s, f"{self.name}: release")
         except RobotTimeoutError as e:
             logger.critical("%s; start the program again before the next run", e)
 

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import pty
+import signal
 import sys
 import termios
 import threading
@@ -265,6 +266,17 @@ def test_a_signal_stops_at_once_without_braking_first(number):
     with pytest.raises(control.StopSignal, match=number.name), control.stop_on_signals(Steering()):
         play(robot, Steering())
     assert robot.stops == ["stop"]
+
+
+def test_only_a_lost_terminal_is_ignored_and_only_under_nohup():
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        with control.stop_on_signals():
+            ignored = {number.name for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+        assert ignored == {"SIGHUP"}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_slow_stop_that_fails_does_not_keep_the_stop_from_coming(caplog):

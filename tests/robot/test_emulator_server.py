@@ -129,7 +129,16 @@ def test_arms_move_in_real_time(emulator):
 def test_the_command_runs_two_arms_until_it_is_interrupted(repo_root: Path, tmp_path: Path):
     command = [sys.executable, "-m", "realman.emulator", "--port", "0", "--push-port", str(free_ports()[1])]
     log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(command, cwd=repo_root, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command,
+        cwd=repo_root,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env=os.environ,
+        # Tests that a shell runs in its background have SIGINT ignored, and so would this child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         lines = [process.stdout.readline() for _ in range(2)]
         for line, side, host in zip(lines, ("right", "left"), ("127.0.0.1", "127.0.0.2"), strict=True):
@@ -138,7 +147,7 @@ def test_the_command_runs_two_arms_until_it_is_interrupted(repo_root: Path, tmp_
             with Client((found[1], int(found[2]))) as client:
                 assert client.ask("get_arm_run_mode")["mode"] == 1
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(120) == 130
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
