@@ -14,22 +14,20 @@ import orbax.checkpoint as ocp
 import tqdm
 import tqdm.contrib.logging
 
-from openpi.shared import errors
 from openpi.training import checkpoints
 from openpi.training import data_loader as _data_loader
 from openpi.training import distributed
 from openpi.training import divergence
 from openpi.training import free_space
 from openpi.training import memory
-from openpi.training import run_config
 from openpi.training import run_reports
+from openpi.training import run_start
 from openpi.training import sharding as _sharding
 from openpi.training import step_program
 from openpi.training import train_state as _train_state
 from openpi.training import validation as _validation
 from openpi.training.data_loader import Batch
 from openpi.training.data_loader import DataLoader
-from openpi.training.data_loader import LoaderState
 from openpi.training.step_meter import StepMeter
 from openpi.training.stop_signal import StopSignal
 from openpi.training.train_config import TrainConfig
@@ -66,18 +64,18 @@ def train(config: TrainConfig) -> Summary:
         UserError: The run cannot begin or go on; the message says what to do.
     """
     start_s = time.perf_counter()
-    _check_batch(config)
+    run_start.check_batch(config)
     # In the other processes the folder may be there already: process 0 can be ahead of them.
-    distributed.first_then_others(lambda: _check_folder(config), lambda: None)
+    distributed.first_then_others(lambda: run_start.check_folder(config), lambda: None)
     run_reports.check_installed(config)
     mesh = _sharding.make_mesh(config.fsdp_devices)
     need = memory.check_fits(config, mesh)
     loader = _data_loader.create_data_loader(config, sharding=_sharding.data_sharding(mesh), shuffle=True)
     validation = _validation.create(config, mesh, _train_state.model_definition(config))
-    _check_disk(config, keeps_best=validation is not None)
+    run_start.check_disk(config, keeps_best=validation is not None)
     program = step_program.compile_step(config, mesh, loader.spec())
     memory.check_program(config, mesh, need, program)
-    manager, state = _begin(config, mesh, loader, keep_best=validation is not None)
+    manager, state = run_start.begin(config, mesh, loader, keep_best=validation is not None)
     run = _Run(config, mesh, manager, loader, validation, program, first_step=int(state.step))
     try:
         with StopSignal() as stop, tqdm.contrib.logging.logging_redirect_tqdm():
@@ -86,80 +84,6 @@ def train(config: TrainConfig) -> Summary:
     finally:
         run.close()
     return dataclasses.replace(run.summary(), seconds=time.perf_counter() - start_s)
-
-
-def _check_batch(config: TrainConfig) -> None:
-    devices, parts = jax.device_count(), config.grad_accumulation
-    if config.batch_size % (devices * parts):
-        over = f"{devices} devices" + (f" and {parts} parts (--grad-accumulation)" if parts > 1 else "")
-        raise errors.ConfigError(
-            f"batch_size: {config.batch_size} cannot be split evenly over {over}; "
-            f"set --batch-size to a multiple of {devices * parts}"
-        )
-
-
-def _check_folder(config: TrainConfig) -> None:
-    checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
-    if config.resume:
-        run_config.check_resume(config, config.checkpoint_dir)
-
-
-def _check_disk(config: TrainConfig, *, keeps_best: bool) -> None:
-    folder = config.checkpoint_dir
-    size = free_space.tree_bytes(_train_state.abstract_train_state(config))
-    reusable = free_space.folder_bytes(folder) if folder.exists() else 0
-    free_space.check_start(folder, size, num_kept=2 if keeps_best else 1, reusable=reusable)
-
-
-def _begin(
-    config: TrainConfig, mesh: jax.sharding.Mesh, loader: DataLoader, *, keep_best: bool
-) -> tuple[ocp.CheckpointManager, TrainState]:
-    # Weights that cannot be loaded must be found out before an older run is deleted.
-    fresh = None if config.resume else _fresh_state(config, mesh)
-    manager, resuming = checkpoints.initialize_checkpoint_dir(
-        config.checkpoint_dir,
-        keep_period=config.keep_period,
-        overwrite=config.overwrite,
-        resume=config.resume,
-        keep_best=keep_best,
-    )
-    if resuming:
-        state = _resume(config, mesh, manager, loader)
-    else:
-        state = _fresh_state(config, mesh) if fresh is None else fresh
-    path = config.checkpoint_dir / run_config.FILE_NAME
-    step = int(state.step)
-    distributed.first_then_others(
-        lambda: run_config.store(config, config.checkpoint_dir, step=step), lambda: distributed.check_shared(path)
-    )
-    return manager, state
-
-
-def _rngs(config: TrainConfig, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
-    """Return the keys of the steps and of the initial parameters."""
-    train_rng, init_rng = jax.random.split(jax.random.key(config.seed))
-    return distributed.replicate((train_rng, init_rng), _sharding.replicated_sharding(mesh))
-
-
-def _fresh_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
-    return _train_state.init_train_state(config, _rngs(config, mesh)[1], mesh)
-
-
-def _resume(
-    config: TrainConfig, mesh: jax.sharding.Mesh, manager: ocp.CheckpointManager, loader: DataLoader
-) -> TrainState:
-    state, loader_state = checkpoints.restore_state(
-        manager, _train_state.abstract_train_state(config), _train_state.state_sharding(config, mesh)
-    )
-    step = int(state.step)
-    if step >= config.num_train_steps:
-        raise errors.ConfigError(
-            f"{manager.directory}: this run has done all its {step} steps; raise --num-train-steps to go on"
-        )
-    # The original stores no position; its loader had taken one batch a step.
-    loader.restore(loader_state or LoaderState(position=step * config.batch_size, seed=config.seed))
-    logger.info("resuming at step %d", step)
-    return state
 
 
 class _Run:
@@ -181,7 +105,7 @@ class _Run:
         self._loader = loader
         self._validation = validation
         self._program = program
-        self._rng = _rngs(config, mesh)[0]
+        self._rng = run_start.rngs(config, mesh)[0]
         self._directory = config.checkpoint_dir
         self._first_step = first_step
         self._reports = run_reports.RunReports(config, self._directory, first_step)

@@ -1,0 +1,115 @@
+"""How a run begins: what is looked at before anything is written, and its first state, fresh or from a checkpoint."""
+
+import logging
+
+import jax
+import orbax.checkpoint as ocp
+
+from openpi.shared import errors
+from openpi.training import checkpoints
+from openpi.training import distributed
+from openpi.training import free_space
+from openpi.training import run_config
+from openpi.training import sharding as _sharding
+from openpi.training import train_state as _train_state
+from openpi.training.data_loader import DataLoader
+from openpi.training.data_loader import LoaderState
+from openpi.training.train_config import TrainConfig
+from openpi.training.train_state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def check_batch(config: TrainConfig) -> None:
+    """See whether a batch can be cut over devices and parts.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    devices, parts = jax.device_count(), config.grad_accumulation
+    if config.batch_size % (devices * parts):
+        over = f"{devices} devices" + (f" and {parts} parts (--grad-accumulation)" if parts > 1 else "")
+        raise errors.ConfigError(
+            f"batch_size: {config.batch_size} cannot be split evenly over {over}; "
+            f"set --batch-size to a multiple of {devices * parts}"
+        )
+
+
+def check_folder(config: TrainConfig) -> None:
+    """See whether the run's folder may be used, and a resumed run have this config.
+
+    Raises:
+        CheckpointExistsError: There is such a run, and no flag says what to do with it.
+        ConfigError: The run was begun with another config.
+    """
+    checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
+    if config.resume:
+        run_config.check_resume(config, config.checkpoint_dir)
+
+
+def check_disk(config: TrainConfig, *, keeps_best: bool) -> None:
+    """See whether there is room for the run's checkpoints.
+
+    Raises:
+        DiskFullError: Not even for one.
+    """
+    folder = config.checkpoint_dir
+    size = free_space.tree_bytes(_train_state.abstract_train_state(config))
+    reusable = free_space.folder_bytes(folder) if folder.exists() else 0
+    free_space.check_start(folder, size, num_kept=2 if keeps_best else 1, reusable=reusable)
+
+
+def begin(
+    config: TrainConfig, mesh: jax.sharding.Mesh, loader: DataLoader, *, keep_best: bool
+) -> tuple[ocp.CheckpointManager, TrainState]:
+    """Prepare the run's folder and return its checkpoints and first state; a resumed loader is set to its position.
+
+    Raises:
+        UserError: Weights or checkpoint cannot be read, or do not fit the config; or all steps are done.
+    """
+    # Weights that cannot be loaded must be found out before an older run is deleted.
+    fresh = None if config.resume else _fresh_state(config, mesh)
+    manager, resuming = checkpoints.initialize_checkpoint_dir(
+        config.checkpoint_dir,
+        keep_period=config.keep_period,
+        overwrite=config.overwrite,
+        resume=config.resume,
+        keep_best=keep_best,
+    )
+    if resuming:
+        state = _resume(config, mesh, manager, loader)
+    else:
+        state = _fresh_state(config, mesh) if fresh is None else fresh
+    path = config.checkpoint_dir / run_config.FILE_NAME
+    step = int(state.step)
+    distributed.first_then_others(
+        lambda: run_config.store(config, config.checkpoint_dir, step=step), lambda: distributed.check_shared(path)
+    )
+    return manager, state
+
+
+def rngs(config: TrainConfig, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
+    """Return the keys of the steps and of the initial parameters."""
+    train_rng, init_rng = jax.random.split(jax.random.key(config.seed))
+    return distributed.replicate((train_rng, init_rng), _sharding.replicated_sharding(mesh))
+
+
+def _fresh_state(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
+    return _train_state.init_train_state(config, rngs(config, mesh)[1], mesh)
+
+
+def _resume(
+    config: TrainConfig, mesh: jax.sharding.Mesh, manager: ocp.CheckpointManager, loader: DataLoader
+) -> TrainState:
+    state, loader_state = checkpoints.restore_state(
+        manager, _train_state.abstract_train_state(config), _train_state.state_sharding(config, mesh)
+    )
+    step = int(state.step)
+    if step >= config.num_train_steps:
+        raise errors.ConfigError(
+            f"{manager.directory}: this run has done all its {step} steps; raise --num-train-steps to go on"
+        )
+    # The original stores no position; its loader had taken one batch a step.
+    loader.restore(loader_state or LoaderState(position=step * config.batch_size, seed=config.seed))
+    logger.info("resuming at step %d", step)
+    return state
