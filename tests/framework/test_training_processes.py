@@ -91,6 +91,7 @@ def run_two_processes(folder: pathlib.Path) -> list[subprocess.CompletedProcess[
     return done
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_stop_together_when_one_is_asked_to(tmp_path):
     done = run_two_processes(tmp_path)
     assert [each.returncode for each in done] == [0, 0], done[0].stderr[-3000:] + done[1].stderr[-3000:]

@@ -121,7 +121,7 @@ def first_decides(question: Callable[[], bool]) -> bool:
     """
     answer = []
     first_then_others(lambda: answer.append(question()), lambda: answer.append(False))
-    return bool(multihost_utils.broadcast_one_to_all(np.array(answer[0]))) if is_several() else answer[0]
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(answer[0]))) if is_several() else answer[0]
 
 
 def check_shared(path: pathlib.Path) -> None:
