@@ -67,7 +67,8 @@ def run_two_processes(folder: pathlib.Path) -> list[subprocess.CompletedProcess[
         address = f"127.0.0.1:{sock.getsockname()[1]}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        # Compiling takes longer than running.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
     }
     processes = []
     for index in range(2):

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+import sys
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 import pytest
 
 from openpi.models import stacking
 from openpi.shared import errors
 from openpi.training import config as _config
+from openpi.training import host_memory
 from openpi.training import memory
 from openpi.training import sharding
 from openpi.training import step_program
@@ -150,3 +153,16 @@ def test_the_plan_of_a_compiled_step_is_near_the_estimate(config):
     planned = step_program.compile_step(config, mesh, spec).memory_bytes()
     assert planned is not None
     assert 0.4 < memory.training_need(config, mesh).total / planned < 2.5
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the C library of Linux")
+def test_freed_memory_goes_back_to_the_system():
+    """Blocks too small for a mapping of their own, below one that stays: the C library keeps them when they are freed."""
+    blocks = [np.ones(12_500) for _ in range(1500)]  # 100 kB each
+    last = blocks.pop()
+    blocks.clear()
+    before = psutil.Process().memory_info().rss
+    host_memory.give_back()
+    host_memory.limit_arenas()
+    assert before - psutil.Process().memory_info().rss > 75 * 2**20
+    assert last.sum() == 12_500

@@ -13,6 +13,7 @@ from openpi.shared import cli
 from openpi.shared import compile_cache
 from openpi.training import config as _config
 from openpi.training import distributed
+from openpi.training import host_memory
 from openpi.training import train_loop
 from openpi.training.train_config import TrainConfig
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 def main(config: TrainConfig) -> int:
     """Train, print the folder of the last checkpoint, and return the exit status."""
+    host_memory.limit_arenas()
     # JAX takes three quarters of an accelerator's memory unless told otherwise; training has it to itself.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     distributed.initialize(config)

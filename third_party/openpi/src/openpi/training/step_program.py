@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from openpi.training import distributed
+from openpi.training import host_memory
 from openpi.training import sharding as _sharding
 from openpi.training import train_state as _train_state
 from openpi.training import train_step as _train_step
@@ -71,6 +72,7 @@ def compile_step(config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> 
     with _sharding.set_mesh(mesh):
         lowered = step.lower(_abstract_key(), _train_state.abstract_train_state(config), batch, flags)
     compiled = lowered.compile()
+    host_memory.give_back()
     if distributed.is_first():
         logger.info("training step compiled in %.0f s", time.perf_counter() - start_s)
     return StepProgram(compiled, mesh)

@@ -1,0 +1,36 @@
+"""The memory of this process on the host: the C library keeps much of what the compiler and the threads have freed."""
+
+from collections.abc import Callable
+import ctypes
+import logging
+import sys
+
+import psutil
+
+logger = logging.getLogger(__name__)
+
+# glibc gives every thread an arena of its own, and memory freed in one is of no use to the others: with the threads of XLA
+# and of the loader a process grows to several times of what it holds. A few arenas are enough for them.
+_ARENAS = 2
+_M_ARENA_MAX = -8  # malloc.h
+
+
+def limit_arenas() -> None:
+    """Let threads share a few arenas; of use only before they are started, and where the C library is glibc."""
+    if mallopt := _glibc("mallopt"):
+        mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def give_back() -> None:
+    """Return freed memory to the system; of use after something large, such as compiling."""
+    before = psutil.Process().memory_info().rss
+    if trim := _glibc("malloc_trim"):
+        trim(0)
+        freed = before - psutil.Process().memory_info().rss
+        logger.debug("returned %.2f GiB to the system", freed / 2**30)
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)
