@@ -20,8 +20,6 @@ def value_and_grad(
         inputs: Pytree, dimension 0 of every leaf is the sample.
         num_parts: Number of parts; divides the batch on each device.
     """
-    if num_parts == 1:
-        return jax.value_and_grad(mean_loss)(params, inputs)
 
     def cut(leaf: jax.Array) -> jax.Array:
         # Part i has rows i, i + n, i + 2 n ...: every device takes part i out of the rows that it holds already.

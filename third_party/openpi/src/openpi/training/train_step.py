@@ -45,14 +45,21 @@ def train_step(
     step_rng = jax.random.fold_in(rng, state.step)
     trainable, frozen = partition.split(state.params, config.trainable_filter)
 
-    def mean_loss(trainable: nnx.State, inputs: Any) -> jax.Array:
-        model: _model.BaseModel = nnx.merge(model_def, trainable, frozen)
-        return jnp.mean(model.loss_of_inputs(inputs))
+    def model(trainable: nnx.State) -> _model.BaseModel:
+        return nnx.merge(model_def, trainable, frozen)
 
-    model: _model.BaseModel = nnx.merge(model_def, trainable, frozen)
+    def loss_of_batch(trainable: nnx.State) -> jax.Array:
+        return jnp.mean(model(trainable).compute_loss(step_rng, observation, actions, train=True))
+
+    def loss_of_part(trainable: nnx.State, inputs: Any) -> jax.Array:
+        return jnp.mean(model(trainable).loss_of_inputs(inputs))
+
     with stacking.set_remat(config.remat):
-        inputs = model.draw_loss_inputs(step_rng, observation, actions, train=True)
-        loss, grads = accumulation.value_and_grad(mean_loss, trainable, inputs, config.grad_accumulation)
+        if config.grad_accumulation == 1:
+            loss, grads = jax.value_and_grad(loss_of_batch)(trainable)
+        else:
+            inputs = model(trainable).draw_loss_inputs(step_rng, observation, actions, train=True)
+            loss, grads = accumulation.value_and_grad(loss_of_part, trainable, inputs, config.grad_accumulation)
     tx = _optimizer.create_optimizer(config.optimizer, config.lr_schedule)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
