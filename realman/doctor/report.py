@@ -24,8 +24,8 @@ from realman.doctor.survey import GRADES
 from realman.doctor.survey import Finding
 from realman.doctor.survey import Survey
 
-_FLAG = re.compile(r"--[a-z][a-z-]*(?: (?:[\w.-]+=[\w.-]+|-?\d[\d.]*:[\d.]+|[a-z]+_[a-z_]+))*")
-"""A flag with the values that follow it: RECORDED=NAME, a range, or names of several words."""
+_FLAG = re.compile(r"--[a-z]+(?:[.-][a-z]+)*(?: (?:\w+=\w+|-?\d[\d.]*:[\d.]*\d|[a-z]+(?:_[a-z]+)+|deg\b))*")
+"""A flag with the values that follow it: RECORDED=NAME, a range, names of several words, a unit."""
 
 _MAX_LISTED = 12
 _FEW_EPISODES = 20
