@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import pty
+import re
 import signal
 import socket
+import subprocess
 import sys
 import termios
 import time
@@ -346,3 +348,26 @@ def test_keys_steer_a_run_in_a_terminal_which_is_put_back(example, tmp_path, mon
     os.close(master)
     assert json.loads((tmp_path / "out/run.json").read_text())["ended_by"] == "the end key"
     assert robot.calls[-2:] == ["stop", "disconnect"]
+
+
+IMPORTED = """
+import importlib.metadata, importlib.util, sys
+before = set(sys.modules)  # what every Python of this environment loads
+spec = importlib.util.spec_from_file_location("client", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+sys.modules["client"] = module
+spec.loader.exec_module(module)
+owners = importlib.metadata.packages_distributions()
+new = {name: m for name, m in sys.modules.items() if name not in before}
+loaded = {name.partition(".")[0] for name, m in new.items() if "site-packages" in (getattr(m, "__file__", None) or "")}
+print(*sorted({owner.lower().replace("_", "-") for name in loaded for owner in owners.get(name, [name])}))
+"""
+
+
+def test_the_client_needs_nothing_that_the_robot_pcs_lock_lacks(repo_root):
+    lock = (repo_root / "requirements/robot-pc.lock").read_text()
+    locked = set(re.findall(r"^([a-z0-9.-]+)==", lock, flags=re.MULTILINE))
+    command = [sys.executable, "-c", IMPORTED, str(repo_root / "examples/realman/main.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=repo_root)
+    assert {"numpy", "h5py", "websockets", "rich"} <= set(done.stdout.split())
+    assert set(done.stdout.split()) - locked - {"realman-openpi"} == set()
