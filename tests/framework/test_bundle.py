@@ -35,6 +35,7 @@ from openpi.serving import contract_metadata
 from openpi.shared import cli
 from openpi.shared.errors import UserError
 from openpi.training import config as _config
+from openpi.training import run_config
 from openpi.training.misc import realman_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -382,16 +383,54 @@ def test_a_damaged_bundle_is_told_in_one_line(own_bundle, kind):
     assert len(str(failure.value).splitlines()) == 1
 
 
-def test_a_bundle_is_served_by_its_own_config_only(quick_bundle):
+def test_a_bundle_is_served_by_its_own_config_only_and_as_it_was_made(own_bundle, caplog):
+    caplog.set_level(logging.INFO)
     with pytest.raises(UserError, match=r"a bundle of config 'tiny_realman', found 'other'; leave the config out"):
-        load(quick_bundle, dataclasses.replace(quick_config(), name="other"))
-    with pytest.raises(UserError, match=r"has changed since the bundle was made: model.action_horizon was 10, is 20;"):
-        load(quick_bundle, quick_config(action_horizon=20))
-    swapped = dataclasses.replace(quick_config(), data=realman_config.LeRobotRealmanDataConfig(arm_order="left_right"))
-    with pytest.raises(UserError, match=r"data.arm_order was 'right_left', is 'left_right'"):
-        load(quick_bundle, swapped)
-    # Where the data came from is no matter of serving.
-    load(quick_bundle, dataclasses.replace(quick_config(), data=realman_config.LeRobotRealmanDataConfig(repo_id="a/b")))
+        load(own_bundle, dataclasses.replace(quick_config(), name="other"))
+    changed = dataclasses.replace(
+        quick_config(action_horizon=20), data=realman_config.LeRobotRealmanDataConfig(arm_order="left_right")
+    )
+    obs = example()
+    answers = [load(own_bundle, c).infer(obs, noise=some_noise())["actions"] for c in (quick_config(), changed)]
+    np.testing.assert_array_equal(*answers)
+    assert "model.action_horizon 10 instead of 20" in caplog.text
+    assert "data.arm_order 'right_left' instead of 'left_right'" in caplog.text
+    # A field that this program does not have cannot be followed.
+    edit_manifest(own_bundle, data={"mirrored": True})
+    with pytest.raises(
+        UserError, match=r"does not fit config 'tiny_realman' \(data has no 'mirrored'\); serve it with"
+    ):
+        load(own_bundle)
+
+
+def test_a_checkpoint_is_served_and_exported_with_the_flags_of_its_run(tmp_path, monkeypatch):
+    registered = dataclasses.replace(quick_config(), policy_metadata=realman_config.policy_metadata(10))
+    flags = {
+        "model": dataclasses.replace(registered.model, action_horizon=6),
+        "data": realman_config.LeRobotRealmanDataConfig(base_camera="cam_low"),
+    }
+    run = tmp_path / "run"
+    shutil.copytree(CHECKPOINT, run / "7")
+    run_config.store(dataclasses.replace(registered, exp_name="run", **flags), run)
+    made = bundle_writer.export(registered, run, tmp_path / "bundle")
+    obs = example()
+    for folder in (run, made.folder):
+        policy = load(folder, registered)
+        assert policy.infer(obs, noise=some_noise()[:6])["actions"].shape == (6, 14)
+        assert (policy.metadata["action_horizon"], policy.metadata["action_chunk"]) == (6, 6)
+        assert policy.metadata["cameras"] == ["cam_low", "cam_left_wrist", "cam_right_wrist"]
+        with pytest.raises(UserError, match="base camera 'cam_low' is missing"):
+            policy.infer({**obs, "images": {"cam_high": obs["images"]["cam_high"]}})
+    served = load_script("serve_policy")
+    monkeypatch.setitem(_config._CONFIGS_DICT, "tiny_realman", registered)
+    for folder in (run / "7", made.folder):
+        checkpoint = served.Checkpoint(config="tiny_realman", dir=str(folder))
+        assert served.load_checkpoint(served.Args(policy=checkpoint)).metadata["action_horizon"] == 6
+    # Of another config nothing is taken over; a damaged file is no reason to guess.
+    assert load(run, dataclasses.replace(registered, name="other")).metadata["action_horizon"] == 10
+    (run / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json: not the config of a run"):
+        load(run, registered)
 
 
 def test_statistics_are_applied_as_recorded_whatever_the_config_says_now(own_bundle, caplog):

@@ -187,12 +187,13 @@ def load_checkpoint(args: Args) -> Served:
     """Load the policy of a checkpoint and describe it."""
     checkpoint = args.policy if isinstance(args.policy, Checkpoint) else DEFAULT_CHECKPOINT[args.env]
     step_dir = checkpoint_folder.resolve(checkpoint.dir)
-    train_config = _config.get_config(bundle.config_name(step_dir, checkpoint.config))
+    registered = _config.get_config(bundle.config_name(step_dir, checkpoint.config))
+    train_config = bundle.fit_config(registered, step_dir)
     if args.num_steps is not None and train_config.model.model_type == _model.ModelType.PI0_FAST:
         raise ConfigError(f"--num-steps has no meaning for '{train_config.name}', a pi0-FAST model; leave it out")
     sample_kwargs = None if args.num_steps is None else {"num_steps": args.num_steps}
     policy = _policy_config.create_trained_policy(
-        train_config,
+        registered,
         step_dir,
         default_prompt=args.default_prompt,
         sample_kwargs=sample_kwargs,

@@ -19,6 +19,7 @@ from typing import Any
 
 from openpi import transforms as _transforms
 from openpi.models import lora_merge
+from openpi.policies import run_settings
 from openpi.shared import errors
 from openpi.training.data_config import DataConfig
 from openpi.training.train_config import TrainConfig
@@ -85,26 +86,16 @@ class Bundle:
         return None if sha256_of(path) == expected["sha256"] else f"'{name}' has another SHA-256"
 
     def fit(self, config: TrainConfig) -> TrainConfig:
-        """Return the training config with the model that the bundle holds.
+        """Return the training config with the bundle's model and settings, whatever its defaults have become since.
 
         Raises:
-            ConfigError: It is not the config that the bundle was made with, or has changed since.
+            ConfigError: It is not the config that the bundle was made with, or has other fields.
         """
         if config.name != self.config:
             raise errors.ConfigError(
                 f"{self.folder}: a bundle of config '{self.config}', found '{config.name}'; leave the config out"
             )
-        current = {"model": describe(config.model), "data": describe_data(config)}
-        differing = [
-            difference
-            for part, fields in current.items()
-            for difference in _differences(self.manifest[part], fields, part)
-        ]
-        if differing:
-            raise errors.ConfigError(
-                f"{self.folder}: config '{self.config}' has changed since the bundle was made: {'; '.join(differing[:4])}; "
-                "export it again, or serve it with the program that made it"
-            )
+        config = run_settings.apply(config, self.manifest["model"], self.manifest["data"], source=str(self.folder))
         if self.manifest["adapters"] is None:
             return config
         return dataclasses.replace(config, model=lora_merge.without_adapters(config.model))
@@ -163,6 +154,12 @@ def config_name(folder: pathlib.Path, given: str | None) -> str:
     return found.config
 
 
+def fit_config(config: TrainConfig, folder: pathlib.Path) -> TrainConfig:
+    """Return the config with the settings of a step's folder or a bundle."""
+    found = find(folder)
+    return run_settings.as_trained(config, folder) if found is None else found.fit(config)
+
+
 def describe(config: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that are plain values, dataclasses, or lists and dicts of those, for JSON."""
     fields = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -207,17 +204,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): item for key, v in value.items() if (item := _plain(v)) is not _NOT_PLAIN}
     return _NOT_PLAIN
-
-
-def _differences(recorded: Any, current: Any, place: str) -> list[str]:
-    """Compare what is recorded with what is now; what is now only is a setting that came later, with its default."""
-    if isinstance(recorded, Mapping) and isinstance(current, Mapping):
-        return [
-            difference
-            for key, value in recorded.items()
-            for difference in _differences(value, current.get(key), f"{place}.{key}")
-        ]
-    return [] if recorded == current else [f"{place} was {recorded!r}, is {current!r}"]
 
 
 def _with_tokenizer(group: _transforms.Group, folder: pathlib.Path) -> _transforms.Group:

@@ -20,6 +20,7 @@ from openpi.models import lora_merge
 from openpi.policies import bundle as _bundle
 from openpi.policies import checkpoint_folder
 from openpi.policies import policy_config
+from openpi.policies import run_settings
 from openpi.shared import array_typing as at
 from openpi.shared import errors
 from openpi.shared import normalize
@@ -49,7 +50,7 @@ def export(
     """Write a bundle; it appears at its place when it is whole.
 
     Args:
-        config: The config that the checkpoint was trained with.
+        config: The config that the checkpoint was trained with; what its run changed of it is known.
         checkpoint_dir: A step's folder, or a run's for its newest step.
         out: Folder to make.
         dtype: Type of the weights; by default the one that the model computes in (bfloat16 unless the config says more),
@@ -66,6 +67,7 @@ def export(
         raise errors.DataError(f"{step_dir}: a bundle already; give the folder of a checkpoint")
     if out.exists() and not overwrite:
         raise BundleExistsError(f"{out}: exists already; choose another folder, or replace it with --overwrite")
+    config = run_settings.as_trained(config, step_dir)
     data_config = config.data.create(None, config.model)
     files = _other_files(step_dir, data_config)
     params, adapters = _inference_params(config, step_dir, dtype or policy_config.compute_dtype(config.model))

@@ -16,6 +16,7 @@ from openpi.models import real_time_chunking as rtc
 from openpi.policies import bundle as _bundle
 from openpi.policies import checkpoint_folder
 from openpi.policies import policy as _policy
+from openpi.policies import run_settings
 from openpi.shared import normalize
 from openpi.training import config as _config
 
@@ -53,7 +54,9 @@ def create_trained_policy(
     """
     step_dir = checkpoint_folder.resolve(checkpoint_dir)
     bundle = _bundle.find(step_dir)
-    if bundle is not None:
+    if bundle is None:
+        train_config = run_settings.as_trained(train_config, step_dir)
+    else:
         train_config = bundle.fit(train_config)
         bundle.verify()
     # Without an assets folder nothing is looked up: the statistics of the training set may have changed since.

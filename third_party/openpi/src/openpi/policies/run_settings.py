@@ -1,0 +1,118 @@
+"""A policy is served as it was trained: with the model and data settings of its run, flags of the command line included.
+
+A registered config holds defaults. What a run changed (another horizon, another base camera) is written down beside its
+checkpoints, and in a bundle; a server that took the defaults instead would send a robot other motions, without an error.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import logging
+import pathlib
+from typing import Any
+
+from openpi.shared import errors
+from openpi.training import run_config
+from openpi.training.train_config import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+def as_trained(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
+    """Return the config with the settings of the run that a step's folder belongs to; as it is if nothing is known.
+
+    Raises:
+        DataError: The run's file is damaged.
+        ConfigError: A setting is of a kind that this program does not know.
+    """
+    path = step_dir.parent / run_config.FILE_NAME
+    if not path.is_file():
+        return config
+    try:
+        recorded = json.loads(path.read_text())["config"]
+        name, parts = recorded["name"], {part: dict(recorded[part]) for part in ("model", "data")}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise errors.DataError(
+            f"{path}: not the config of a run ({type(e).__name__}: {e}); delete it to go on without"
+        ) from e
+    if name != config.name:
+        logger.warning("%s was trained with config '%s'; taking it as one of '%s'", step_dir, name, config.name)
+        return config
+    return apply(config, parts["model"], parts["data"], source=str(path))
+
+
+def apply(config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any], *, source: str) -> TrainConfig:
+    """Return the config with recorded values in its model and data.
+
+    Args:
+        config: Registered defaults.
+        model: Recorded fields of the model config, as JSON holds them; fields that are absent keep their default.
+        data: The same of the data config.
+        source: Name of the record, for messages.
+
+    Raises:
+        ConfigError: A recorded value cannot be that of a field.
+    """
+    changes: list[str] = []
+    try:
+        changed_model = _with(config.model, model, "model", changes)
+        changed_data = _with(config.data, data, "data", changes)
+    except (errors.ConfigError, TypeError, ValueError) as e:
+        raise errors.ConfigError(
+            f"{source}: does not fit config '{config.name}' ({e}); serve it with the program that it was made with"
+        ) from e
+    if not changes:
+        return config
+    logger.info("as it was trained: %s", ", ".join(changes))
+    metadata = _metadata(config, changed_model.action_horizon, getattr(changed_data, "base_camera", None))
+    return dataclasses.replace(config, model=changed_model, data=changed_data, policy_metadata=metadata)
+
+
+def _with(value: Any, recorded: Mapping[str, Any], place: str, changes: list[str]) -> Any:
+    """Put recorded values into a dataclass; what is no plain value (functions, transforms) stays as the program has it."""
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    if unknown := sorted(recorded.keys() - fields.keys() - {"type"}):
+        raise errors.ConfigError(f"{place} has no '{unknown[0]}'")
+    replaced = {}
+    for name, current in fields.items():
+        if name not in recorded:
+            continue
+        wanted, where = recorded[name], f"{place}.{name}"
+        if dataclasses.is_dataclass(current) and isinstance(wanted, Mapping):
+            replaced[name] = _with(current, wanted, where, changes)
+        elif _is_plain(current) and _is_plain(wanted) and _json(current) != wanted:
+            changes.append(f"{where} {wanted!r} instead of {current!r}")
+            replaced[name] = tuple(wanted) if isinstance(current, tuple) else wanted
+        elif isinstance(current, str) != isinstance(wanted, str) and (
+            dataclasses.is_dataclass(current) or isinstance(wanted, Mapping)
+        ):
+            # A size that was given by name, or the other way round.
+            if not isinstance(wanted, str):
+                raise errors.ConfigError(f"{where} was not a registered name")
+            changes.append(f"{where} {wanted!r}")
+            replaced[name] = wanted
+    return dataclasses.replace(value, **replaced) if replaced else value
+
+
+def _is_plain(value: Any) -> bool:
+    is_list = isinstance(value, list | tuple) and all(isinstance(item, bool | int | float | str) for item in value)
+    return value is None or is_list or isinstance(value, bool | int | float | str)
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _metadata(config: TrainConfig, action_horizon: int, base_camera: str | None) -> dict[str, Any] | None:
+    """What clients are told, where it follows from these settings."""
+    if config.policy_metadata is None:
+        return None
+    metadata = dict(config.policy_metadata)
+    if "action_horizon" in metadata:
+        metadata["action_horizon"] = action_horizon
+    if "action_chunk" in metadata:
+        metadata["action_chunk"] = min(metadata["action_chunk"], action_horizon)
+    before = getattr(config.data, "base_camera", None)
+    if "cameras" in metadata and base_camera is not None:
+        metadata["cameras"] = [base_camera if camera == before else camera for camera in metadata["cameras"]]
+    return metadata
