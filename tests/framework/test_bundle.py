@@ -370,7 +370,10 @@ def test_a_checkpoint_is_served_and_exported_with_the_flags_of_its_run(tmp_path,
     run = tmp_path / "run"
     shutil.copytree(CHECKPOINT, run / "7")
     run_config.store(dataclasses.replace(registered, exp_name="run", **flags), run)
+    # The step itself tells of real-time chunking.
+    (run / "7/_CHECKPOINT_METADATA").write_text(json.dumps({"custom_metadata": {"rtc_max_delay": 2}}))
     made = bundle_writer.export(registered, run, tmp_path / "bundle")
+    assert made.manifest["model"]["rtc_max_delay"] == 2
     obs = example()
     for folder in (run, made.folder):
         policy = load(folder, registered)

@@ -73,7 +73,7 @@ def create_trained_policy(
     data, model = data_config.data_transforms, data_config.model_transforms
     quantiles = data_config.use_quantile_norm
     return _policy.Policy(
-        _as_trained(train_config.model, step_dir).load(params),
+        train_config.model.load(params),
         transforms=[
             *repack.inputs,
             _transforms.InjectDefaultPrompt(default_prompt),
@@ -100,14 +100,6 @@ def with_resize_threads(transforms: Sequence[_transforms.DataTransformFn]) -> li
         dataclasses.replace(t, num_threads=num_threads) if isinstance(t, _transforms.ResizeImages) else t
         for t in transforms
     ]
-
-
-def _as_trained(model_config: _model.BaseModelConfig, step_dir: pathlib.Path) -> _model.BaseModelConfig:
-    """Return the config with what the checkpoint says of its training, which a flag may have changed since."""
-    max_delay = checkpoint_folder.rtc_max_delay(step_dir)
-    if max_delay is None or not hasattr(model_config, "rtc_max_delay"):
-        return model_config
-    return dataclasses.replace(model_config, rtc_max_delay=max_delay)
 
 
 def compute_dtype(model_config: _model.BaseModelConfig) -> Any:

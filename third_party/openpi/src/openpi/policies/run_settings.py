@@ -11,6 +11,7 @@ import logging
 import pathlib
 from typing import Any
 
+from openpi.policies import checkpoint_folder
 from openpi.shared import errors
 from openpi.training import run_config
 from openpi.training.train_config import TrainConfig
@@ -25,6 +26,15 @@ def as_trained(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
         DataError: The run's file is damaged.
         ConfigError: A setting is of a kind that this program does not know.
     """
+    config = _as_its_run(config, step_dir)
+    # What the step itself says also holds for one that was copied alone.
+    max_delay = checkpoint_folder.rtc_max_delay(step_dir)
+    if max_delay is None or not hasattr(config.model, "rtc_max_delay"):
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, rtc_max_delay=max_delay))
+
+
+def _as_its_run(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
     path = step_dir.parent / run_config.FILE_NAME
     if not path.is_file():
         return config
