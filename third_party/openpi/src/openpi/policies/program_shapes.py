@@ -14,7 +14,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-# Prompt lengths that may have a program of their own, tokens. The larger ones hold a state of 14 numbers beside the text.
+# Prompt lengths that may have a program of their own, tokens; the larger ones for prompts with the state in them.
 _LENGTHS = (16, 96, 144)
 # Such a program must save so many tokens to be worth its compilation; an image has 256.
 _LEAST_SAVED = 32
