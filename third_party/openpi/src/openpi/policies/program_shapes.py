@@ -79,13 +79,14 @@ class ProgramShapes:
         whole = _whole(inputs)
         used = max((_num_used(sample[_MASK_KEY]) for sample in inputs if _MASK_KEY in sample), default=0)
         length = prompt_length(whole.length, used)
-        if not self._may_drop_images or not whole.slots:
-            return Shape(length, whole.slots)
-        seen = {
-            slot for slot in whole.slots for sample in inputs if np.any(sample.get("image_mask", {}).get(slot, True))
-        }
+        masks = [sample.get("image_mask", {}) for sample in inputs]
+        if not self._may_drop_images:
+            # pi0-FAST's published decoding reads the keys of masked cameras, which are means over everything, padding too.
+            all_seen = all(np.all(mask.get(slot, True)) for slot in whole.slots for mask in masks)
+            return Shape(length, whole.slots) if all_seen else whole
+        seen = {slot for slot in whole.slots for mask in masks if np.any(mask.get(slot, True))}
         # The model needs one image at least.
-        return Shape(length, frozenset(seen or {min(whole.slots)}))
+        return Shape(length, frozenset(seen) or frozenset(sorted(whole.slots)[:1]))
 
 
 def kind_of(batch_size: int, arguments: Mapping[str, Any]) -> Hashable:
