@@ -19,6 +19,7 @@ from openpi.training import data_loader as _data_loader
 from openpi.training import distributed
 from openpi.training import divergence
 from openpi.training import free_space
+from openpi.training import host_memory
 from openpi.training import memory
 from openpi.training import run_reports
 from openpi.training import run_start
@@ -215,6 +216,7 @@ class _Run:
                     rtc_max_delay=getattr(self._config.model, "rtc_max_delay", 0),
                 )
             self._saved_step = step
+        host_memory.give_back()  # of the curves, the validation and the save before
         self._meter.pause(time.perf_counter() - start_s)
 
     def finish(self) -> None:
