@@ -133,8 +133,8 @@ def test_an_untrained_adaptive_norm_closes_its_gate_and_norms_plainly():
 def test_the_image_towers_norm_is_rounded_once(param_dtype):
     """Flax's own norm rounds scale and bias first, on newer releases, and misses a third of these numbers."""
     norm = siglip._LayerNorm(64)
-    norm.scale[...] = jnp.asarray(1 + 0.3 * draw(64), param_dtype)
-    norm.bias[...] = jnp.asarray(0.3 * draw(64), param_dtype)
+    norm.scale = nnx.Param(jnp.asarray(1 + 0.3 * draw(64), param_dtype))
+    norm.bias = nnx.Param(jnp.asarray(0.3 * draw(64), param_dtype))
     x = (3 * draw(2, 50, 64)).astype(jnp.bfloat16)
     exact, scale, bias = (np.asarray(a, np.float64) for a in (x, norm.scale[...], norm.bias[...]))
     exact = (exact - exact.mean(-1, keepdims=True)) / np.sqrt(exact.var(-1, keepdims=True) + 1e-6) * scale + bias
