@@ -1,5 +1,7 @@
 """The person at the robot PC: keys in a terminal, pauses, a new prompt, the view, and terminals that are left as they were."""
 
+from collections.abc import Iterator
+import contextlib
 import io
 import logging
 import os
@@ -260,23 +262,31 @@ def test_the_stop_key_ends_even_a_wait_for_the_server_with_a_slow_stop():
     assert robot.stops == ["slow", "stop"]
 
 
+@contextlib.contextmanager
+def handled_by(handler: signal.Handlers) -> Iterator[None]:
+    """Let all signals that stop a run begin with one handler."""
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_stops_at_once_without_braking_first(number):
     robot = Arms(tick_5=lambda _: os.kill(os.getpid(), number))
-    with pytest.raises(control.StopSignal, match=number.name), control.stop_on_signals(Steering()):
+    # The tests themselves may run under nohup.
+    stopped = pytest.raises(control.StopSignal, match=number.name)
+    with handled_by(signal.SIG_DFL), stopped, control.stop_on_signals(Steering()):
         play(robot, Steering())
     assert robot.stops == ["stop"]
 
 
 def test_only_a_lost_terminal_is_ignored_and_only_under_nohup():
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
-    try:
-        with control.stop_on_signals():
-            ignored = {number.name for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
-        assert ignored == {"SIGHUP"}
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled_by(signal.SIG_IGN), control.stop_on_signals():
+        ignored = {number.name for number in STOP_SIGNALS if signal.getsignal(number) is signal.SIG_IGN}
+    assert ignored == {"SIGHUP"}
 
 
 def test_a_slow_stop_that_fails_does_not_keep_the_stop_from_coming(caplog):
