@@ -120,19 +120,25 @@ class NoiseCamera:
 
 
 class Wave:
-    """A policy that moves all joints slowly and takes its time, as one behind a network does."""
+    """A policy that waves all joints about where they were first seen, and takes its time, as one behind a network does."""
 
     action_chunk = spec.ACTION_CHUNK
 
-    def __init__(self, seconds: float = 0.1) -> None:
+    def __init__(self, rate_hz: float = 50.0, seconds: float = 0.1) -> None:
+        self._rate_hz = rate_hz
         self._seconds = seconds
+        self._centre: np.ndarray | None = None
+        self._began_s = time.monotonic()
 
     def infer(self, state: np.ndarray, images: Any, prompt: str | None = None, **_: Any) -> Prediction:
         """Return a chunk of 50 steps."""
+        if self._centre is None:
+            self._centre, self._began_s = state.copy(), time.monotonic()
+        at_s = time.monotonic() - self._began_s + np.arange(50) / self._rate_hz
         time.sleep(self._seconds)
-        steps = 0.05 * np.sin(np.arange(1, 51) / 50 * np.pi)[:, None] * np.ones(spec.NUM_DIMS)
+        steps = 0.05 * np.sin(np.pi * at_s)[:, None] * np.ones(spec.NUM_DIMS)
         steps[:, list(spec.GRIPPER_DIMS)] = 0
-        return Prediction(state + steps, self._seconds, self._seconds)
+        return Prediction(self._centre + steps, self._seconds, self._seconds)
 
 
 def loop(args: Args) -> dict[str, Any]:
@@ -143,7 +149,7 @@ def loop(args: Args) -> dict[str, Any]:
 def _loop_at(rate_hz: float, seconds: float) -> dict[str, float]:
     record = control.RunRecord()
     with _cell(rate_hz) as robot:
-        player = chunks.make_player("async", Wave(), None)
+        player = chunks.make_player("async", Wave(rate_hz), None)
         pacer = Pacer(rate_hz)
         steps = round(seconds * rate_hz)
         with connected(robot):
@@ -224,8 +230,9 @@ def stops(args: Args) -> dict[str, Any]:
     """Time from a trip to the last motion command on the wire, and to both arms standing still, ms."""
     after_trip, to_stop, to_rest = [], [], []
     with _cell(50.0, in_process=True) as robot:
-        for _ in range(args.trips):
-            tripped_s, rest_s, records = _trip(robot)
+        for trip in range(args.trips):
+            # There and back, or the joints would come to the end of their range.
+            tripped_s, rest_s, records = _trip(robot, 0.01 if trip % 2 == 0 else -0.01)
             commands = [r.time_s for arm in records for r in motion_commands(arm, 0.0)]
             asked = [next(r.time_s for r in arm if "stop" in r.command) for arm in records]
             # Commands that left before the trip are not late ones.
@@ -243,7 +250,8 @@ def stops(args: Args) -> dict[str, Any]:
 class _Tripwire:
     """Plays slow motion and trips after a while."""
 
-    def __init__(self, ticks: int) -> None:
+    def __init__(self, ticks: int, step_rad: float) -> None:
+        self._step = np.where(np.isin(np.arange(spec.NUM_DIMS), spec.GRIPPER_DIMS), 0.0, step_rad)
         self.round_trips_s: list[float] = []
         self.infer_s: list[float] = []
         self._left = ticks
@@ -258,12 +266,12 @@ class _Tripwire:
         if self._left < 0:
             self.tripped_s = time.monotonic()
             raise RobotError("bench: trip")
-        self._state = self._state + np.where(np.isin(np.arange(14), spec.GRIPPER_DIMS), 0.0, 0.01)
+        self._state = self._state + self._step
         return chunks.Tick(self._state, time.monotonic())
 
 
-def _trip(robot: Rm65Robot) -> tuple[float, float, list[list[Any]]]:
-    player = _Tripwire(25)
+def _trip(robot: Rm65Robot, step_rad: float) -> tuple[float, float, list[list[Any]]]:
+    player = _Tripwire(25, step_rad)
     arms = list(robot.emulator.controllers.values())  # type: ignore[attr-defined]
     for arm in arms:
         arm.records.clear()
