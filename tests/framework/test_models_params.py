@@ -87,6 +87,16 @@ def test_a_truncated_checkpoint_is_refused_in_one_line_that_names_the_parameter(
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_are_no_floating_point_numbers_are_refused_by_path_and_type(tmp_path, params):
+    # Converted while reading, the whole numbers of a quantised model would pass for weights.
+    path = "action_in_proj/kernel"
+    quantised = with_leaf(params, path, np.ones(flat(params)[path].shape, np.int8))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "params", {"params": quantised})
+    with pytest.raises(errors.DataError, match=rf"cannot read .*1 parameters are not floating-point: '{path}' is int8"):
+        _model.restore_params(tmp_path / "params", dtype=jnp.bfloat16)
+
+
 def test_load_takes_the_given_values_and_dtypes(params):
     given = with_leaf(params, "action_in_proj/kernel", jnp.full((4, 8), 2.0, jnp.bfloat16))
     model = CONFIG.load(given)

@@ -2,9 +2,11 @@
 
 import os
 import pathlib
+from typing import Any
 
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -39,7 +41,7 @@ def restore_params(
 
     Raises:
         MissingFileError: The folder does not exist.
-        DataError: The folder is not a checkpoint of parameters.
+        DataError: The folder is not a checkpoint of parameters, or some of them are no floating-point numbers.
     """
     path = _resolve(params_path)
     if restore_type is jax.Array and sharding is None:
@@ -62,8 +64,20 @@ def _restore(path: str, restore_args: ocp.ArrayRestoreArgs) -> at.Params:
         if tree is None or PARAMS_KEY not in tree:
             raise ValueError(f"found no tree '{PARAMS_KEY}' in it")
         item = {PARAMS_KEY: tree[PARAMS_KEY]}
+        _check_types(item[PARAMS_KEY])
         args = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(lambda _: restore_args, item))
         return checkpointer.restore(path, args)[PARAMS_KEY]
+
+
+def _check_types(tree: Any) -> None:
+    """Refuse what a conversion while reading would turn into weights without a word, such as quantised ones."""
+    wrong = [
+        f"'{'/'.join(path)}' is {leaf.dtype}"
+        for path, leaf in traverse_util.flatten_dict(tree).items()
+        if getattr(leaf, "dtype", None) is not None and not jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    if wrong:
+        raise ValueError(f"{len(wrong)} parameters are not floating-point: {', '.join(wrong[:3])}")
 
 
 def _first_line(e: Exception) -> str:
