@@ -70,6 +70,8 @@ def start(code: list[str], raw_dir: Path, root: Path, workers: int) -> subproces
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that runs the tests in the background ignores Ctrl-C, and what is ignored is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
