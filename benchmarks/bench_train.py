@@ -23,8 +23,6 @@ import time
 import bench_convert
 import numbers_dataset
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from realman import cli
 from realman.verify import environment
@@ -88,7 +86,7 @@ def main(args: Args) -> int:
             (["ratio", "found", "goal"], [row for result in results for row in result.ratios]),
             (["what", "found", "unit", "slowest / fastest run"], [row for result in results for row in result.figures]),
         ]
-        show(tables)
+        bench_convert.show(tables)
         if args.out is not None:
             args.out.write_text(json.dumps([{"columns": columns, "rows": rows} for columns, rows in tables], indent=2))
     if loop_sections := tuple(name for name in args.sections if name in LOOP_SECTIONS):
@@ -244,17 +242,6 @@ def differences(args: Args, root: Path) -> tuple[str, str]:
 def spread(values: list[float]) -> str:
     """How much the runs differ."""
     return f"{max(values) / min(values):.2f}"
-
-
-def show(tables: list[tuple[list[str], Rows]]) -> None:
-    """Print tables to stdout."""
-    for headings, rows in tables:
-        table = Table()
-        for i, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if i else "left", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        Console(width=120, highlight=False).print(table)
 
 
 if __name__ == "__main__":

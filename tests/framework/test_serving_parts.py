@@ -288,7 +288,7 @@ def test_observations_that_no_policy_understands_are_refused(content, message):
             "internal error (DataError); the server's log tells more",
         ),
         (
-            UserError("gs://x/y: not in the cache; put it at '/root/.cache/y'"),
+            UserError("gs://x/y: not in the cache; put it at '/home/user/.cache/y'"),
             "internal",
             "internal error (UserError); the server's log tells more",
         ),
