@@ -67,8 +67,9 @@ def _check_vectors(name: str, value: Any, axes: Sequence[str], arm_order: ArmOrd
     if x.ndim != len(axes) + 1 or x.shape[-1] != NUM_DIMS or x.dtype.kind not in "fiu":
         expected = [*axes, NUM_DIMS]
         raise ValueError(f"{name}: found {x.dtype} {list(x.shape)}, expected numbers {expected}")
-    bad = np.argwhere(~np.isfinite(x))
-    if len(bad):
+    is_finite = np.isfinite(x)
+    if not is_finite.all():
+        bad = np.argwhere(~is_finite)
         half = NUM_DIMS // 2
         names = DIM_NAMES if arm_order == "right_left" else DIM_NAMES[half:] + DIM_NAMES[:half]
         raise ValueError(f"{name}: {len(bad)} numbers are not finite, the first is {names[bad[0][-1]]}")
