@@ -5,9 +5,10 @@
 
 norm-stats: the whole command `compute_norm_stats.py`, from its start to its end, beside the time that reading every item with the
 official library would take (a few items are read, the rest is multiplied out). loader: batches as training gets them (three
-cameras decoded, resized, collated, on the device; two threads) beside `LeRobotDataset.__getitem__` on the same files (four cameras
-decoded; one process, and two workers), and whether both give the same items. The other sections are those of
-`bench_train_loop.py`. Recordings and datasets are made once in --work-dir. Nothing else is written but with --out.
+cameras, resized, collated, on the device; two threads) beside `LeRobotDataset.__getitem__` on the same files (four cameras
+decoded; one process, and two workers), and whether both give the same items. Ours in the first pass over a dataset, which decodes and
+keeps the pictures, and in those after it. The other sections are those of `bench_train_loop.py`. Recordings and datasets are made
+once in --work-dir. Nothing else is written but with --out.
 """
 
 from collections.abc import Callable
@@ -36,6 +37,13 @@ DATASETS = {
     "image, JPEG": ("jpeg", True, ()),
     "image, PNG": ("png", False, ()),
     "video, AV1": ("video", False, ("--mode", "video")),
+}
+# Ways of `our_loader.py`.
+WAYS = {
+    "keeping": "first pass",
+    "kept": "later passes",
+    "decoded": "--data.no-keep-pictures",
+    "reduced": "--data.no-keep-pictures --data.reduced-jpeg",
 }
 
 Rows = list[list[str]]
@@ -138,29 +146,28 @@ def loader(args: Args) -> Result:
     for name in DATASETS:
         root = make_dataset(args, name)
         # One after the other, again and again: a noisy minute then spoils one run of each.
-        ours, theirs = [], []
+        ours: dict[str, list[float]] = {way: [] for way in WAYS if way != "reduced" or "JPEG" in name}
+        theirs = []
         for _ in range(args.repeats):
-            ours.append(our_rate(args, root))
+            for way, rates in ours.items():
+                rates.append(our_rate(args, root, way))
             theirs += official(args, root, repeats=1)
         alone, workers, prepared = (list(rates) for rates in zip(*theirs, strict=True))
-        reduced = [our_rate(args, root, reduced_jpeg=True) for _ in range(args.repeats)] if "JPEG" in name else []
-        goal = "at least 3" if "video" in name else "at least 10"
         middle = statistics.median
-        ratios.append([f"{name}: ours / official __getitem__", f"{middle(ours) / middle(alone):.1f}", goal])
-        ratios.append([f"{name}: ours / official with openpi's resize", f"{middle(ours) / middle(prepared):.1f}", ""])
-        ratios.append([f"{name}: ours / official, 2 workers", f"{middle(ours) / middle(workers):.1f}", ""])
-        figures.append([f"{name}: ours", f"{middle(ours):.0f}", "samples/s", spread(ours)])
-        if reduced:
-            figures.append(
-                [f"{name}: ours, --data.reduced-jpeg", f"{middle(reduced):.0f}", "samples/s", spread(reduced)]
-            )
-        figures.append([f"{name}: official __getitem__", f"{middle(alone):.1f}", "samples/s", spread(alone)])
-        figures.append(
-            [f"{name}: official with openpi's resize", f"{middle(prepared):.1f}", "samples/s", spread(prepared)]
-        )
-        figures.append(
-            [f"{name}: official, DataLoader with 2 workers", f"{middle(workers):.1f}", "samples/s", spread(workers)]
-        )
+        goal = "at least 3" if "video" in name else "at least 10"
+        for way, words in (("kept", "later passes"), ("keeping", "first pass")):
+            ratios += [
+                [f"{name}, {words}: ours / official {what}", f"{middle(ours[way]) / middle(rates):.1f}", wanted]
+                for what, rates, wanted in (
+                    ("__getitem__", alone, goal),
+                    ("with openpi's resize", prepared, ""),
+                    ("with 2 workers", workers, ""),
+                )
+            ]
+        rows = [(f"ours, {WAYS[way]}", rates) for way, rates in ours.items()]
+        rows += [("official __getitem__", alone), ("official with openpi's resize", prepared)]
+        rows += [("official, DataLoader with 2 workers", workers)]
+        figures += [[f"{name}: {what}", f"{middle(rates):.1f}", "samples/s", spread(rates)] for what, rates in rows]
         figures.append([f"{name}: largest difference of an item", *differences(args, root), ""])
     return Result(ratios, figures)
 
@@ -186,10 +193,10 @@ def make_dataset(args: Args, name: str) -> Path:
     return root
 
 
-def our_rate(args: Args, root: Path, *, reduced_jpeg: bool = False) -> float:
-    """Samples/s of our loader, in a process of its own."""
+def our_rate(args: Args, root: Path, way: str) -> float:
+    """Samples/s of our loader in one of the `WAYS`, in a process of its own."""
     code = Path(__file__).with_name("our_loader.py")
-    command = [sys.executable, str(code), f"bench/{root.name}", str(args.batches), str(int(reduced_jpeg))]
+    command = [sys.executable, str(code), f"bench/{root.name}", str(args.batches), way]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return float(done.stdout.split()[-1])
 

@@ -1,10 +1,14 @@
 """Prints the samples/s of our data loader on a dataset; a process of its own, for `bench_train.py`.
 
-python our_loader.py REPO_ID NUM_BATCHES REDUCED_JPEG(0|1)
+    python our_loader.py REPO_ID NUM_BATCHES WAY
+
+WAY: `decoded` (nothing is kept), `reduced` (so are JPEGs, at a part of their size), `keeping` (the first pass over a dataset of which
+nothing is kept: decodes and writes; at most one pass), `kept` (a later pass; what is missing is made first).
 """
 
 import dataclasses
 import os
+import shutil
 import sys
 import time
 
@@ -14,20 +18,32 @@ import jax
 
 from openpi.training import config as _config
 from openpi.training import data_loader
+from openpi.training import lerobot_metadata
+from openpi.training import lerobot_pictures
 
 BATCH_SIZE = 16
 NUM_THREADS = 2
+# What was read ahead while the first batches were waited for is not counted.
+NUM_WARM = 4
 
 
-def main(repo_id: str, num_batches: int, *, reduced_jpeg: bool) -> None:
+def main(repo_id: str, num_batches: int, way: str) -> None:
     """Read batches as training does."""
+    kept = lerobot_metadata.default_root() / repo_id / lerobot_pictures.UNPACKED
+    if way == "keeping" and kept.exists():
+        shutil.rmtree(kept)
     config = _config.get_config("debug_realman")
-    data = dataclasses.replace(config.data, repo_id=repo_id, reduced_jpeg=reduced_jpeg)
+    data = dataclasses.replace(
+        config.data, repo_id=repo_id, reduced_jpeg=way == "reduced", keep_pictures=way in ("keeping", "kept")
+    )
     config = dataclasses.replace(config, data=data, batch_size=BATCH_SIZE, num_workers=NUM_THREADS)
-    batches = iter(data_loader.create_data_loader(config, shuffle=True, skip_norm_stats=True))
-    # What was read ahead while the first batches were waited for is not counted.
-    for _ in range(4):
+    loader = data_loader.create_data_loader(config, shuffle=True, skip_norm_stats=True)
+    in_a_pass = loader.num_samples // BATCH_SIZE
+    batches = iter(loader)
+    for _ in range(NUM_WARM + (in_a_pass if way == "kept" else 0)):
         next(batches)
+    if way == "keeping":
+        num_batches = min(num_batches, in_a_pass - NUM_WARM)
     started = time.perf_counter()
     for _ in range(num_batches):
         jax.block_until_ready(next(batches))
@@ -38,4 +54,4 @@ def main(repo_id: str, num_batches: int, *, reduced_jpeg: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), reduced_jpeg=bool(int(sys.argv[3])))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -1,6 +1,7 @@
 """Room on the disk: asked for before a run and before each save, and what a disk that fills up all the same leaves."""
 
 import logging
+import pathlib
 import resource
 
 import jax.numpy as jnp
@@ -78,3 +79,10 @@ def test_a_disk_that_fills_up_during_a_save_is_one_line_and_the_checkpoint_befor
 def test_other_errors_pass_through(tmp_path):
     with pytest.raises(OSError, match="permission"), free_space.explain(tmp_path):
         raise PermissionError("permission denied")
+
+
+def test_room_is_claimed_on_the_disk_of_the_checkpoints_only(tmp_path):
+    claim = free_space.check_start(tmp_path / "run", 10 * MIB, num_kept=2, reusable=4 * MIB)
+    assert claim.size == 26 * MIB
+    assert claim.on_disk_of(tmp_path / "dataset") == 26 * MIB
+    assert claim.on_disk_of(pathlib.Path("/proc")) == 0

@@ -111,7 +111,18 @@ Actions = at.Float[ArrayT, "*b ah ad"]
 
 def _to_float(image: ArrayT) -> ArrayT:
     """Map uint8 0..255 to float32 -1..1; other images are returned as they are."""
-    return image.astype(np.float32) / 255.0 * 2.0 - 1.0 if image.dtype == np.uint8 else image
+    if image.dtype != np.uint8:
+        return image
+    scale = _scale if isinstance(image, np.ndarray) else _scale_on_device
+    return scale(image, np.float32(255))
+
+
+def _scale(levels: ArrayT, white: np.float32) -> ArrayT:
+    return levels.astype(np.float32) / white * 2.0 - 1.0
+
+
+# One pass over the pixels. The divisor is an argument: by a constant, XLA multiplies with its rounded inverse.
+_scale_on_device = jax.jit(_scale)
 
 
 def _all_true(image: ArrayT) -> ArrayT:

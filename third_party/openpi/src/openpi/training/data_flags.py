@@ -9,7 +9,7 @@ from openpi.training.mixture import MixedDataset
 from openpi.training.train_config import TrainConfig
 
 # What statistics do not depend on, or what the command has a variable for.
-_LEFT_OUT = frozenset({"repo_id", "validation", "default_prompt", "base_camera", "reduced_jpeg"})
+_LEFT_OUT = frozenset({"repo_id", "validation", "default_prompt", "base_camera", "reduced_jpeg", "keep_pictures"})
 
 
 def norm_stats_command(config: TrainConfig) -> str:

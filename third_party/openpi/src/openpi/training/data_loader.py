@@ -3,7 +3,7 @@
 import collections
 from collections.abc import Iterator, Sequence
 import concurrent.futures
-import itertools
+import dataclasses
 import logging
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -14,6 +14,8 @@ from openpi.models import model as _model
 from openpi.shared import errors
 from openpi.training import data_flags
 from openpi.training import datasets
+from openpi.training import early_fit
+from openpi.training import free_space
 from openpi.training import stats_provenance
 from openpi.training.data_config import FAKE_REPO_ID
 from openpi.training.data_config import DataConfig
@@ -146,8 +148,8 @@ class DataLoader:
         """
         if self._rewind:
             self._position = 0
-        for samples in self._read_batches():
-            batch = jax.tree.map(self._to_device, _collate(samples))
+        for collated in self._read_batches():
+            batch = jax.tree.map(self._to_device, collated)
             self._position += self._batch_size
             yield _model.Observation.from_dict(batch), batch["actions"]
 
@@ -156,30 +158,33 @@ class DataLoader:
         local = self._batch_size // jax.process_count()
         return self._order.take(position + jax.process_index() * local, local).tolist()
 
-    def _read_batches(self) -> Iterator[Sequence[dict[str, Any]]]:
+    def _read_batches(self) -> Iterator[dict[str, Any]]:
         end = None if self._num_batches is None else self._position + self._num_batches * self._batch_size
         next_position = self._position
         if self._num_workers == 0:
             while end is None or next_position < end:
-                yield [self._dataset[index] for index in self._indices(next_position)]
+                yield _collate([self._dataset[index] for index in self._indices(next_position)])
                 next_position += self._batch_size
             return
 
-        pool = concurrent.futures.ThreadPoolExecutor(self._num_workers, thread_name_prefix="loader")
-        pending: collections.deque[list[concurrent.futures.Future]] = collections.deque()
+        readers = concurrent.futures.ThreadPoolExecutor(self._num_workers, thread_name_prefix="loader")
+        # A thread of its own: it waits for readers, and must not take a place among them.
+        collator = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader-collate")
+        pending: collections.deque[concurrent.futures.Future[dict[str, Any]]] = collections.deque()
         try:
             while True:
                 while len(pending) < _PREFETCH_BATCHES and (end is None or next_position < end):
-                    indices = self._indices(next_position)
-                    pending.append([pool.submit(self._dataset.__getitem__, index) for index in indices])
+                    samples = [
+                        readers.submit(self._dataset.__getitem__, index) for index in self._indices(next_position)
+                    ]
+                    pending.append(collator.submit(_collate_when_read, samples))
                     next_position += self._batch_size
                 if not pending:
                     return
-                yield [future.result() for future in pending.popleft()]
+                yield pending.popleft().result()
         finally:
-            for future in itertools.chain.from_iterable(pending):
-                future.cancel()
-            pool.shutdown(wait=False)
+            readers.shutdown(wait=False, cancel_futures=True)
+            collator.shutdown(wait=False, cancel_futures=True)
 
     def _to_device(self, x: np.ndarray) -> jax.Array:
         return jax.make_array_from_process_local_data(self._sharding, x)
@@ -199,6 +204,10 @@ def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return jax.tree.map(stack, *samples)
 
 
+def _collate_when_read(samples: Sequence[concurrent.futures.Future[dict[str, Any]]]) -> dict[str, Any]:
+    return _collate([sample.result() for sample in samples])
+
+
 def create_data_loader(
     config: TrainConfig,
     *,
@@ -207,6 +216,7 @@ def create_data_loader(
     num_batches: int | None = None,
     skip_norm_stats: bool = False,
     framework: Literal["jax"] = "jax",
+    leave_room: free_space.Claim | None = None,
 ) -> DataLoader:
     """Build the loader of a training config.
 
@@ -217,6 +227,7 @@ def create_data_loader(
         num_batches: Batches per iteration; None: endless.
         skip_norm_stats: Leave the samples unnormalised.
         framework: Kind of arrays; only "jax".
+        leave_room: For what kept pictures must leave room on their disk.
 
     Raises:
         MissingFileError: Dataset or statistics are missing; the message says what makes them.
@@ -225,7 +236,7 @@ def create_data_loader(
     """
     if framework != "jax":
         raise errors.ConfigError(f"data loader: framework '{framework}' is not available, only 'jax'")
-    dataset, data_config = _open(config, "train", skip_norm_stats=skip_norm_stats)
+    dataset, data_config = _open(config, "train", skip_norm_stats=skip_norm_stats, leave_room=leave_room)
     return DataLoader(
         dataset,
         data_config,
@@ -276,7 +287,11 @@ def create_validation_loader(
 
 
 def _open(
-    config: TrainConfig, part: datasets.Part, *, skip_norm_stats: bool = False
+    config: TrainConfig,
+    part: datasets.Part,
+    *,
+    skip_norm_stats: bool = False,
+    leave_room: free_space.Claim | None = None,
 ) -> tuple[datasets.Dataset, DataConfig]:
     data_config = config.data.create(config.assets_dirs, config.model)
     if data_config.repo_id == FAKE_REPO_ID:
@@ -289,6 +304,10 @@ def _open(
     sources = datasets.open_sources(data_config, config.model.action_horizon)
     if not skip_norm_stats and part == "train":
         _check_norm_stats(config, data_config, sources)
+    sources = [
+        dataclasses.replace(source, dataset=early_fit.fit_early(source.dataset, data_config, leave_room=leave_room))
+        for source in sources
+    ]
     dataset = datasets.join(sources, data_config, part)
     return datasets.transform_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats), data_config
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import errno
 import logging
 import pathlib
@@ -26,6 +27,18 @@ _FULL_WORDS = ("No space left", "ENOSPC", "Disk quota exceeded", "EDQUOT", "File
 _FULL_NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Bytes that will be written below a folder later on."""
+
+    folder: pathlib.Path
+    size: int
+
+    def on_disk_of(self, other: pathlib.Path) -> int:
+        """Return the bytes if they will go to the disk that `other` lies on, else 0."""
+        return self.size if _existing(self.folder).stat().st_dev == _existing(other).stat().st_dev else 0
+
+
 class DiskFullError(errors.UserError, OSError):
     """There is no room for a checkpoint."""
 
@@ -37,9 +50,11 @@ def tree_bytes(tree: Any) -> int:
 
 def free_bytes(folder: pathlib.Path) -> int:
     """Return what is free where `folder` is, or will be made."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: pathlib.Path) -> pathlib.Path:
+    return next(each for each in (folder, *folder.absolute().parents) if each.exists())
 
 
 def folder_bytes(folder: pathlib.Path) -> int:
@@ -47,7 +62,7 @@ def folder_bytes(folder: pathlib.Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def check_start(folder: pathlib.Path, size: int, *, num_kept: int, reusable: int) -> None:
+def check_start(folder: pathlib.Path, size: int, *, num_kept: int, reusable: int) -> Claim:
     """Look whether the checkpoints of a run will have room.
 
     Args:
@@ -55,6 +70,9 @@ def check_start(folder: pathlib.Path, size: int, *, num_kept: int, reusable: int
         size: Of a checkpoint, bytes.
         num_kept: Checkpoints that stay; one more exists while it is written.
         reusable: Bytes that the run frees (what it overwrites) or has taken already (what it resumes from).
+
+    Returns:
+        What they take beyond that.
 
     Raises:
         DiskFullError: There is no room for a single one.
@@ -70,6 +88,7 @@ def check_start(folder: pathlib.Path, size: int, *, num_kept: int, reusable: int
             "%s: up to %d checkpoints of %.2f GiB exist at a time, but %.2f GiB are free; saving will stop when they are used",
             *(folder, num_kept + 1, size / _GIB, free / _GIB),
         )
+    return Claim(folder, max(0, (num_kept + 1) * size - reusable))
 
 
 def has_room(folder: pathlib.Path, size: int, *, is_last: bool) -> bool:

@@ -1,14 +1,16 @@
 """Reader of LeRobot v2.0 and v2.1 datasets: numpy in, numpy out, images decoded only when and where they are asked for."""
 
 from collections.abc import Mapping, Sequence
+import copy
 import pathlib
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from openpi.shared import errors
 from openpi.training import lerobot_columns
 from openpi.training import lerobot_metadata
+from openpi.training.fitted_pictures import FittedPictures
 from openpi.training.lerobot_images import ParquetImages
 from openpi.training.lerobot_images import VideoImages
 
@@ -53,7 +55,7 @@ class LeRobotDataset:
         """
         self.repo_id = repo_id
         self.meta = lerobot_metadata.load_metadata(repo_id, root)
-        self._image_keys = tuple(self.meta.camera_keys if image_keys is None else image_keys)
+        self.image_keys = tuple(self.meta.camera_keys if image_keys is None else image_keys)
         self._sequence_keys = tuple(action_sequence_keys)
         self._check_keys()
         wanted = (
@@ -66,8 +68,8 @@ class LeRobotDataset:
         self._window = np.arange(action_horizon)
         # First frame of each episode, to find the episode of a frame.
         self._starts = np.array([episode.first_frame for episode in self.meta.episodes])
-        video_keys = [key for key in self._image_keys if self.meta.is_video(key)]
-        picture_keys = [key for key in self._image_keys if not self.meta.is_video(key)]
+        video_keys = [key for key in self.image_keys if self.meta.is_video(key)]
+        picture_keys = [key for key in self.image_keys if not self.meta.is_video(key)]
         self._sources = [
             (source, keys)
             for source, keys in (
@@ -76,9 +78,16 @@ class LeRobotDataset:
             )
             if keys
         ]
+        self._fitted: FittedPictures | None = None
+
+    def with_fitted(self, pictures: FittedPictures) -> Self:
+        """Return the same dataset with images (3, h, w) of the size of `pictures`."""
+        fitted = copy.copy(self)
+        fitted._fitted = pictures
+        return fitted
 
     def _check_keys(self) -> None:
-        problems = [f"camera '{key}'" for key in self._image_keys if key not in self.meta.camera_keys]
+        problems = [f"camera '{key}'" for key in self.image_keys if key not in self.meta.camera_keys]
         problems += [f"column '{key}'" for key in self._sequence_keys if key not in self.meta.column_keys]
         if problems:
             raise errors.DataError(
@@ -113,8 +122,11 @@ class LeRobotDataset:
             item[key] = self._columns[key][episode.first_frame + np.minimum(window, episode.length - 1)]
             item[f"{key}_is_pad"] = window >= episode.length
         for source, keys in self._sources:
-            for key, image in source.read(episode.index, frame, keys).items():
-                item[key] = image.transpose(2, 0, 1)
+            if self._fitted is None:
+                images = source.read(episode.index, frame, keys)
+            else:
+                images = self._fitted.read(episode, frame, keys, source.read)
+            item.update({key: image.transpose(2, 0, 1) for key, image in images.items()})
         item["task"] = self._task(item)
         return item
 

@@ -47,8 +47,8 @@ def check_folder(config: TrainConfig) -> None:
         run_config.check_resume(config, config.checkpoint_dir)
 
 
-def check_disk(config: TrainConfig, *, keeps_best: bool) -> None:
-    """See whether there is room for the run's checkpoints.
+def check_disk(config: TrainConfig) -> free_space.Claim:
+    """See whether there is room for the run's checkpoints; return what they will take.
 
     Raises:
         DiskFullError: Not even for one.
@@ -56,7 +56,8 @@ def check_disk(config: TrainConfig, *, keeps_best: bool) -> None:
     folder = config.checkpoint_dir
     size = free_space.tree_bytes(_train_state.abstract_train_state(config))
     reusable = free_space.folder_bytes(folder) if folder.exists() else 0
-    free_space.check_start(folder, size, num_kept=2 if keeps_best else 1, reusable=reusable)
+    num_kept = 1 if config.data.validation.is_empty else 2
+    return free_space.check_start(folder, size, num_kept=num_kept, reusable=reusable)
 
 
 def begin(

@@ -71,9 +71,11 @@ def train(config: TrainConfig) -> Summary:
     run_reports.check_installed(config)
     mesh = _sharding.make_mesh(config.fsdp_devices)
     need = memory.check_fits(config, mesh)
-    loader = _data_loader.create_data_loader(config, sharding=_sharding.data_sharding(mesh), shuffle=True)
+    claim = run_start.check_disk(config)
+    loader = _data_loader.create_data_loader(
+        config, sharding=_sharding.data_sharding(mesh), shuffle=True, leave_room=claim
+    )
     validation = _validation.create(config, mesh, _train_state.model_definition(config))
-    run_start.check_disk(config, keeps_best=validation is not None)
     program = step_program.compile_step(config, mesh, loader.spec())
     memory.check_program(config, mesh, need, program)
     manager, state = run_start.begin(config, mesh, loader, keep_best=validation is not None)
