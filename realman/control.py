@@ -18,7 +18,6 @@ from realman.arrays import JointVec
 from realman.chunks import ChunkPlayer
 from realman.chunks import RtcPlayer
 from realman.chunks import Tick
-from realman.desk.steering import Steering
 from realman.metrics import percentiles_ms
 from realman.pacing import Pacer
 from realman.robot import STOP_SIGNALS
@@ -26,6 +25,7 @@ from realman.robot import Robot
 from realman.robot import RobotObservation
 from realman.safety import Limits
 from realman.safety import SafetyLayer
+from realman.steering import Steering
 from realman.watchdogs import Watchdogs
 
 _MAX_BRAKE_TICKS = 200

@@ -34,8 +34,6 @@ from realman.desk.preflight import confirm
 from realman.desk.preflight import preflight
 from realman.desk.report import report
 from realman.desk.run import Run
-from realman.desk.steering import SteeredPolicy
-from realman.desk.steering import Steering
 from realman.desk.view import View
 from realman.desk.view import Watched
 from realman.errors import RealmanError
@@ -43,6 +41,8 @@ from realman.errors import RejectedError
 from realman.pacing import Pacer
 from realman.recording import dataset
 from realman.recording.recorder import Recorder
+from realman.steering import SteeredPolicy
+from realman.steering import Steering
 
 logger = logging.getLogger(__name__)
 

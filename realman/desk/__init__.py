@@ -1,1 +1,1 @@
-"""The person at the robot PC: what they ask of a run while it goes on, by which keys, and what they see of it."""
+"""The person at the robot PC: by which keys they steer a run, and what they see of it."""

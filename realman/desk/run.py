@@ -5,8 +5,8 @@ import dataclasses
 from realman import site_config
 from realman.chunks import ChunkPlayer
 from realman.control import RunRecord
-from realman.desk.steering import Steering
 from realman.pacing import Pacer
+from realman.steering import Steering
 
 
 @dataclasses.dataclass

@@ -23,8 +23,6 @@ from realman.client import Prediction
 from realman.desk import view
 from realman.desk.keyboard import Keyboard
 from realman.desk.run import Run
-from realman.desk.steering import SteeredPolicy
-from realman.desk.steering import Steering
 from realman.desk.view import View
 from realman.desk.view import Watched
 from realman.desk.view import chunk_use
@@ -36,6 +34,8 @@ from realman.robot import RobotObservation
 from realman.robot import connected
 from realman.safety import Limits
 from realman.safety import SafetySettings
+from realman.steering import SteeredPolicy
+from realman.steering import Steering
 
 SETTINGS = SafetySettings(max_joint_speed_deg_s=60, max_joint_acceleration_deg_s2=600)
 LIMITS = Limits.per_tick(SETTINGS, fps=50)
