@@ -1,7 +1,9 @@
 """Observations: dict form, preparation, augmentation."""
 
 import copy
+import dataclasses
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,13 +85,57 @@ def test_preprocessing_selects_orders_and_resizes_images():
     assert observation.images["extra"].shape == (2, 112, 112, 3)
 
 
-def test_preprocessing_names_missing_cameras_and_a_batch_that_does_not_fit():
+def test_preprocessing_names_missing_cameras():
     observation = _model.Observation.from_dict(sample_dict())
     with pytest.raises(errors.DataError, match=r"expected also \['cam_a', 'cam_b'\]"):
         _model.preprocess_observation(None, observation, image_keys=("cam_a", "base_0_rgb", "cam_b"))
-    odd = observation.replace(state=np.zeros((3, 8), np.float32))
-    with pytest.raises(errors.DataError, match=r"'base_0_rgb' of shape \(2, 224, 224, 3\).*\(3, 8\)"):
-        _model.preprocess_observation(None, odd)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"state": (3, 8)}, "'image/base_0_rgb' is float32 [2, 224, 224, 3], expected float [3, *, *, 3]; 'image_mask/"),
+        ({"state": (8,)}, "'state' is float32 [8], expected [8, *]; "),
+        ({"image": np.zeros((2, 224, 224, 3), np.uint8)}, "rgb' is uint8 [2, 224, 224, 3], expected float [2, *, *, 3]"),
+        ({"image": (2, 224, 224, 1)}, "'image/base_0_rgb' is float32 [2, 224, 224, 1], expected float [2, *, *, 3]"),
+        ({"mask": np.ones(1, bool)}, "'image_mask/base_0_rgb' is bool [1], expected bool [2]"),
+        ({"tokenized_prompt": np.zeros((1, 5), int)}, "'tokenized_prompt' is int64 [1, 5], expected integer [2, *]"),
+        ({"tokenized_prompt": (2, 5)}, "'tokenized_prompt' is float32 [2, 5], expected integer [2, *]"),
+        ({"tokenized_prompt_mask": np.ones((2, 4), bool)}, "'tokenized_prompt_mask' is bool [2, 4], expected bool [2, 5]"),
+        ({"token_ar_mask": np.zeros((2, 6), int)}, "'token_ar_mask' is int64 [2, 6], expected [2, 5]"),
+        ({"token_loss_mask": np.zeros((1, 5), bool)}, "'token_loss_mask' is bool [1, 5], expected [2, 5]"),
+    ],
+)  # fmt: skip
+def test_parts_of_a_batch_that_do_not_fit_each_other_are_named_with_what_was_found_and_expected(changes, message):
+    observation = _model.Observation.from_dict(sample_dict())
+    changes = {key: np.zeros(x, np.float32) if isinstance(x, tuple) else x for key, x in changes.items()}
+    images, masks = dict(observation.images), dict(observation.image_masks)
+    images["base_0_rgb"] = changes.pop("image", images["base_0_rgb"])
+    masks["base_0_rgb"] = changes.pop("mask", masks["base_0_rgb"])
+    with pytest.raises(errors.DataError) as caught:
+        _model.preprocess_observation(None, observation.replace(images=images, image_masks=masks, **changes))
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("pi05", [False, True])
+def test_actions_noise_and_state_of_another_model_are_named_with_what_was_found_and_expected(tiny_model, pi05):
+    config = dataclasses.replace(tiny_model, pi05=pi05, action_dim=14)
+    model, key = nnx.eval_shape(config.create, jax.random.key(0)), jax.random.key(1)
+    observation, actions = config.fake_obs(2), config.fake_act(2)
+    for wrong in (actions[..., :13], actions[:, :5], actions[:1]):
+        found = rf"is float32 \{list(wrong.shape)}, expected float \[2, 6, 14\]"
+        with pytest.raises(errors.DataError, match=f"'actions' {found}"):
+            model.compute_loss(key, observation, wrong)
+        with pytest.raises(errors.DataError, match=f"'noise' {found}"):
+            model.sample_actions(key, observation, noise=wrong)
+    narrow = observation.replace(state=observation.state[:, :13])
+    if pi05:  # the state is part of the prompt
+        model.draw_loss_inputs(key, narrow, actions)
+        return
+    for call in (lambda: model.sample_actions(key, narrow), lambda: model.compute_loss(key, narrow, actions)):
+        with pytest.raises(errors.DataError, match=r"'state' is float32 \[2, 13\], expected \[2, 14\]"):
+            call()
 
 
 def test_training_moves_the_scene_camera_but_only_recolours_wrist_cameras():

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from openpi.models import augmentation
+from openpi.models import batch_shapes
 from openpi.models.checkpoint_params import restore_params as restore_params
 from openpi.shared import array_typing as at
 from openpi.shared import errors
@@ -148,21 +149,18 @@ def preprocess_observation(
         image_resolution: Height and width that the model takes, px.
 
     Raises:
-        DataError: An image slot has neither image nor mask, or images and state disagree about the batch.
+        DataError: An image slot has neither image nor mask, or parts of the observation are of another shape or kind
+            than the others ask for (8-bit images, say, which `Observation.from_dict` converts).
     """
     missing = [key for key in image_keys if key not in observation.images and key not in observation.image_masks]
     if missing:
         raise errors.DataError(f"observation: found images {list(observation.images)}, expected also {missing}")
+    batch_shapes.check_observation(observation, image_keys)
     images, masks = {}, {}
     for key in image_keys:
         if key not in observation.images:
             continue
         image = observation.images[key]
-        if image.shape[:-3] != observation.state.shape[:-1]:
-            raise errors.DataError(
-                f"observation: found image '{key}' of shape {image.shape} beside a state of shape "
-                f"{observation.state.shape}, expected the same batch"
-            )
         if image.shape[-3:-1] != tuple(image_resolution):
             image = image_tools.resize_with_pad(image, *image_resolution)
         if train:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from openpi.models import batch_shapes
 from openpi.models import gemma
 from openpi.models import initializers
 from openpi.models import model as _model
@@ -205,6 +206,7 @@ class Pi0(_model.BaseModel):
         """Prepare the images and draw noise and time, and with `rtc_max_delay` the number of given actions."""
         preprocess_rng, noise_rng, time_rng = jax.random.split(rng, 3)
         observation = _model.preprocess_observation(preprocess_rng, observation, train=train)
+        self._check_numbers(observation, "actions", actions)
         noise = jax.random.normal(noise_rng, actions.shape)
         time = jax.random.beta(time_rng, _TIME_ALPHA, _TIME_BETA, actions.shape[:1]) * (1 - _TIME_MIN) + _TIME_MIN
         if not self.rtc_max_delay:
@@ -274,6 +276,7 @@ class Pi0(_model.BaseModel):
         observation = _model.preprocess_observation(None, observation, train=False)
         if noise is None:
             noise = jax.random.normal(rng, (observation.state.shape[0], self.action_horizon, self.action_dim))
+        self._check_numbers(observation, "noise", noise)
         prefix_valid, cache = self._fill_cache(observation)
         dt = -1.0 / num_steps
         table = jax.vmap(self._condition)(_euler_times(num_steps)) if isinstance(num_steps, int) else None
@@ -298,6 +301,17 @@ class Pi0(_model.BaseModel):
         start = (noise.astype(jnp.float32), jnp.float32(1.0))
         actions, _ = jax.lax.fori_loop(0, num_steps, step, start)
         return rtc.fix_rows(actions, guidance) if has_fixed_rows else actions
+
+    def _check_numbers(self, observation: _model.Observation, name: str, rows: jax.Array) -> None:
+        """Refuse actions (or their noise) and a state that are not those of this model."""
+        (batch, width), dim = observation.state.shape, self.action_dim
+        batch_shapes.check(
+            {
+                name: (rows, (batch, self.action_horizon, dim), "float"),
+                # pi0.5 reads the state as text.
+                "state": (observation.state, (batch, width if self.pi05 else dim), ""),
+            }
+        )
 
     def _fill_cache(self, observation: _model.Observation) -> tuple[at.Bool[at.Array, "b s"], gemma.KVCache]:
         """Run the prefix alone; return which of its tokens are valid, and its keys and values."""
