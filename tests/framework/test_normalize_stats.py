@@ -133,6 +133,29 @@ def test_loading_says_what_is_wrong(tmp_path):
         normalize.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ('{"mean": [0, 1], "std": [1]}', r"'state' std is int64 \[1\], expected numbers \[2\]"),
+        ('{"mean": ["a"], "std": [1]}', r"'state' mean is <U1 \[1\], expected numbers \[1\]"),
+        ('{"mean": 1, "std": 1}', r"'state' mean is int64 \[\], expected numbers \[\*\]"),
+        ('{"mean": null, "std": [1]}', "'state' mean is missing"),
+        ('{"mean": [0], "std": [NaN]}', "'state' std has 1 numbers that are not finite"),
+        ('{"mean": [0], "std": [1], "q01": [0, 0], "q99": [1]}', r"'state' q01 is int64 \[2\], expected numbers \[1\]"),
+    ],
+)
+def test_statistics_that_are_no_vectors_of_one_width_are_refused_by_key_and_field(tmp_path, state, message):
+    (tmp_path / "norm_stats.json").write_text(f'{{"norm_stats": {{"state": {state}}}}}')
+    with pytest.raises(errors.DataError, match=rf"norm_stats\.json: norm stats: {message}.*compute them again$"):
+        normalize.load(tmp_path)
+
+
+def test_a_file_without_statistics_is_refused(tmp_path):
+    (tmp_path / "norm_stats.json").write_text('{"norm_stats": {}}')
+    with pytest.raises(errors.DataError, match="there are none; compute them again"):
+        normalize.load(tmp_path)
+
+
 def test_stats_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(errors.DataError, match="not finite"):
         normalize.save(tmp_path, {"state": normalize.NormStats(mean=np.array([np.nan]), std=np.array([1.0]))})

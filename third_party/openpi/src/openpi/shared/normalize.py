@@ -186,12 +186,32 @@ def deserialize_json(data: str) -> dict[str, NormStats]:
     """Return the statistics by key that `serialize_json` wrote.
 
     Raises:
-        DataError: The text is not JSON, or has no statistics.
+        DataError: The text is not JSON, or has no statistics, or some that are no finite numbers or of different widths.
     """
     try:
-        return {key: NormStats(**fields) for key, fields in json.loads(data)["norm_stats"].items()}
+        found = {key: NormStats(**fields) for key, fields in json.loads(data)["norm_stats"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise errors.DataError(f"norm stats: not the expected JSON ({type(e).__name__}: {e})") from e
+    problems = [problem for key, stats in found.items() for problem in _problems(key, stats)]
+    if problems or not found:
+        raise errors.DataError(f"norm stats: {'; '.join(problems) or 'there are none'}; compute them again")
+    return found
+
+
+def _problems(key: str, stats: NormStats) -> list[str]:
+    shape = list(np.shape(stats.mean))
+    problems = []
+    for field in dataclasses.fields(NormStats):
+        value = getattr(stats, field.name)
+        if value is None and field.name.startswith("q"):
+            continue
+        is_vector = value is not None and value.ndim > 0 and value.size > 0 and list(value.shape) == shape
+        if not is_vector or value.dtype.kind not in "fiu":
+            what = "missing" if value is None else f"{value.dtype} {list(value.shape)}"
+            problems.append(f"'{key}' {field.name} is {what}, expected numbers {shape or '[*]'}")
+        elif not np.isfinite(value).all():
+            problems.append(f"'{key}' {field.name} has {np.sum(~np.isfinite(value))} numbers that are not finite")
+    return problems
 
 
 def save(
