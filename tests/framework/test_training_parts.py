@@ -153,15 +153,51 @@ def test_checkpoint_weights_are_loaded_leaf_by_leaf():
     assert loaded.any()
 
 
-def test_paligemma_weights_go_below_their_name_and_the_rest_stays_random(tmp_path, monkeypatch):
-    np.savez(tmp_path / "weights.npz", **{"params/img/w": np.ones(2), "params/llm/w": np.full(2, 2.0)})
-    monkeypatch.setattr(weight_loaders.download, "maybe_download", lambda *_, **__: tmp_path / "weights.npz")
+def load_paligemma(path, monkeypatch):
+    """Return the expected leaf, and what the file at `path` makes of a tree of such leaves."""
+    monkeypatch.setattr(weight_loaders.download, "maybe_download", lambda *_, **__: path)
     leaf = jax.ShapeDtypeStruct((2,), jnp.float32)
-    expected = {"PaliGemma": {"img": {"w": leaf}, "llm": {"w": leaf, "w_1": leaf}}, "head": leaf}
-    loaded = weight_loaders.PaliGemmaWeightLoader().load(expected)
-    np.testing.assert_array_equal(loaded["PaliGemma"]["llm"]["w"], [2, 2])
-    assert loaded["PaliGemma"]["llm"]["w_1"] is leaf
+    llm = {"mlp": {"linear": leaf, "linear_lora_a": leaf}, "mlp_1": {"linear": leaf}}
+    return leaf, weight_loaders.PaliGemmaWeightLoader().load(
+        {"PaliGemma": {"img": {"w": leaf}, "llm": llm}, "head": leaf}
+    )
+
+
+PALIGEMMA = {"params/img/w": np.ones(2), "params/llm/mlp/linear": np.full(2, 2.0)}
+
+
+def test_paligemma_weights_go_below_their_name_and_the_rest_stays_random(tmp_path, monkeypatch):
+    np.savez(tmp_path / "weights.npz", **PALIGEMMA)
+    leaf, loaded = load_paligemma(tmp_path / "weights.npz", monkeypatch)
+    np.testing.assert_array_equal(loaded["PaliGemma"]["llm"]["mlp"]["linear"], [2, 2])
+    assert loaded["PaliGemma"]["llm"]["mlp"]["linear_lora_a"] is leaf
+    assert loaded["PaliGemma"]["llm"]["mlp_1"]["linear"] is leaf
     assert loaded["head"] is leaf
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"params/img/w": None}, r"'PaliGemma/img/w' is missing; choose"),
+        ({"params/img/w": np.ones(3)}, r"'PaliGemma/img/w': found \(3,\), expected \(2,\)"),
+        ({"params/img/w": np.ones(2, np.int8)}, "'PaliGemma/img/w': found int8, expected floating-point numbers"),
+    ],
+)
+def test_other_weights_in_place_of_paligemmas_are_refused_by_path(tmp_path, monkeypatch, change, message):
+    np.savez(tmp_path / "weights.npz", **{key: x for key, x in (PALIGEMMA | change).items() if x is not None})
+    with pytest.raises(errors.DataError, match=rf"weights\.npz: does not fit the model \(1 parameters\): {message}"):
+        load_paligemma(tmp_path / "weights.npz", monkeypatch)
+
+
+@pytest.mark.parametrize("content", ["half", "nothing", "a page", "other weights"])
+def test_a_file_that_is_not_paligemmas_is_one_line_with_its_path(tmp_path, monkeypatch, content):
+    path = tmp_path / "weights.npz"
+    np.savez(path, **({"kernel": np.ones(2)} if content == "other weights" else PALIGEMMA))
+    whole = path.read_bytes()
+    path.write_bytes({"half": whole[: len(whole) // 2], "nothing": b"", "a page": b"<html>"}.get(content, whole))
+    with pytest.raises(errors.DataError, match=rf"^{path}: not PaliGemma's weights .*; delete the file") as caught:
+        load_paligemma(path, monkeypatch)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_full_fine_tuning_of_pi0_needs_what_its_parameters_say():

@@ -4,8 +4,10 @@ import dataclasses
 import logging
 import re
 from typing import Any, Protocol, runtime_checkable
+import zipfile
 
 import flax.traverse_util
+import jax.numpy as jnp
 import numpy as np
 
 from openpi.models import model as _model
@@ -15,6 +17,9 @@ from openpi.shared import errors
 logger = logging.getLogger(__name__)
 
 PALIGEMMA_URL = "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz"
+
+# The action expert is the language model's second one; what is not below "PaliGemma" belongs to pi0.
+_NOT_IN_PALIGEMMA = r"(?!PaliGemma/).*|PaliGemma/llm/.*(_1/|lora).*"
 
 # Nested dict of arrays or ShapeDtypeStructs.
 Params = dict[str, Any]
@@ -65,9 +70,15 @@ class PaliGemmaWeightLoader(WeightLoader):
     def load(self, params: Params) -> Params:
         """Read the released npz (keys `params/img/...`, `params/llm/...`) and merge it into `params`."""
         path = download.maybe_download(PALIGEMMA_URL, gs={"token": "anon"})
-        with np.load(path, allow_pickle=False) as archive:
-            nested = flax.traverse_util.unflatten_dict(dict(archive), sep="/")
-        return merge_params({"PaliGemma": nested["params"]}, params, fill_missing=".*", source=PALIGEMMA_URL)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                loaded = {"PaliGemma": flax.traverse_util.unflatten_dict(dict(archive), sep="/")["params"]}
+        # An npz is a zip file; one that was cut off, or a page of HTML in its place, fails in any of these ways.
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
+            raise errors.DataError(
+                f"{path}: not PaliGemma's weights ({type(e).__name__}: {e}); delete the file, it is then fetched again"
+            ) from e
+        return merge_params(loaded, params, fill_missing=_NOT_IN_PALIGEMMA, source=str(path))
 
 
 def merge_params(loaded: Params, expected: Params, *, fill_missing: str, source: str) -> Params:
@@ -80,7 +91,7 @@ def merge_params(loaded: Params, expected: Params, *, fill_missing: str, source:
         source: Name of what was loaded, for messages.
 
     Raises:
-        DataError: Leaves are missing or have another shape; the message lists their paths.
+        DataError: Leaves are missing, have another shape or are no floating-point numbers; the message lists their paths.
     """
     flat_loaded = flax.traverse_util.flatten_dict(loaded, sep="/")
     flat_expected = flax.traverse_util.flatten_dict(expected, sep="/")
@@ -94,6 +105,8 @@ def merge_params(loaded: Params, expected: Params, *, fill_missing: str, source:
             merged[path] = leaf
         elif flat_loaded[path].shape != leaf.shape:
             problems.append(f"'{path}': found {flat_loaded[path].shape}, expected {leaf.shape}")
+        elif not jnp.issubdtype(flat_loaded[path].dtype, jnp.floating):
+            problems.append(f"'{path}': found {flat_loaded[path].dtype}, expected floating-point numbers")
         else:
             merged[path] = flat_loaded[path].astype(leaf.dtype)
     if problems:
