@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 import dataclasses
 import pathlib
+from typing import Annotated
+
+import tyro
 
 from openpi.models import model as _model
 from openpi.policies import aloha_policy
@@ -37,7 +40,7 @@ class LeRobotAlohaDataConfig(DataConfigFactory):
     # Convert joints and grippers to the convention of the base models; for robots with ALOHA's kinematics only.
     adapt_to_pi: bool = True
     # Dataset keys to `images`, `state`, `actions`. List `prompt` too when prompts come from the dataset's tasks.
-    repack_transforms: _transforms.Group = _ALOHA_REPACK
+    repack_transforms: Annotated[_transforms.Group, tyro.conf.Suppress] = _ALOHA_REPACK
     # Dataset key of the actions.
     action_sequence_keys: Sequence[str] = ("action",)
 
