@@ -1,5 +1,6 @@
 """What several of the framework's tests begin with."""
 
+import logging
 import pathlib
 import shutil
 
@@ -13,6 +14,17 @@ from openpi.shared import compile_cache
 # Tiny models take far longer to compile than to run: a second run of the tests finds most programs on the disk.
 if compile_cache.enable():
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(autouse=True)
+def logging_ends_with_the_test():
+    """A script that runs inside a test sets up logging; later tests would find its lines in stderr."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture

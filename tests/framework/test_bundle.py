@@ -361,6 +361,13 @@ def test_a_bundle_is_served_by_its_own_config_only_and_as_it_was_made(own_bundle
         load(own_bundle)
 
 
+def test_a_bundle_with_the_weights_of_another_model_names_each_with_both_shapes(own_bundle):
+    model = json.loads((own_bundle / "bundle.json").read_text())["model"]
+    edit_manifest(own_bundle, model={**model, "action_dim": 20})
+    with pytest.raises(UserError, match=r"action_in_proj/kernel: shape \(16, 32\), expected \(20, 32\)"):
+        load(own_bundle, train_config(tiny_pi0()))
+
+
 def test_a_checkpoint_is_served_and_exported_with_the_flags_of_its_run(tmp_path, monkeypatch):
     registered = dataclasses.replace(quick_config(), policy_metadata=realman_config.policy_metadata(10))
     flags = {

@@ -1,3 +1,4 @@
+import copy
 import json
 import pathlib
 import zlib
@@ -86,6 +87,24 @@ def test_results_are_the_golden_ones(name):
             assert value.item() == expected["value"]
         else:
             np.testing.assert_allclose(value, expected["value"], rtol=0, atol=1e-6)
+
+
+OUTPUTS = {"libero_outputs": libero_policy.LiberoOutputs(), "droid_outputs": droid_policy.DroidOutputs()}
+
+
+@pytest.mark.parametrize("name", [*CASES, *OUTPUTS])
+def test_a_sample_is_not_changed_even_when_read_only(name):
+    transform, sample = CASES.get(name) or (OUTPUTS[name], None)
+    sample = copy.deepcopy(sample or {"actions": np.ones((3, 32)), "state": STATE})
+    before = copy.deepcopy(sample)
+    for leaf in transforms.flatten_dict(sample).values():
+        if isinstance(leaf, np.ndarray):
+            leaf.flags.writeable = False
+    transform(sample)
+    now, before = transforms.flatten_dict(sample), transforms.flatten_dict(before)
+    assert now.keys() == before.keys()
+    for key, value in before.items():
+        np.testing.assert_array_equal(now[key], value)
 
 
 def test_aloha_takes_images_with_channels_last_as_well():
