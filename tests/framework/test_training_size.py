@@ -1,7 +1,10 @@
 """Large batches in parts, what layers compute again, frozen parts, and what all of it needs."""
 
+import contextlib
 import dataclasses
 import functools
+import json
+import shutil
 import sys
 
 from flax import nnx
@@ -16,18 +19,23 @@ from openpi.shared import errors
 from openpi.training import config as _config
 from openpi.training import host_memory
 from openpi.training import memory
+from openpi.training import norm_stats
+from openpi.training import run_start
 from openpi.training import sharding
 from openpi.training import step_program
 from openpi.training import train_loop
 from openpi.training import train_state
 from openpi.training import train_step
+from openpi.training.mixture import MixedDataset
 
 GIB = 2**30
 
 
 @pytest.fixture(scope="module")
 def config(tiny_model):
-    return dataclasses.replace(_config.get_config("debug"), model=tiny_model, batch_size=4, ema_decay=None)
+    """With the option of the model that adds most to what is drawn for a batch."""
+    model = dataclasses.replace(tiny_model, rtc_max_delay=3)
+    return dataclasses.replace(_config.get_config("debug"), model=model, batch_size=4, ema_decay=None)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +66,29 @@ def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(take_step, 
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(whole[1].params), strict=True):
         # The first step of Adam is +-lr even where a gradient is nearly zero.
         np.testing.assert_allclose(a, b, atol=2.1 * 2.5e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_delay", [0, 3])
+def test_a_run_over_a_mixture_has_the_same_losses_in_parts(home, tiny_model, max_delay):
+    shutil.copytree(home / "data/lerobot/realman/dual_arm", home / "data/lerobot/realman/other")
+    base = _config.get_config("debug_realman")
+    mixture = (MixedDataset("realman/dual_arm", 2.0), MixedDataset("realman/other", 1.0, "do it twice"))
+    model = dataclasses.replace(tiny_model, rtc_max_delay=max_delay)
+    data = dataclasses.replace(base.data, mixture=mixture)
+    whole = dataclasses.replace(
+        base, model=model, data=data, batch_size=4, num_train_steps=3, log_interval=1, checkpoint_base_dir=str(home)
+    )
+    norm_stats.compute_norm_stats(whole)
+
+    def losses(config):
+        log = train_loop.train(config).checkpoint.parent / "train_log.jsonl"
+        return [json.loads(line)["loss"] for line in log.read_text().splitlines()]
+
+    expected = losses(whole)
+    assert len(set(expected)) == 3
+    parts = dataclasses.replace(whole, grad_accumulation=2, exp_name="parts")
+    np.testing.assert_allclose(losses(parts), expected, rtol=1e-5)
 
 
 def test_the_loss_of_a_part_is_that_of_its_rows(config):
@@ -127,6 +158,14 @@ def test_numbers_below_one_are_refused(name):
         dataclasses.replace(_config.get_config("debug"), **{name: 0})
 
 
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(config, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    words = r"batch_size: 4 cannot be split evenly over 3 devices; set --batch-size to a multiple of 3"
+    with pytest.raises(errors.ConfigError, match=words):
+        train_loop.train(config)
+    run_start.check_batch(dataclasses.replace(config, batch_size=9))
+
+
 def test_advice_names_only_what_would_fit(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda _: 40 * GIB)
     with pytest.raises(memory.NotEnoughMemoryError) as info:
@@ -145,6 +184,20 @@ def test_the_compiled_step_is_asked_too_and_corrects_the_estimates(config, monke
     monkeypatch.setattr(memory, "available_bytes", lambda _: 2 * GIB)
     with pytest.raises(memory.NotEnoughMemoryError, match=r"needs 3.0 GiB, this cpu has 2.0 GiB"):
         memory.check_program(config, mesh, need, program)
+
+
+def test_batches_that_wait_beside_the_step_are_counted(config, monkeypatch):
+    mesh = sharding.make_mesh(1)
+    need = memory.training_need(config, mesh)
+    # Four samples of three pictures; on the CPU, as floats the last batch, as bytes three read ahead and two of the next one.
+    assert need.parts["batches"] == pytest.approx((1 + 5 / 4) * 4 * 3 * 224 * 224 * 3 * 4, rel=0.01)
+    program = step_program.StepProgram.__new__(step_program.StepProgram)
+    monkeypatch.setattr(program, "memory_bytes", lambda: 3 * GIB, raising=False)
+    for room, is_enough in ((1.01, True), (0.99, False)):
+        available = int(3 * GIB + room * need.parts["batches"])
+        monkeypatch.setattr(memory, "available_bytes", lambda _, available=available: available)
+        with contextlib.nullcontext() if is_enough else pytest.raises(memory.NotEnoughMemoryError):
+            memory.check_program(config, mesh, need, program)
 
 
 def test_the_plan_of_a_compiled_step_is_near_the_estimate(config):

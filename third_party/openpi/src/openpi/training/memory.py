@@ -16,6 +16,7 @@ import psutil
 
 from openpi.shared import errors
 from openpi.training import activation_memory
+from openpi.training import free_space
 from openpi.training import memory_advice
 from openpi.training import partition
 from openpi.training import sharding as _sharding
@@ -26,7 +27,12 @@ from openpi.training.train_config import TrainConfig
 logger = logging.getLogger(__name__)
 
 _GIB = 2**30
-_ACTIVATIONS = "activations"
+_ACTIVATIONS, _BATCHES = "activations", "batches"
+# Batches beside the one that a step works on: that of the step before, kept until its loss is known to be good ...
+_KEPT_BATCHES = 1.0
+# ... and on a CPU, whose memory is the host's, three that the loader reads ahead and the next one twice, on its way to the
+# device: their pictures have a byte where the model's have four.
+_BATCHES_READ_AHEAD = 5 / 4
 
 
 class NotEnoughMemoryError(errors.UserError):
@@ -63,8 +69,15 @@ def training_need(config: TrainConfig, mesh: jax.sharding.Mesh) -> MemoryNeed:
             # The sum over the parts, and a part's own.
             "gradients": gradients * (2 if config.grad_accumulation > 1 else 1),
             _ACTIVATIONS: activation_memory.estimate_bytes(config, mesh.size),
+            _BATCHES: _batches_bytes(config, mesh.size),
         }
     )
+
+
+def _batches_bytes(config: TrainConfig, num_devices: int) -> int:
+    num_batches = _KEPT_BATCHES + (_BATCHES_READ_AHEAD if jax.local_devices()[0].platform == "cpu" else 0)
+    spec = config.model.inputs_spec(batch_size=config.batch_size)
+    return int(num_batches * free_space.tree_bytes(spec) / num_devices)
 
 
 def _bytes(tree: Any, shardings: Any) -> int:
@@ -123,14 +136,14 @@ def check_program(config: TrainConfig, mesh: jax.sharding.Mesh, need: MemoryNeed
     if planned is None:
         return
     available, sharing = _available()
+    total = planned + need.parts[_BATCHES]
     # The estimates of what would fit go by the same rule of thumb, so they are corrected by what it has just missed.
-    if available is not None and planned * sharing > available:
-        raise NotEnoughMemoryError(_refusal(config, planned, available, sharing, "", planned / need.total))
+    if available is not None and total * sharing > available:
+        raise NotEnoughMemoryError(_refusal(config, total, available, sharing, "", total / need.total))
     process = psutil.Process().memory_info().rss
     logger.info(
-        "memory of the compiled step: %.3f GiB on each device; this process before: %.3f GiB",
-        planned / _GIB,
-        process / _GIB,
+        "memory of the compiled step: %.3f GiB on each device, of batches beside it: %.3f GiB; this process before: %.3f GiB",
+        *(planned / _GIB, need.parts[_BATCHES] / _GIB, process / _GIB),
     )
 
 
