@@ -38,8 +38,10 @@ TIMEOUT_S = 280
 PROCESS = """
 import json, os, pickle, signal, sys
 config = pickle.load(open(sys.argv[1], "rb"))
+from openpi.shared import compile_cache
 from openpi.training import distributed, train_loop
 distributed.initialize(config)
+compile_cache.enable(sys.argv[3])
 add = train_loop.StepMeter.add
 def add_and_ask(self, step, *args):
     if config.process_id == 1 and step == int(sys.argv[2]):
@@ -61,44 +63,47 @@ def losses(run: pathlib.Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "train_log.jsonl").read_text().splitlines()]
 
 
-def run_two_processes(folder: pathlib.Path) -> list[subprocess.CompletedProcess[str]]:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{sock.getsockname()[1]}"
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        # Compiling takes longer than running.
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
-    }
-    processes = []
-    for index in range(2):
-        mine = config(
-            folder, num_train_steps=500, fsdp_devices=2, coordinator_address=address, num_processes=2, process_id=index
-        )
-        path = folder / f"config_{index}.pickle"
-        path.write_bytes(pickle.dumps(mine))
-        command = [sys.executable, "-c", PROCESS, str(path), str(STOP_AT)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        processes.append(subprocess.Popen(command, env=environment, text=True, **pipes))
-    done = []
+def start(config: _config.TrainConfig, path: pathlib.Path, *, num_devices: int) -> subprocess.Popen[str]:
+    """Start a process of its own; `path` is where it finds its config."""
+    flags = (
+        f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"  # compiles faster
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(config))
+    return subprocess.Popen(
+        [sys.executable, "-c", PROCESS, str(path), str(STOP_AT), jax.config.jax_compilation_cache_dir or ""],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def results(processes: list[subprocess.Popen[str]]) -> list[tuple[int, int | None]]:
+    """Wait for the processes; steps done and signal received of each."""
     try:
-        for process in processes:
-            out, err = process.communicate(timeout=TIMEOUT_S)
-            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+        done = [process.communicate(timeout=TIMEOUT_S) for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    return done
+    assert [process.returncode for process in processes] == [0] * len(processes), [err[-3000:] for _, err in done]
+    return [tuple(json.loads(out.splitlines()[-1])) for out, _ in done]
 
 
-@pytest.mark.slow
+def free_address() -> str:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{sock.getsockname()[1]}"
+
+
 def test_two_processes_train_as_one_and_stop_together_when_one_is_asked_to(tmp_path):
-    done = run_two_processes(tmp_path)
-    assert [each.returncode for each in done] == [0, 0], done[0].stderr[-3000:] + done[1].stderr[-3000:]
-    results = [json.loads(each.stdout.splitlines()[-1]) for each in done]
-    assert results[0] == results[1]
-    num_steps, stop_signal = results[0]
+    shared = {"num_train_steps": 500, "fsdp_devices": 2, "coordinator_address": free_address(), "num_processes": 2}
+    configs = [config(tmp_path, **shared, process_id=index) for index in range(2)]
+    processes = [start(each, tmp_path / f"{each.process_id}.pickle", num_devices=2) for each in configs]
+    first, second = results(processes)
+    assert first == second
+    num_steps, stop_signal = first
     assert stop_signal == signal.SIGTERM
     assert STOP_AT < num_steps <= STOP_AT + 3
 
@@ -109,6 +114,16 @@ def test_two_processes_train_as_one_and_stop_together_when_one_is_asked_to(tmp_p
     resumed = train_loop.train(config(tmp_path, resume=True))
     assert resumed.first_step == num_steps
     np.testing.assert_allclose(losses(run), losses(alone.checkpoint.parent), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_devices_that_share_parameters_have_the_losses_of_one_device(tmp_path):
+    def run(num_devices: int) -> list[float]:
+        folder = tmp_path / str(num_devices)
+        results([start(config(folder, fsdp_devices=num_devices), folder / "pickle", num_devices=num_devices)])
+        return losses(folder / "debug/debug")
+
+    np.testing.assert_allclose(run(2), run(1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
