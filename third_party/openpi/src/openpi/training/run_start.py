@@ -3,15 +3,20 @@
 import logging
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from openpi.policies import checkpoint_folder
 from openpi.shared import errors
+from openpi.shared import nnx_utils
+from openpi.shared import normalize
 from openpi.training import checkpoints
 from openpi.training import distributed
 from openpi.training import free_space
 from openpi.training import run_config
 from openpi.training import sharding as _sharding
 from openpi.training import train_state as _train_state
+from openpi.training.data_config import DataConfig
 from openpi.training.data_loader import DataLoader
 from openpi.training.data_loader import LoaderState
 from openpi.training.train_config import TrainConfig
@@ -58,6 +63,58 @@ def check_disk(config: TrainConfig) -> free_space.Claim:
     reusable = free_space.folder_bytes(folder) if folder.exists() else 0
     num_kept = 1 if config.data.validation.is_empty else 2
     return free_space.check_start(folder, size, num_kept=num_kept, reusable=reusable)
+
+
+def check_statistics(config: TrainConfig, data_config: DataConfig) -> None:
+    """See whether a resumed run goes on with the statistics that its parameters were trained with.
+
+    Raises:
+        DataError: The checkpoint holds others.
+    """
+    if not config.resume or data_config.norm_stats is None or data_config.asset_id is None:
+        return
+    try:
+        assets = checkpoint_folder.resolve(config.checkpoint_dir) / checkpoint_folder.ASSETS_DIR
+    except errors.MissingFileError:  # no checkpoint: the run will start afresh
+        return
+    stored = assets / data_config.asset_id
+    if not (stored / normalize.FILE_NAME).exists():
+        return
+    if differences := _stats_differences(normalize.load(stored), data_config.norm_stats):
+        here = f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
+        raise errors.DataError(
+            f"{here}/{normalize.FILE_NAME}: differs from {stored / normalize.FILE_NAME}, which this run was trained with "
+            f"({'; '.join(differences)}). To go on with those of the run add '--data.assets.assets-dir {assets}'; "
+            "for the others begin a new run with another --exp-name"
+        )
+
+
+def _stats_differences(before: dict[str, normalize.NormStats], now: dict[str, normalize.NormStats]) -> list[str]:
+    """Describe the largest difference of each key."""
+    differences = [f"'{key}' is in one of them only" for key in sorted(before.keys() ^ now.keys())]
+    for key in sorted(before.keys() & now.keys()):
+        for field in ("mean", "std", "q01", "q99"):
+            old, new = getattr(before[key], field), getattr(now[key], field)
+            if old is None or new is None:
+                continue
+            if np.shape(old) != np.shape(new):
+                differences.append(f"{key} {field} has {np.size(old)} numbers, not {np.size(new)}")
+            elif not np.allclose(old, new, rtol=1e-6, atol=1e-9):
+                at = int(np.argmax(np.abs(np.subtract(old, new))))
+                differences.append(f"{key} {field}[{at}] was {old[at]:.4g}, is {new[at]:.4g}")
+    return differences[:4]
+
+
+def check_weights(config: TrainConfig) -> None:
+    """See whether the base weights are there and fit, before the step is compiled.
+
+    Raises:
+        UserError: They are not, or do not.
+    """
+    # A loader need not have this method; a resumed run has weights of its own.
+    check = getattr(config.weight_loader, "check", None)
+    if check is not None and not config.resume:
+        check(nnx_utils.to_pure_dict(_train_state.abstract_train_state(config).params))
 
 
 def begin(

@@ -75,7 +75,9 @@ def train(config: TrainConfig) -> Summary:
     loader = _data_loader.create_data_loader(
         config, sharding=_sharding.data_sharding(mesh), shuffle=True, leave_room=claim
     )
+    run_start.check_statistics(config, loader.data_config())
     validation = _validation.create(config, mesh, _train_state.model_definition(config))
+    run_start.check_weights(config)
     program = step_program.compile_step(config, mesh, loader.spec())
     memory.check_program(config, mesh, need, program)
     manager, state = run_start.begin(config, mesh, loader, keep_best=validation is not None)

@@ -1,7 +1,9 @@
 """Where a training run's initial parameters come from: nowhere, a checkpoint, or the PaliGemma release."""
 
+from collections.abc import Mapping
 import dataclasses
 import logging
+import pathlib
 import re
 from typing import Any, Protocol, runtime_checkable
 import zipfile
@@ -20,6 +22,8 @@ PALIGEMMA_URL = "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz"
 
 # The action expert is the language model's second one; what is not below "PaliGemma" belongs to pi0.
 _NOT_IN_PALIGEMMA = r"(?!PaliGemma/).*|PaliGemma/llm/.*(_1/|lora).*"
+# Paths of parameters that a checkpoint made without adapters lacks.
+_ADAPTERS = ".*lora.*"
 
 # Nested dict of arrays or ShapeDtypeStructs.
 Params = dict[str, Any]
@@ -27,7 +31,10 @@ Params = dict[str, Any]
 
 @runtime_checkable
 class WeightLoader(Protocol):
-    """Fills in initial parameters."""
+    """Fills in initial parameters.
+
+    One that has a method `check(params)` besides is asked by it, before anything is compiled, whether `load` will succeed.
+    """
 
     def load(self, params: Params) -> Params:
         """Return `params` with the loaded ones in place.
@@ -57,15 +64,35 @@ class CheckpointWeightLoader(WeightLoader):
     # Folder or URL of the checkpoint's params, for example ./checkpoints/debug/debug/9/params.
     params_path: str
 
+    def check(self, params: Params) -> None:
+        """Compare paths and shapes with those that `load` will be asked for; no parameter is read.
+
+        Raises:
+            MissingFileError: There is no such checkpoint.
+            DataError: It is of another model, or no checkpoint.
+        """
+        expected = flax.traverse_util.flatten_dict(params, sep="/")
+        found = _stored_shapes(download.maybe_download(self.params_path), self.params_path)
+        _check_fits(found, expected, fill_missing=_ADAPTERS, source=self.params_path)
+
     def load(self, params: Params) -> Params:
         """Restore the folder as numpy arrays and merge it into `params`."""
         loaded = _model.restore_params(download.maybe_download(self.params_path), restore_type=np.ndarray)
-        return merge_params(loaded, params, fill_missing=".*lora.*", source=self.params_path)
+        return merge_params(loaded, params, fill_missing=_ADAPTERS, source=self.params_path)
 
 
 @dataclasses.dataclass(frozen=True)
 class PaliGemmaWeightLoader(WeightLoader):
     """Loads the image tower and the language model of PaliGemma; everything else starts fresh."""
+
+    def check(self, params: Params) -> None:
+        """Fetch the file if it is not in the cache; what it holds is seen by `load`.
+
+        Raises:
+            UserError: It cannot be fetched.
+        """
+        del params
+        download.maybe_download(PALIGEMMA_URL, gs={"token": "anon"})
 
     def load(self, params: Params) -> Params:
         """Read the released npz (keys `params/img/...`, `params/llm/...`) and merge it into `params`."""
@@ -95,26 +122,48 @@ def merge_params(loaded: Params, expected: Params, *, fill_missing: str, source:
     """
     flat_loaded = flax.traverse_util.flatten_dict(loaded, sep="/")
     flat_expected = flax.traverse_util.flatten_dict(expected, sep="/")
-    may_miss = re.compile(fill_missing)
+    _check_fits(flat_loaded, flat_expected, fill_missing=fill_missing, source=source)
+    merged = {
+        path: flat_loaded[path].astype(leaf.dtype) if path in flat_loaded else leaf
+        for path, leaf in flat_expected.items()
+    }
+    unused = sorted(flat_loaded.keys() - flat_expected.keys())
+    if unused:
+        logger.warning("%s: %d parameters are not in the model and are ignored: %s", source, len(unused), unused[:8])
+    return flax.traverse_util.unflatten_dict(merged, sep="/")
 
-    merged, problems = {}, []
-    for path, leaf in flat_expected.items():
-        if path not in flat_loaded:
+
+def _check_fits(found: Mapping[str, Any], expected: Mapping[str, Any], *, fill_missing: str, source: str) -> None:
+    may_miss = re.compile(fill_missing)
+    problems = []
+    for path, leaf in expected.items():
+        if path not in found:
             if not may_miss.fullmatch(path):
                 problems.append(f"'{path}' is missing")
-            merged[path] = leaf
-        elif flat_loaded[path].shape != leaf.shape:
-            problems.append(f"'{path}': found {flat_loaded[path].shape}, expected {leaf.shape}")
-        elif not jnp.issubdtype(flat_loaded[path].dtype, jnp.floating):
-            problems.append(f"'{path}': found {flat_loaded[path].dtype}, expected floating-point numbers")
-        else:
-            merged[path] = flat_loaded[path].astype(leaf.dtype)
+        elif tuple(found[path].shape) != tuple(leaf.shape):
+            problems.append(f"'{path}': found {tuple(found[path].shape)}, expected {tuple(leaf.shape)}")
+        elif not jnp.issubdtype(found[path].dtype, jnp.floating):
+            problems.append(f"'{path}': found {found[path].dtype}, expected floating-point numbers")
     if problems:
         raise errors.DataError(
             f"{source}: does not fit the model ({len(problems)} parameters): {'; '.join(problems[:8])}; "
             "choose the config that the checkpoint was made with"
         )
-    unused = sorted(flat_loaded.keys() - flat_expected.keys())
-    if unused:
-        logger.warning("%s: %d parameters are not in the model and are ignored: %s", source, len(unused), unused[:8])
-    return flax.traverse_util.unflatten_dict(merged, sep="/")
+
+
+def _stored_shapes(folder: pathlib.Path, source: str) -> dict[str, Any]:
+    """Return what has a `shape` for each parameter of a `params` folder, by path."""
+    import orbax.checkpoint as ocp  # 0.3 s of every start, and statistics or --help load no weights
+
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            metadata = checkpointer.metadata(folder)
+    except (OSError, ValueError) as e:
+        raise errors.DataError(f"{source}: not a checkpoint ({str(e).splitlines()[0]})") from e
+    # Newer orbax wraps the tree in the metadata of a step.
+    tree = getattr(metadata, "item_metadata", metadata)
+    if tree is None or "params" not in tree:
+        raise errors.DataError(f"{source}: holds no parameters; expected the 'params' folder of a step")
+    flat = flax.traverse_util.flatten_dict(tree["params"], sep="/")
+    # Written from an nnx state every path has a last key of its own.
+    return {path.removesuffix("/value"): leaf for path, leaf in flat.items()}
