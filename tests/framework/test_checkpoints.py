@@ -15,6 +15,7 @@ from openpi.models import gemma_config
 from openpi.models import model as _model
 from openpi.models import pi0_config
 from openpi.policies import checkpoint_folder
+from openpi.shared import errors
 from openpi.shared import nnx_utils
 from openpi.shared import normalize
 from openpi.training import checkpoints
@@ -179,3 +180,27 @@ def test_a_checkpoint_of_another_model_is_refused_in_one_line(golden_copy):
     )
     with pytest.raises(checkpoints.errors.DataError, match="does not fit this config"):
         restore(TrainConfig(name="x", exp_name="x", model=other), golden_copy)
+
+
+def cut_off(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("fault", ["no params", "no train_state", "data cut off", "metadata cut off"])
+def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, fault):
+    run = pathlib.Path(shutil.copytree(GOLDEN / "pi0_checkpoint", tmp_path / "run"))
+    step, before = run / str(GOLDEN_STEP), run / str(GOLDEN_STEP - 1)
+    shutil.copytree(step, before)
+    if fault.startswith("no "):
+        shutil.rmtree(step / fault.removeprefix("no "))
+    elif fault == "metadata cut off":
+        cut_off(step / "train_state/_METADATA")
+    else:
+        for path in (step / "train_state/d").iterdir():
+            cut_off(path)
+    words = rf"{step}: the checkpoint is damaged \(.+\); move it away to resume at step {GOLDEN_STEP - 1}"
+    with pytest.raises(errors.DataError, match=words):
+        restore(golden_config(), run)
+    shutil.rmtree(before)
+    with pytest.raises(errors.DataError, match="start the run again with --overwrite"):
+        restore(golden_config(), run)

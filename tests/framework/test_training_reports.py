@@ -8,6 +8,7 @@ import sys
 import types
 
 import jax
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -53,9 +54,9 @@ def test_only_one_process_writes(tmp_path):
 @pytest.mark.parametrize("validated", [False, True])
 def test_curves_have_a_panel_more_with_validation(tmp_path, validated, monkeypatch):
     figures = []
-    savefig = run_log.matplotlib.figure.Figure.savefig
+    savefig = matplotlib.figure.Figure.savefig
     monkeypatch.setattr(
-        run_log.matplotlib.figure.Figure,
+        matplotlib.figure.Figure,
         "savefig",
         lambda self, *a, **k: (figures.append(self), savefig(self, *a, **k)),
     )

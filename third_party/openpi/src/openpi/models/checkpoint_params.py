@@ -11,6 +11,7 @@ import numpy as np
 
 from openpi.shared import array_typing as at
 from openpi.shared import errors
+from openpi.shared import storage_errors
 
 PARAMS_KEY = "params"
 """Key of the parameter tree inside a checkpoint item."""
@@ -46,12 +47,12 @@ def restore_params(
     if restore_type is jax.Array and sharding is None:
         mesh = jax.sharding.Mesh(jax.devices(), ("x",))
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    try:
+
+    def describe(reason: str) -> str:
+        return f"{path}: cannot read parameters ({reason}); expected the '{PARAMS_KEY}' folder of a step"
+
+    with storage_errors.explained(describe):
         return _without_value_keys(_restore(path, sharding=sharding, restore_type=restore_type, dtype=dtype))
-    except (OSError, ValueError) as e:
-        raise errors.DataError(
-            f"{path}: cannot read parameters ({_first_line(e)}); expected the '{PARAMS_KEY}' folder of a step"
-        ) from e
 
 
 def _restore(path: str, **array_options: Any) -> at.Params:
@@ -79,11 +80,6 @@ def _check_types(tree: Any) -> None:
     ]
     if wrong:
         raise ValueError(f"{len(wrong)} parameters are not floating-point: {', '.join(wrong[:3])}")
-
-
-def _first_line(e: Exception) -> str:
-    """Shorten the errors of the storage libraries, which carry pages of context."""
-    return next(iter(str(e).splitlines()), type(e).__name__)[:300]
 
 
 def _resolve(path: pathlib.Path | str) -> str:

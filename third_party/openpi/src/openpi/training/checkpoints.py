@@ -5,6 +5,7 @@ Saving happens in the background; folders appear under their final name only whe
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import logging
 import math
 import pathlib
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from openpi.policies import checkpoint_folder
 from openpi.shared import errors
 from openpi.shared import normalize
+from openpi.shared import storage_errors
 from openpi.training import checkpoint_tree
 from openpi.training.data_config import DataConfig
 from openpi.training.data_loader import LoaderState
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 _SAVE_TIMEOUT_S = 7200
 # Key of the data loader's position in the checkpoint's own metadata file.
 _LOADER_KEY = "data_loader"
+
+# What a run is resumed from.
+_STATE_ITEMS = ("params", "train_state")
 
 # Link in the run's folder to the checkpoint with the lowest score.
 BEST_NAME = "best"
@@ -222,15 +227,18 @@ def restore_state(
         The state, and the data loader's position if the checkpoint holds one.
 
     Raises:
-        DataError: The checkpoint is of another model or optimizer.
+        DataError: The checkpoint is of another model or optimizer, or damaged.
     """
     step = manager.latest_step() if step is None else step
-    metadata = manager.metadata(step)
+    describe = functools.partial(_describe_damage, manager, step)
+    with storage_errors.explained(describe):
+        metadata = manager.metadata(step)
+        stored = {name: metadata.item_metadata[name] for name in _STATE_ITEMS}
     args = {}
     for name, item, placement in zip(
-        ("params", "train_state"), checkpoint_tree.to_disk(template), checkpoint_tree.to_disk(shardings), strict=True
+        _STATE_ITEMS, checkpoint_tree.to_disk(template), checkpoint_tree.to_disk(shardings), strict=True
     ):
-        _check_fits(f"{manager.directory}/{step}/{name}", metadata.item_metadata[name], item)
+        _check_fits(f"{manager.directory}/{step}/{name}", stored[name], item)
         restore_args = jax.tree.map(
             lambda leaf, sharding: ocp.ArrayRestoreArgs(
                 restore_type=jax.Array, sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype
@@ -239,9 +247,16 @@ def restore_state(
             placement,
         )
         args[name] = ocp.args.PyTreeRestore(item, restore_args=restore_args)
-    items = manager.restore(step, args=ocp.args.Composite(**args))
+    with storage_errors.explained(describe):
+        items = manager.restore(step, args=ocp.args.Composite(**args))
     restored = checkpoint_tree.from_disk(template, items["params"], items["train_state"])
     return restored, (metadata.custom_metadata or {}).get(_LOADER_KEY)
+
+
+def _describe_damage(manager: ocp.CheckpointManager, step: int, reason: str) -> str:
+    older = sorted(each for each in manager.all_steps() if each < step)
+    remedy = f"move it away to resume at step {older[-1]}" if older else "start the run again with --overwrite"
+    return f"{manager.directory}/{step}: the checkpoint is damaged ({reason}); {remedy}"
 
 
 def _check_fits(place: str, found: Any, expected: Any) -> None:
