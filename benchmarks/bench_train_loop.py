@@ -1,6 +1,6 @@
 """The train loop on the CPU: step time, wait for the loader, memory beside its estimate, two processes, and three kills.
 
-    python benchmarks/bench_train_loop.py                          # debug_realman, about ten minutes on 2 cores
+    python benchmarks/bench_train_loop.py                          # debug_realman, about eight minutes on 2 cores
     python benchmarks/bench_train_loop.py --sections kills --steps 20
 
 Every run is `scripts/train.py` as a user starts it, in a folder that is deleted afterwards, on simulated recordings that

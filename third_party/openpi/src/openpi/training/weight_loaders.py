@@ -15,6 +15,7 @@ import numpy as np
 from openpi.models import model as _model
 from openpi.shared import download
 from openpi.shared import errors
+from openpi.shared import storage_errors
 
 logger = logging.getLogger(__name__)
 
@@ -155,11 +156,11 @@ def _stored_shapes(folder: pathlib.Path, source: str) -> dict[str, Any]:
     """Return what has a `shape` for each parameter of a `params` folder, by path."""
     import orbax.checkpoint as ocp  # 0.3 s of every start, and statistics or --help load no weights
 
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(folder)
-    except (OSError, ValueError) as e:
-        raise errors.DataError(f"{source}: not a checkpoint ({str(e).splitlines()[0]})") from e
+    with (
+        storage_errors.explained(lambda reason: f"{source}: not a checkpoint, or damaged ({reason})"),
+        ocp.PyTreeCheckpointer() as checkpointer,
+    ):
+        metadata = checkpointer.metadata(folder)
     # Newer orbax wraps the tree in the metadata of a step.
     tree = getattr(metadata, "item_metadata", metadata)
     if tree is None or "params" not in tree:
