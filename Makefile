@@ -97,7 +97,7 @@ demo: $(READY) ## All of the above on simulated recordings, in minutes, on a CPU
 	$(PY) -m realman.demo $(ARGS)
 
 test: $(READY) ## Run the tests (no network, no GPU)
-	JAX_PLATFORMS=cpu $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow and not checkpoint and not upstream and not gpu and not hardware" $(ARGS)
+	JAX_PLATFORMS=cpu $(PY) -m pytest -q -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile -m "not slow and not checkpoint and not upstream and not gpu and not hardware" $(ARGS)
 
 test-all: $(READY) ## Run every test this machine can run
 	$(PY) -m pytest -q $(ARGS)

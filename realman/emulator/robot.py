@@ -131,4 +131,4 @@ class EmulatedRobot:
 
     def is_task_done(self) -> bool:
         """Whether the cube lies in the tray."""
-        return self._physics is not None and self._physics.scene.is_cube_in_tray()
+        return self._physics is not None and self._physics.is_cube_in_tray()

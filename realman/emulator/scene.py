@@ -84,6 +84,11 @@ class ScenePhysics:
             self.scene.command(self._command)
             self.scene.advance_to(self._time_s)
 
+    def is_cube_in_tray(self) -> bool:
+        """Whether the task is done; the table of contacts moves while the world is stepped, so never in the midst of it."""
+        with self._lock:
+            return self.scene.is_cube_in_tray()
+
     def snapshot(self) -> Any:
         """Return a copy of the simulator's data, to draw from."""
         with self._lock:

@@ -105,16 +105,28 @@ def two_arms(
 def free_ports() -> tuple[int, int]:
     """Return a TCP port that is free at both arms' addresses, and a UDP port that is this process's own.
 
+    The TCP port stays reserved until the next call, so that no other process's connection takes it before an emulator listens.
     The UDP port is the same at each call: the SDK (1.1.6) opens no sixth one in the life of a process.
     """
+    _reservation.close()
     for _ in range(_PORT_TRIES):
-        with socket.socket() as right, socket.socket() as left:
-            right.bind((HOSTS["right"], 0))
-            port = right.getsockname()[1]
-            with contextlib.suppress(OSError):
-                left.bind((HOSTS["left"], port))
-                return port, _own_udp_port()
+        with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
+            port = _bind(sockets, HOSTS["right"], 0)
+            _bind(sockets, HOSTS["left"], port)
+            _reservation.push(sockets.pop_all())
+            return port, _own_udp_port()
     raise OSError("no TCP port is free at both loopback addresses")
+
+
+_reservation = contextlib.ExitStack()
+
+
+def _bind(sockets: contextlib.ExitStack, host: str, port: int) -> int:
+    """Bind without listening; who listens with SO_REUSEADDR, as asyncio's servers do, may still have the port."""
+    tcp = sockets.enter_context(socket.socket())
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    tcp.bind((host, port))
+    return int(tcp.getsockname()[1])
 
 
 @functools.cache

@@ -19,6 +19,8 @@ from realman.rm65 import sdk
 from realman.rm65.feed import StateFeed
 from realman.rm65.gripper import GripperWorker
 from realman.rm65.gripper import make_gripper
+from realman.rm65.handle import close_handle
+from realman.rm65.handle import open_handle
 from realman.rm65.raw import RawArm
 from realman.rm65.settings import Rm65Settings
 from realman.robot import Finding
@@ -85,11 +87,11 @@ class Arm:
         settings, arm = self._settings, sdk.new_arm()
         call = f"{self.name}: connect"
         if not sdk.bounded(
-            lambda: sdk.open_handle(arm, self._host, settings.tcp_port),
+            lambda: open_handle(arm, self._host, settings.tcp_port),
             settings.connect_timeout_s,
             call,
             # A handle that comes too late would keep one of the SDK's few places for ever.
-            undo=arm.rm_delete_robot_arm,
+            undo=lambda: close_handle(arm),
         ):
             raise RobotTimeoutError(
                 f"{self.name}: no RealMan controller answers at port {settings.tcp_port}; check power, network and address"
@@ -200,7 +202,7 @@ class Arm:
             return
         try:
             timeout_s = max(_RELEASE_TIMEOUT_S, self._settings.stop_timeout_s)
-            sdk.bounded(arm.rm_delete_robot_arm, timeout_s, f"{self.name}: release")
+            sdk.bounded(lambda: close_handle(arm), timeout_s, f"{self.name}: release")
         except RobotTimeoutError as e:
             logger.critical("%s; start the program again before the next run", e)
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import threading
 import time
 from typing import Any
 
@@ -12,7 +11,7 @@ from realman import spec
 from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.rm65 import codes
-from realman.rm65 import sdk
+from realman.rm65.pushes import router
 from realman.sim.kinematics import ArmVec
 
 logger = logging.getLogger(__name__)
@@ -54,11 +53,11 @@ class StateFeed:
 
     def open(self) -> None:
         """Begin to receive."""
-        _router.add(self._host, self)
+        router.add(self._host, self.receive)
 
     def close(self) -> None:
         """Receive no more."""
-        _router.remove(self._host)
+        router.remove(self._host)
         self._state = None
 
     def receive(self, push: Any) -> None:
@@ -127,33 +126,3 @@ class StateFeed:
                 break
             time.sleep(_WAIT_STEP_S)
         return self.latest()
-
-
-class _Router:
-    """The SDK has one callback for all arms; the sender's address tells them apart."""
-
-    def __init__(self) -> None:
-        self._feeds: dict[bytes, StateFeed] = {}
-        self._callback: Any = None
-        self._lock = threading.Lock()
-
-    def add(self, host: str, feed: StateFeed) -> None:
-        with self._lock:
-            self._feeds = {**self._feeds, host.encode(): feed}
-            if self._callback is None:
-                module = sdk.load()
-                # Kept for ever: the SDK holds a bare pointer to it.
-                self._callback = module.rm_realtime_arm_state_callback_ptr(self._receive)
-                module.rm_realtime_arm_state_call_back(self._callback)
-
-    def remove(self, host: str) -> None:
-        with self._lock:
-            self._feeds = {h: f for h, f in self._feeds.items() if h != host.encode()}
-
-    def _receive(self, push: Any) -> None:
-        feed = self._feeds.get(push.arm_ip)
-        if feed is not None:
-            feed.receive(push)
-
-
-_router = _Router()

@@ -23,13 +23,8 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_LOG_ERRORS_ONLY = 3
 _GRIPPER_TIMEOUT = 1
 """Seconds, and never 0: with 0 a non-blocking gripper call sleeps a whole second inside the SDK (1.0.4 .. 1.1.6)."""
-
-_CONNECT_REPLY_MS = 1000
-_CONNECT_TRIES = 2
-"""A machine that is busy for a moment loses one of the eleven answers of a connect; nobody should have to try again by hand."""
 
 _GRACE_S = 2.0
 """How long a late call of an earlier run may still take before it counts as hung: a busy machine is late, a lost lock is for ever."""
@@ -75,27 +70,6 @@ def new_arm() -> Any:
         _is_started = True
         atexit.register(_destroy)
         return arm
-
-
-def open_handle(arm: Any, host: str, port: int) -> bool:
-    """Connect an arm; False if the controller does not answer as one.
-
-    Raises:
-        RobotError: The SDK has no place for another arm.
-    """
-    # One limit for all arms of a process: what suits the arm before is too short for the eleven answers of this one's connect.
-    arm.rm_set_timeout(_CONNECT_REPLY_MS)
-    for _ in range(_CONNECT_TRIES):
-        try:
-            handle = arm.rm_create_robot_arm(host, port, _LOG_ERRORS_ONLY)
-        except ValueError as e:
-            # A null pointer: all five places are taken (1.1.6).
-            raise RobotError(f"rm65: the SDK has no place for the arm at {host}; start the program again") from e
-        if handle.id >= 0:
-            return True
-        # A failed handle keeps its place until it is deleted.
-        arm.rm_delete_robot_arm()
-    return False
 
 
 def move_gripper(arm: Any, position: int) -> int:

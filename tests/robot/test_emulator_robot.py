@@ -54,7 +54,6 @@ def test_the_emulated_robot_is_a_robot_whose_images_show_its_motion():
         robot.disconnect()
 
 
-@pytest.mark.slow
 class CellClock:
     """The time of the emulated cell, which stands still when a busy machine lets the emulator wait."""
 
