@@ -86,7 +86,7 @@ def main() -> int:
         if row["numbers"]:
             print(f"| `{name}` | {row['numbers']:.0f} | {row['difference']:.2g} | {row['part']:.1%} |")
     whole = [name.split("[")[0] for name, row in comparisons.rows.items() if not row["numbers"]]
-    print("\nTexts, bytes, shapes, types and names, which are equal or not:\n")
+    print("\nTexts, bytes, shapes, types and names, which are equal or not (in brackets the number of cases):\n")
     for name in dict.fromkeys(whole):
         print(f"- `{name}` ({whole.count(name)})")
     for name, row in comparisons.rows.items():
