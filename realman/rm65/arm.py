@@ -94,7 +94,8 @@ class Arm:
             undo=lambda: close_handle(arm),
         ):
             raise RobotTimeoutError(
-                f"{self.name}: no RealMan controller answers at port {settings.tcp_port}; check power, network and address"
+                f"{self.name}: no RealMan controller answers at port {settings.tcp_port}; check power, network and address, and "
+                "if it was connected a moment ago start the program again"
             )
         self._sdk_arm = arm
         arm.rm_set_timeout(round(settings.reply_timeout_s * 1000))
