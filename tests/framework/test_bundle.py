@@ -368,15 +368,13 @@ def test_a_bundle_with_the_weights_of_another_model_names_each_with_both_shapes(
         load(own_bundle, train_config(tiny_pi0()))
 
 
-def test_a_checkpoint_is_served_and_exported_with_the_flags_of_its_run(tmp_path, monkeypatch):
+def test_a_checkpoint_is_served_and_exported_with_the_flags_of_its_run(tmp_path, monkeypatch, caplog):
     registered = dataclasses.replace(quick_config(), policy_metadata=realman_config.policy_metadata(10))
-    flags = {
-        "model": dataclasses.replace(registered.model, action_horizon=6),
-        "data": realman_config.LeRobotRealmanDataConfig(base_camera="cam_low"),
-    }
-    run = tmp_path / "run"
+    half = dataclasses.replace(registered.data.validation, fraction=0.5)
+    data = dataclasses.replace(registered.data, base_camera="cam_low", validation=half)
+    model, run = dataclasses.replace(registered.model, action_horizon=6), tmp_path / "run"
     shutil.copytree(CHECKPOINT, run / "7")
-    run_config.store(dataclasses.replace(registered, exp_name="run", **flags), run)
+    run_config.store(dataclasses.replace(registered, exp_name="run", model=model, data=data), run)
     # The step itself tells of real-time chunking.
     (run / "7/_CHECKPOINT_METADATA").write_text(json.dumps({"custom_metadata": {"rtc_max_delay": 2}}))
     made = bundle_writer.export(registered, run, tmp_path / "bundle")
@@ -390,10 +388,16 @@ def test_a_checkpoint_is_served_and_exported_with_the_flags_of_its_run(tmp_path,
         with pytest.raises(UserError, match="base camera 'cam_low' is missing"):
             policy.infer({**obs, "images": {"cam_high": obs["images"]["cam_high"]}})
     served = load_script("serve_policy")
-    monkeypatch.setitem(_config._CONFIGS_DICT, "tiny_realman", registered)
+    elsewhere = dataclasses.replace(registered.data, repo_id="realman/dual_arm")
+    monkeypatch.setitem(_config._CONFIGS_DICT, "tiny_realman", dataclasses.replace(registered, data=elsewhere))
     for folder in (run / "7", made.folder):
         checkpoint = served.Checkpoint(config="tiny_realman", dir=str(folder))
-        assert served.load_checkpoint(served.Args(policy=checkpoint)).metadata["action_horizon"] == 6
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert served.load_checkpoint(served.Args(policy=checkpoint)).metadata["action_horizon"] == 6
+        # Said once, only what a policy depends on, and nothing to worry about.
+        assert caplog.text.count("as it was trained") == caplog.text.count("base_camera 'cam_low'") == 1
+        assert not re.search("validation|WARNING", caplog.text)
     # Of another config nothing is taken over; a damaged file is no reason to guess.
     assert load(run, dataclasses.replace(registered, name="other")).metadata["action_horizon"] == 10
     (run / "config.json").write_text("{}")

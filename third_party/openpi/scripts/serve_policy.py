@@ -188,18 +188,14 @@ def load_checkpoint(args: Args) -> Served:
     checkpoint = args.policy if isinstance(args.policy, Checkpoint) else DEFAULT_CHECKPOINT[args.env]
     step_dir = checkpoint_folder.resolve(checkpoint.dir)
     registered = _config.get_config(bundle.config_name(step_dir, checkpoint.config))
-    train_config = bundle.fit_config(registered, step_dir)
+    settings = _policy_config.trained_settings(registered, step_dir)
+    train_config, data_config = settings.train_config, settings.data_config
     if args.num_steps is not None and train_config.model.model_type == _model.ModelType.PI0_FAST:
         raise ConfigError(f"--num-steps has no meaning for '{train_config.name}', a pi0-FAST model; leave it out")
     sample_kwargs = None if args.num_steps is None else {"num_steps": args.num_steps}
-    policy = _policy_config.create_trained_policy(
-        registered,
-        step_dir,
-        default_prompt=args.default_prompt,
-        sample_kwargs=sample_kwargs,
-        rtc_methods=args.rtc_methods,
+    policy = _policy_config.create_policy(
+        settings, default_prompt=args.default_prompt, sample_kwargs=sample_kwargs, rtc_methods=args.rtc_methods
     )
-    data_config = train_config.data.create(None, train_config.model)
     example = example_observation.for_transforms(data_config.data_transforms)
     metadata = contract_metadata.describe_checkpoint(
         train_config, data_config, step_dir, example=example, default_prompt=args.default_prompt, policy=policy

@@ -1,5 +1,8 @@
 """Reading the parameters of a model from a checkpoint folder."""
 
+from collections.abc import Iterator
+import contextlib
+import logging
 import os
 import pathlib
 from typing import Any
@@ -60,7 +63,8 @@ def _restore(path: str, **array_options: Any) -> at.Params:
 
     restore_args = ocp.ArrayRestoreArgs(**array_options)
     with ocp.PyTreeCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(path)
+        with _without_warnings():
+            metadata = checkpointer.metadata(path)
         # Newer orbax wraps the tree in the metadata of a step.
         tree = getattr(metadata, "item_metadata", metadata)
         if tree is None or PARAMS_KEY not in tree:
@@ -69,6 +73,18 @@ def _restore(path: str, **array_options: Any) -> at.Params:
         _check_types(item[PARAMS_KEY])
         args = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(lambda _: restore_args, item))
         return checkpointer.restore(path, args)[PARAMS_KEY]
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence orbax, which misses metadata of its own in the folder of an item, where the original's layout has none."""
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.setLevel(level)
 
 
 def _check_types(tree: Any) -> None:

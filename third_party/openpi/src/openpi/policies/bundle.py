@@ -19,8 +19,10 @@ from typing import Any
 
 from openpi import transforms as _transforms
 from openpi.models import lora_merge
+from openpi.policies import checkpoint_folder
 from openpi.policies import run_settings
 from openpi.shared import errors
+from openpi.shared import normalize
 from openpi.training.data_config import DataConfig
 from openpi.training.train_config import TrainConfig
 
@@ -61,6 +63,13 @@ class Bundle:
     def step(self) -> int | None:
         """Training step that it was made from."""
         return self.manifest["source"]["step"]
+
+    @property
+    def asset_id(self) -> str | None:
+        """Where below its assets the statistics are."""
+        start, end = f"{checkpoint_folder.ASSETS_DIR}/", f"/{normalize.FILE_NAME}"
+        names = [name for name in self.manifest["files"] if name.startswith(start) and name.endswith(end)]
+        return names[0].removeprefix(start).removesuffix(end) if names else None
 
     def verify(self) -> None:
         """Compare every file with its size and SHA-256.
@@ -109,6 +118,7 @@ class Bundle:
             )
         return dataclasses.replace(
             data_config,
+            asset_id=self.asset_id,
             use_quantile_norm=recorded == QUANTILES,
             model_transforms=_with_tokenizer(data_config.model_transforms, self.folder / TOKENIZER_DIR),
         )
@@ -154,12 +164,6 @@ def config_name(folder: pathlib.Path, given: str | None) -> str:
     return found.config
 
 
-def fit_config(config: TrainConfig, folder: pathlib.Path) -> TrainConfig:
-    """Return the config with the settings of a step's folder or a bundle."""
-    found = find(folder)
-    return run_settings.as_trained(config, folder) if found is None else found.fit(config)
-
-
 def describe(config: Any) -> dict[str, Any]:
     """Return the fields of a dataclass that are plain values, dataclasses, or lists and dicts of those, for JSON."""
     fields = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -168,9 +172,8 @@ def describe(config: Any) -> dict[str, Any]:
 
 def describe_data(config: TrainConfig) -> dict[str, Any]:
     """Return what a config says about data that serving depends on: not which dataset it was."""
-    return {
-        name: value for name, value in describe(config.data).items() if name not in ("repo_id", "assets", "base_config")
-    }
+    left_out = {*run_settings.ONLY_TRAINING, "repo_id", "assets", "base_config"}
+    return {name: value for name, value in describe(config.data).items() if name not in left_out}
 
 
 def normalization_of(data_config: DataConfig) -> str:

@@ -53,26 +53,32 @@ def resolve(checkpoint_dir: pathlib.Path | str) -> pathlib.Path:
     raise MissingFileError(f"{folder}: not a checkpoint, '{PARAMS_DIR}/' is missing ({_describe(folder)})")
 
 
-def find_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> pathlib.Path:
-    """Return the folder of the statistics that were saved beside the parameters.
+def asset_id_in(step_dir: pathlib.Path, asset_id: str | None) -> str | None:
+    """Return where below its assets a checkpoint has its statistics.
 
     Args:
         step_dir: A step's folder.
-        asset_id: Where below its assets they should be. If they are not, but the checkpoint has statistics in one other
-            place only, those are meant: it was trained under another id.
+        asset_id: Where they should be. If they are not, but the checkpoint has statistics in one other place only, those are
+            meant: it was trained under another id.
+    """
+    found = _asset_ids(step_dir)
+    if asset_id in found or len(found) != 1:
+        return asset_id
+    logger.warning("%s: no norm stats of '%s'; using its only ones, of '%s'", step_dir, asset_id, found[0])
+    return found[0]
+
+
+def find_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> pathlib.Path:
+    """Return the folder of the statistics that were saved beside the parameters; see `asset_id_in`.
 
     Raises:
         MissingFileError: there are none, or several and none under `asset_id`; the message lists them.
     """
-    assets = step_dir / ASSETS_DIR
-    found = {str(path.parent.relative_to(assets)): path.parent for path in assets.rglob(normalize.FILE_NAME)}
+    assets, found = step_dir / ASSETS_DIR, _asset_ids(step_dir)
+    asset_id = asset_id_in(step_dir, asset_id)
     if asset_id in found:
-        return found[asset_id]
-    if len(found) == 1:
-        ((only_id, directory),) = found.items()
-        logger.warning("%s: no norm stats of '%s'; using its only ones, of '%s'", step_dir, asset_id, only_id)
-        return directory
-    listed = ", ".join(f"'{name}'" for name in sorted(found)) or "none"
+        return assets / asset_id
+    listed = ", ".join(f"'{name}'" for name in found) or "none"
     raise MissingFileError(
         f"{assets}: no norm stats of '{asset_id}' (found: {listed}); set the config's assets.asset_id to one of them, or "
         "train with statistics, which are then saved with each checkpoint"
@@ -97,6 +103,11 @@ def rtc_max_delay(step_dir: pathlib.Path) -> int | None:
     except ValueError as e:
         raise DataError(f"{path}: not JSON ({e}); copy the checkpoint again") from e
     return ((metadata or {}).get("custom_metadata") or {}).get(RTC_MAX_DELAY_KEY)
+
+
+def _asset_ids(step_dir: pathlib.Path) -> list[str]:
+    assets = step_dir / ASSETS_DIR
+    return sorted(str(path.parent.relative_to(assets)) for path in assets.rglob(normalize.FILE_NAME))
 
 
 def _complete_steps(folder: pathlib.Path) -> list[int]:

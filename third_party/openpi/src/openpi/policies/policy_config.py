@@ -26,15 +26,41 @@ logger = logging.getLogger(__name__)
 _MAX_RESIZE_THREADS = 3
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainedSettings:
+    """How the model in a folder was trained, as far as serving it depends on that."""
+
+    step_dir: pathlib.Path
+    """Folder of the step, or a bundle."""
+    train_config: _config.TrainConfig
+    data_config: _config.DataConfig
+    """Without statistics: those of the folder are meant, whatever the training set's have become since."""
+
+
+def trained_settings(train_config: _config.TrainConfig, checkpoint_dir: pathlib.Path | str) -> TrainedSettings:
+    """Find out how the model in a folder was trained: a config's defaults, and what its run or bundle recorded.
+
+    Args:
+        train_config: The config that the checkpoint was trained with.
+        checkpoint_dir: A step's folder, a run's folder for its newest step, or a bundle; local or remote.
+
+    Raises:
+        UserError: the folder is no checkpoint, or not one of this config.
+    """
+    step_dir = checkpoint_folder.resolve(checkpoint_dir)
+    if (bundle := _bundle.find(step_dir)) is None:
+        train_config = run_settings.as_trained(train_config, step_dir)
+        data_config = train_config.data.create(None, train_config.model)
+    else:
+        train_config = bundle.fit(train_config)
+        bundle.verify()
+        data_config = bundle.fit_data(train_config.data.create(None, train_config.model))
+    asset_id = checkpoint_folder.asset_id_in(step_dir, data_config.asset_id)
+    return TrainedSettings(step_dir, train_config, dataclasses.replace(data_config, asset_id=asset_id))
+
+
 def create_trained_policy(
-    train_config: _config.TrainConfig,
-    checkpoint_dir: pathlib.Path | str,
-    *,
-    repack_transforms: _transforms.Group | None = None,
-    sample_kwargs: Mapping[str, Any] | None = None,
-    default_prompt: str | None = None,
-    norm_stats: dict[str, normalize.NormStats] | None = None,
-    rtc_methods: Sequence[rtc.Method] | None = None,
+    train_config: _config.TrainConfig, checkpoint_dir: pathlib.Path | str, **options: Any
 ) -> _policy.Policy:
     """Load a checkpoint or a bundle. Needs nothing but that folder: no dataset, no training assets.
 
@@ -43,6 +69,27 @@ def create_trained_policy(
     Args:
         train_config: The config that the checkpoint was trained with.
         checkpoint_dir: A step's folder, a run's folder for its newest step, or a bundle; local or remote.
+        options: See `create_policy`.
+
+    Raises:
+        UserError: the folder is no checkpoint, not one of this config, or has no statistics.
+    """
+    return create_policy(trained_settings(train_config, checkpoint_dir), **options)
+
+
+def create_policy(
+    settings: TrainedSettings,
+    *,
+    repack_transforms: _transforms.Group | None = None,
+    sample_kwargs: Mapping[str, Any] | None = None,
+    default_prompt: str | None = None,
+    norm_stats: dict[str, normalize.NormStats] | None = None,
+    rtc_methods: Sequence[rtc.Method] | None = None,
+) -> _policy.Policy:
+    """Load the model of a checkpoint or a bundle.
+
+    Args:
+        settings: See `trained_settings`.
         repack_transforms: Around everything else, for clients with other keys.
         sample_kwargs: Fixed arguments of the model's `sample_actions`, for example `{"num_steps": 5}`.
         default_prompt: For requests without one; comes before the config's own default.
@@ -50,19 +97,9 @@ def create_trained_policy(
         rtc_methods: Methods of real-time chunking that requests may use; see `Policy`.
 
     Raises:
-        UserError: the folder is no checkpoint, not one of this config, or has no statistics.
+        UserError: the parameters are not those of the config, or there are no statistics.
     """
-    step_dir = checkpoint_folder.resolve(checkpoint_dir)
-    bundle = _bundle.find(step_dir)
-    if bundle is None:
-        train_config = run_settings.as_trained(train_config, step_dir)
-    else:
-        train_config = bundle.fit(train_config)
-        bundle.verify()
-    # Without an assets folder nothing is looked up: the statistics of the training set may have changed since.
-    data_config = train_config.data.create(None, train_config.model)
-    if bundle is not None:
-        data_config = bundle.fit_data(data_config)
+    step_dir, train_config, data_config = settings.step_dir, settings.train_config, settings.data_config
     if norm_stats is None:
         norm_stats = checkpoint_folder.load_norm_stats(step_dir, data_config.asset_id)
     logger.info("loading '%s' from %s", train_config.name, step_dir)

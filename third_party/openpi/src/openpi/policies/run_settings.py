@@ -18,6 +18,9 @@ from openpi.training.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
+ONLY_TRAINING = frozenset(("mixture", "validation", "reduced_jpeg", "keep_pictures"))
+"""Fields of a data config that say how frames are chosen and read: a policy does not depend on them."""
+
 
 def as_trained(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
     """Return the config with the settings of the run that a step's folder belongs to; as it is if nothing is known.
@@ -66,7 +69,8 @@ def apply(config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any]
     changes: list[str] = []
     try:
         changed_model = _with(config.model, model, "model", changes)
-        changed_data = _with(config.data, data, "data", changes)
+        served = {name: value for name, value in data.items() if name not in ONLY_TRAINING}
+        changed_data = _with(config.data, served, "data", changes)
     except (errors.ConfigError, TypeError, ValueError) as e:
         raise errors.ConfigError(
             f"{source}: does not fit config '{config.name}' ({e}); serve it with the program that it was made with"
