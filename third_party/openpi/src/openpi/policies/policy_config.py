@@ -69,7 +69,7 @@ def create_trained_policy(
     Args:
         train_config: The config that the checkpoint was trained with.
         checkpoint_dir: A step's folder, a run's folder for its newest step, or a bundle; local or remote.
-        options: See `create_policy`.
+        options: `repack_transforms`, `sample_kwargs`, `default_prompt`, `norm_stats` and `rtc_methods` of `create_policy`.
 
     Raises:
         UserError: the folder is no checkpoint, not one of this config, or has no statistics.
