@@ -130,15 +130,19 @@ def test_a_server_that_stops_reading_cannot_block_the_client():
             frozen.join(WAIT_S)
 
 
-def test_the_client_reconnects_to_a_restarted_server(serve):
+def test_the_client_reconnects_to_a_restarted_server(serve, caplog):
+    counts = []
+
     def answer_once(websocket):
-        websocket.send(msgpack_numpy.packb({"make": "original"}))
+        counts.append(len(counts))
+        websocket.send(msgpack_numpy.packb({"make": "original", "mask": np.array([True, len(counts) < 3])}))
         websocket.recv()
         websocket.send(msgpack_numpy.packb({"actions": np.zeros((2, 1))}))
 
     with _connect(serve(answer_once)) as client:
-        for _ in range(3):
+        for count in range(3):
             client.infer({})
+            assert ("came back with different metadata" in caplog.text) == (count == 2)
             client._connection._websocket.recv_events_thread.join(WAIT_S)  # until the goodbye has arrived
 
 

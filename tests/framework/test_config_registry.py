@@ -320,6 +320,17 @@ def test_statistics_are_looked_up_under_asset_id_and_assets_dir(tmp_path):
     assert realman_config.LeRobotRealmanDataConfig().create(tmp_path / "assets", model).norm_stats is None
 
 
+@pytest.mark.parametrize(
+    ("pi05", "flag", "writes_state"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_the_state_is_written_into_the_prompt_of_pi05_only(pi05, flag, writes_state):
+    model = dataclasses.replace(_config.get_config("debug_realman").model, pi05=pi05, discrete_state_input=flag)
+    (tokenize,) = [
+        t for t in _config.ModelTransformFactory()(model).inputs if isinstance(t, _transforms.TokenizePrompt)
+    ]
+    assert tokenize.discrete_state_input == writes_state
+
+
 def test_a_simple_data_config_applies_its_functions():
     def group(model_config: _model.BaseModelConfig):
         return _config.ModelTransformFactory(default_prompt="tidy up")(model_config)

@@ -191,6 +191,23 @@ def test_keys_that_the_dataset_lacks_are_named_before_anything_is_read(home):
         datasets.create_dataset(data_config, 50, cfg.model)
 
 
+def test_a_transform_before_the_repacking_sees_every_key_and_may_make_new_ones(home):
+    cfg = config()
+    data_config = cfg.data.create(None, cfg.model)
+    (repack,) = data_config.repack_transforms.inputs
+    structure = {**repack.structure, "state": "twice"}
+
+    def double(sample: dict) -> dict:
+        return {**sample, "twice": 2 * sample["observation.state"]}
+
+    inputs = [double, _transforms.RepackTransform(structure)]
+    data_config = dataclasses.replace(data_config, repack_transforms=_transforms.Group(inputs=inputs))
+    sample = datasets.create_dataset(data_config, 50, cfg.model)[0]
+    repacked = inputs[1](inputs[0](sample))
+    np.testing.assert_array_equal(repacked["state"], 2 * sample["observation.state"])
+    assert repacked["images"].keys() == repack.structure["images"].keys()
+
+
 def test_a_sample_that_the_robot_transform_refuses_is_named():
     def refuse(sample: dict) -> dict:
         raise ValueError(f"state: found {sample['state']}")

@@ -53,6 +53,8 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
             self.answer_in_pieces()
         elif url.path == "/bucket/stalling":
             self.answer_half_and_wait()
+        elif url.path.startswith("/closed/"):
+            self.send_error(403 if "listed" in url.path else 401)
         elif url.path == "/bucket/spoilt":
             self.answer(b"spoilt", checksum=f"md5={md5(b'whole')}")
         elif url.path.startswith("/bucket/composite"):
@@ -184,6 +186,18 @@ def test_a_missing_remote_file_is_named_and_leaves_nothing(bucket, cache, url):
     with pytest.raises(FileNotFoundError, match=f"{url}: no such file or folder"):
         download.maybe_download(url)
     assert [path.name for path in cache.iterdir()] == [".downloads"]
+
+
+@pytest.mark.parametrize("name", ["mine", "listed"])
+def test_a_bucket_that_is_not_public_is_read_by_gcsfs_or_its_absence_is_named(bucket, cache, monkeypatch, name):
+    url = f"gs://closed/{name}"
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(errors.MissingFileError, match=rf"{url}: its bucket is not public; 'pip install gcsfs'"):
+        download.maybe_download(url)
+    assert not (cache / "closed").exists()
+    monkeypatch.setattr(download.importlib.util, "find_spec", lambda _: "there")
+    monkeypatch.setattr(download, "_fetch_fsspec", lambda _url, part, options: part.write_text(f"{_url} {options}"))
+    assert download.maybe_download(url).read_text() == f"{url} {{}}"
 
 
 def test_a_connection_that_breaks_off_leaves_nothing_in_the_cache(bucket, cache):

@@ -182,6 +182,11 @@ def test_the_published_processor_is_taken_from_the_download_cache(processor_dir,
         (cached_dir / path.name).write_bytes(path.read_bytes())
     for source in ("physical-intelligence/fast", "https://huggingface.co/physical-intelligence/fast/resolve/main/"):
         assert fast_codec.FastCodec.load(source).encode(make_chunk(0)) == codec.encode(make_chunk(0))
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
+    with pytest.raises(
+        errors.UserError, match=r"mirror\.example/physical-intelligence/fast/resolve/main/processor_config"
+    ):
+        fast_codec.FastCodec.load("physical-intelligence/fast")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The serve script: its flags, its one-line errors, and a whole run from a checkpoint to a signal."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import logging
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import sys
@@ -25,8 +27,10 @@ from openpi.serving import replay_policy
 from openpi.serving.websocket_policy_server import ServerOptions
 from openpi.shared import cli
 from openpi.shared import compile_cache
+from openpi.shared import normalize
 from openpi.shared.errors import UserError
 from openpi.training import config as _config
+from openpi.training import robot_data_config
 from openpi.training.misc import realman_config
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
@@ -192,6 +196,24 @@ def test_a_checkpoint_is_served_until_a_signal(tiny_config, tmp_path, monkeypatc
     }
     (record,) = recorder.find_records("policy_records")
     np.testing.assert_array_equal(recorder.read_record(record).outputs["actions"], seen["actions"])
+
+
+@pytest.mark.parametrize(("num_stats", "size"), [(7, 7), (10, 10), (16, 8)])
+def test_a_state_that_the_robot_leaves_open_has_the_size_of_the_training(
+    tiny_config, tmp_path, monkeypatch, num_stats, size
+):
+    """16 is the model's own width: statistics of padded numbers, as some released checkpoints have."""
+    config = _config.get_config(tiny_config)
+    libero = robot_data_config.LeRobotLiberoDataConfig(repo_id="realman/demo")
+    monkeypatch.setitem(_config._CONFIGS_DICT, tiny_config, dataclasses.replace(config, data=libero))
+    step_dir = shutil.copytree(CHECKPOINT / "7", tmp_path / "run/7")
+    zeros, ones = np.zeros(num_stats), np.ones(num_stats)
+    stats = dict.fromkeys(("state", "actions"), normalize.NormStats(zeros, ones, -ones, ones))
+    normalize.save(step_dir / "assets/realman/demo", stats)
+    checkpoint = serve_policy.Checkpoint(config=tiny_config, dir=str(step_dir))
+    served = serve_policy.load_checkpoint(serve_policy.Args(policy=checkpoint))
+    assert served.example["observation/state"].shape == (size,)
+    assert served.policy.infer(served.example)["actions"].shape == (10, 7)
 
 
 def test_the_settings_of_a_server_reach_it(tiny_config, monkeypatch, tmp_path):

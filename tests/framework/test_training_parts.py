@@ -145,6 +145,31 @@ def test_weights_that_do_not_fit_are_listed_by_path():
     assert "'a/lora_a': found (3,), expected (2,)" in str(info.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda a: a.pop("w"), "'a/w' is missing"),
+        (lambda a: a.update(x=np.ones(1)), "'a/x' is not in the model"),
+        (
+            lambda a: a.update(w=np.ones((3, 2), np.float32)),
+            r"'a/w': found float32 \(3, 2\), expected float32 \(2, 3\)",
+        ),
+        (
+            lambda a: a.update(w=np.ones((2, 3), np.float16)),
+            r"'a/w': found float16 \(2, 3\), expected float32 \(2, 3\)",
+        ),
+    ],
+)
+def test_what_anybodys_loader_returns_must_be_the_models(change, problem):
+    returned = {"a": dict(EXPECTED["a"])}
+    weight_loaders.check_result(returned, EXPECTED, source="mine")
+    change(returned["a"])
+    with pytest.raises(
+        errors.DataError, match=rf"mine: returned parameters that do not fit the model \(1\): {problem}"
+    ):
+        weight_loaders.check_result(returned, EXPECTED, source="mine")
+
+
 def test_checkpoint_weights_are_loaded_leaf_by_leaf():
     expected = {"action_in_proj": {"kernel": jax.ShapeDtypeStruct((16, 32), jnp.float32)}}
     loader = weight_loaders.CheckpointWeightLoader(str(GOLDEN / "pi0_params"))

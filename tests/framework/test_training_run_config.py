@@ -41,6 +41,14 @@ def test_what_may_change_is_named_and_remembered_with_its_step(tmp_path, caplog)
     assert set(change["changed"]) == {"batch_size", "lr_schedule.peak_lr", "num_workers"}
 
 
+def test_a_resume_may_keep_no_pictures(tmp_path):
+    config = _config.get_config("pi0_realman")
+    run_config.store(config, tmp_path)
+    run_config.check_resume(
+        dataclasses.replace(config, data=dataclasses.replace(config.data, keep_pictures=False)), tmp_path
+    )
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [

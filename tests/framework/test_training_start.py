@@ -91,6 +91,24 @@ def test_a_folder_that_holds_no_parameters_is_told_before_anything_is_compiled(
     assert compiles == []
 
 
+@dataclasses.dataclass(frozen=True)
+class HalfLoader:
+    """One that somebody wrote for themselves."""
+
+    def load(self, params):
+        return {key: value for key, value in params.items() if key != "action_in_proj"}
+
+
+def test_weights_of_a_loader_of_ones_own_that_lacks_some_are_refused_before_the_old_run_goes(
+    tiny_model, tmp_path, older_run
+):
+    message = refusal(debug_config(tmp_path, tiny_model, weight_loader=HalfLoader()))
+    assert message.startswith(
+        "weight loader HalfLoader: returned parameters that do not fit the model (2): 'action_in_proj/"
+    )
+    assert older_run.exists()
+
+
 def test_base_weights_without_adapters_are_taken_by_a_model_with_them(tiny_model, tmp_path, compiles):
     loader = CheckpointWeightLoader(str(write_params(tmp_path, tiny_model)))
     adapters = gemma_config.VARIANTS["gemma_2b_lora"].lora_configs

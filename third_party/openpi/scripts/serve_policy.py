@@ -196,11 +196,18 @@ def load_checkpoint(args: Args) -> Served:
     policy = _policy_config.create_policy(
         settings, default_prompt=args.default_prompt, sample_kwargs=sample_kwargs, rtc_methods=args.rtc_methods
     )
-    example = example_observation.for_transforms(data_config.data_transforms)
+    example = example_observation.for_transforms(data_config.data_transforms, _state_size(settings))
     metadata = contract_metadata.describe_checkpoint(
         train_config, data_config, step_dir, example=example, default_prompt=args.default_prompt, policy=policy
     )
     return Served(policy, metadata, example, f"config '{train_config.name}', checkpoint {step_dir}")
+
+
+def _state_size(settings: _policy_config.TrainedSettings) -> int | None:
+    """Return how many numbers the state had in training, by its statistics; None where those were padded to the model's."""
+    stats = checkpoint_folder.load_norm_stats(settings.step_dir, settings.data_config.asset_id)
+    size = int(stats["state"].mean.size) if "state" in stats else None
+    return None if size is None or size >= settings.train_config.model.action_dim else size
 
 
 def load_replay(args: Args, replay: Replay) -> Served:

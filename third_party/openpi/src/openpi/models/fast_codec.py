@@ -7,6 +7,7 @@ Formulas: FAST, arXiv 2501.09747.
 from collections.abc import Sequence
 import json
 import logging
+import os
 import pathlib
 import re
 
@@ -21,7 +22,9 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "processor_config.json"
 BPE_FILE = "tokenizer.json"
 
-_HUB_URL = "https://huggingface.co/{name}/resolve/main"
+_HUB_ENV = "HF_ENDPOINT"
+"""A mirror of the Hugging Face hub (its own libraries' name)."""
+_HUB_URL = "https://huggingface.co"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 _MAX_CHARACTER = 0xD7FF
@@ -156,7 +159,8 @@ def locate(source: pathlib.Path | str) -> tuple[pathlib.Path, pathlib.Path]:
     if "://" in str(source):
         url = str(source).rstrip("/")
     elif _HUB_NAME.fullmatch(str(source)):
-        url = _HUB_URL.format(name=source)
+        hub = os.environ.get(_HUB_ENV, _HUB_URL).rstrip("/")
+        url = f"{hub}/{source}/resolve/main"
     else:
         raise errors.MissingFileError(f"{source}: no such folder, expected one with {CONFIG_FILE} and {BPE_FILE}")
     return download.maybe_download(f"{url}/{CONFIG_FILE}"), download.maybe_download(f"{url}/{BPE_FILE}")

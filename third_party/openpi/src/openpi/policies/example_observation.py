@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from openpi import transforms as _transforms
 from openpi.policies import aloha_policy
 from openpi.policies import droid_policy
@@ -17,9 +19,21 @@ _EXAMPLES: dict[type, Callable[[], dict[str, Any]]] = {
 }
 
 
-def for_transforms(data_transforms: _transforms.Group) -> dict[str, Any] | None:
-    """Return an example for the robot that these transforms belong to; None for an unknown robot."""
+# Robots whose state is passed on as it is, of any size, by its key.
+_STATE_OF_ANY_SIZE = {libero_policy.LiberoInputs: "observation/state"}
+
+
+def for_transforms(data_transforms: _transforms.Group, state_size: int | None = None) -> dict[str, Any] | None:
+    """Return an example for the robot that these transforms belong to; None for an unknown robot.
+
+    Args:
+        data_transforms: Of the robot.
+        state_size: Numbers of the state that the policy was trained with; counts where the robot leaves it open.
+    """
     for transform in data_transforms.inputs:
-        if type(transform) in _EXAMPLES:
-            return _EXAMPLES[type(transform)]()
+        if (kind := type(transform)) in _EXAMPLES:
+            example = _EXAMPLES[kind]()
+            if state_size is not None and kind in _STATE_OF_ANY_SIZE:
+                example[_STATE_OF_ANY_SIZE[kind]] = np.zeros(state_size)
+            return example
     return None

@@ -70,6 +70,8 @@ def apply(config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any]
     try:
         changed_model = _with(config.model, model, "model", changes)
         served = {name: value for name, value in data.items() if name not in ONLY_TRAINING}
+        if getattr(config.data, "default_prompt", None) is not None:
+            served.pop("default_prompt", None)  # what a server says for its clients is decided today
         changed_data = _with(config.data, served, "data", changes)
     except (errors.ConfigError, TypeError, ValueError) as e:
         raise errors.ConfigError(

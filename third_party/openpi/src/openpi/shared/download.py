@@ -12,6 +12,7 @@ import datetime as dt
 import fcntl
 import hashlib
 import http.client
+import importlib.util
 import json
 import logging
 import os
@@ -182,7 +183,13 @@ def _fetch(url: str, parsed: urllib.parse.ParseResult, part: _Part, options: dic
     # A token other than "anon" is for a private bucket, which takes a login that only gcsfs knows to do.
     is_public = options.get("gs", {}).get("token", "anon") == "anon"
     if parsed.scheme == "gs" and is_public:
-        _fetch_gcs(parsed.netloc, parsed.path.strip("/"), part)
+        try:
+            _fetch_gcs(parsed.netloc, parsed.path.strip("/"), part)
+        except urllib.error.HTTPError as e:
+            if e.code not in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+                raise
+            _remove(part.content)
+            _fetch_private_gcs(url, part.content)
     elif parsed.scheme in ("http", "https"):
         _fetch_http(part, {url: _Object(part.content)})
     else:
@@ -251,6 +258,14 @@ def _fetch_http(part: _Part, objects: dict[str, _Object], total_bytes: int | Non
                 if e.code == http.HTTPStatus.NOT_FOUND:
                     raise errors.MissingFileError(f"{url}: no such file on the server") from e
                 raise
+
+
+def _fetch_private_gcs(url: str, part: pathlib.Path) -> None:
+    if importlib.util.find_spec("gcsfs") is None:
+        raise errors.MissingFileError(
+            f"{url}: its bucket is not public; 'pip install gcsfs' and 'gcloud auth application-default login' read it"
+        )
+    _fetch_fsspec(url, part, {})
 
 
 def _fetch_fsspec(url: str, part: pathlib.Path, options: dict[str, Any]) -> None:

@@ -172,9 +172,11 @@ class ModelTransformFactory:
             )
             # Actions are tokens here: nothing is padded.
             return _transforms.Group(inputs=[*prepare, _transforms.TokenizeFASTInputs(tokenizer)], outputs=[extract])
+        is_pi05 = model_config.model_type == _model.ModelType.PI05
         tokenize = _transforms.TokenizePrompt(
             _tokenizer.for_vocab(vocab_size, model_config.max_token_len),
-            discrete_state_input=model_config.discrete_state_input,
+            # The original's pi0 takes its state as a token of its own, whatever this field says.
+            discrete_state_input=is_pi05 and model_config.discrete_state_input,
         )
         return _transforms.Group(inputs=[*prepare, tokenize, _transforms.PadStatesAndActions(model_config.action_dim)])
 

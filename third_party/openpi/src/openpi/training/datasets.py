@@ -270,7 +270,7 @@ def transform_dataset(dataset: Dataset, data_config: DataConfig, *, skip_norm_st
 def used_keys(
     data_config: DataConfig, metadata: lerobot_metadata.LeRobotMetadata, member: MixedDataset | None = None
 ) -> set[str] | None:
-    """Return the dataset keys that the repack transform reads; None if there is none, so that all may be used.
+    """Return the dataset keys that the repack transform reads; None if it does not come first, so that all may be used.
 
     Args:
         data_config: Has the repack transform.
@@ -281,10 +281,10 @@ def used_keys(
         DataError: Some of them are not in the dataset; the message lists all.
         ConfigError: The entry's prompt would not reach the model.
     """
-    repacks = [t for t in data_config.repack_transforms.inputs if isinstance(t, _transforms.RepackTransform)]
-    if not repacks:
+    first = next(iter(data_config.repack_transforms.inputs), None)
+    if not isinstance(first, _transforms.RepackTransform):
         return None
-    used = set(_leaves(repacks[0].structure))
+    used = set(_leaves(first.structure))
     sets_prompt = member is not None and member.prompt is not None
     if sets_prompt and "prompt" not in used:
         raise errors.ConfigError(

@@ -118,7 +118,8 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
     if not info_path.is_file():
         raise errors.MissingFileError(
             f"{directory}: no LeRobot dataset '{repo_id}' here (meta/info.json is missing); make it with "
-            f"'make convert DATA=<recordings> REPO_ID={repo_id}' or set HF_LEROBOT_HOME to the folder that holds it"
+            f"'make convert DATA=<recordings> REPO_ID={repo_id}', or set HF_LEROBOT_HOME to the folder that holds it; one of "
+            f"the Hugging Face hub comes with 'hf download {repo_id} --repo-type dataset --local-dir {directory}'"
         )
     info = _read_json(info_path)
     _check_info(info, info_path)

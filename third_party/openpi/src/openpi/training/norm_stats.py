@@ -113,7 +113,8 @@ def _target_dir(config: TrainConfig) -> pathlib.Path:
         )
     if assets.assets_dir is not None and "://" in assets.assets_dir:
         raise errors.ConfigError(
-            f"config '{config.name}': takes its statistics from {assets.assets_dir}/{asset_id}; nothing to compute"
+            f"config '{config.name}': takes its statistics from {assets.assets_dir}/{asset_id}; nothing to compute "
+            "('--data.assets.assets-dir None' here and in training takes those of its own data)"
         )
     return pathlib.Path(assets.assets_dir or config.assets_dirs) / asset_id
 

@@ -20,8 +20,8 @@ FILE_NAME = "config.json"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 # What gives the parameters their meaning; a run that went on with another value would be neither the old nor a new one.
 _FIXED = ("name", "model", "data", "freeze_filter", "freeze_image_tower")
-# Parts of them that may change all the same: where files lie, and what only a server uses.
-_FREE = ("data.assets.assets_dir", "data.default_prompt", "model.pytorch_compile_mode")
+# Parts of them that may change all the same: where files lie, what changes no number, and what only a server uses.
+_FREE = ("data.assets.assets_dir", "data.keep_pictures", "data.default_prompt", "model.pytorch_compile_mode")
 # Decided anew by every command.
 _OF_THE_COMMAND = ("overwrite", "resume", "process_id", "coordinator_address")
 

@@ -15,6 +15,7 @@ from openpi.shared import nnx_utils
 from openpi.training import optimizer as _optimizer
 from openpi.training import partition
 from openpi.training import sharding as _sharding
+from openpi.training import weight_loaders
 from openpi.training.bounded_cache import BoundedCache
 from openpi.training.train_config import TrainConfig
 
@@ -98,7 +99,9 @@ def init_train_state(config: TrainConfig, rng: jax.Array, mesh: jax.sharding.Mes
 def _load_weights(config: TrainConfig, params: nnx.State) -> at.Params:
     """Return the loaded parameters alone, as a nested dict of arrays."""
     expected = nnx_utils.to_pure_dict(params)
-    flat = flax.traverse_util.flatten_dict(config.weight_loader.load(expected))
+    given = config.weight_loader.load(expected)
+    weight_loaders.check_result(given, expected, source=f"weight loader {type(config.weight_loader).__name__}")
+    flat = flax.traverse_util.flatten_dict(given)
     loaded = {path: leaf for path, leaf in flat.items() if not isinstance(leaf, jax.ShapeDtypeStruct)}
     if loaded:
         logger.info("%d of %d parameters loaded, the others are random", len(loaded), len(flat))

@@ -134,6 +134,26 @@ def merge_params(loaded: Params, expected: Params, *, fill_missing: str, source:
     return flax.traverse_util.unflatten_dict(merged, sep="/")
 
 
+def check_result(loaded: Params, expected: Params, *, source: str) -> None:
+    """Compare what a loader returned, anybody's, with the tree that it was given.
+
+    Raises:
+        DataError: Parameters are missing, unknown, or of another shape or type; the message lists their paths.
+    """
+    found, wanted = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (loaded, expected))
+    problems = [f"'{path}' is missing" for path in wanted.keys() - found.keys()]
+    problems += [f"'{path}' is not in the model" for path in found.keys() - wanted.keys()]
+    for path in found.keys() & wanted.keys():
+        here, there = ((tuple(leaf.shape), str(leaf.dtype)) for leaf in (found[path], wanted[path]))
+        if here != there:
+            problems.append(f"'{path}': found {here[1]} {here[0]}, expected {there[1]} {there[0]}")
+    if problems:
+        raise errors.DataError(
+            f"{source}: returned parameters that do not fit the model ({len(problems)}): {'; '.join(sorted(problems)[:8])}; "
+            "those that it does not load are returned as they were given"
+        )
+
+
 def _check_fits(found: Mapping[str, Any], expected: Mapping[str, Any], *, fill_missing: str, source: str) -> None:
     may_miss = re.compile(fill_missing)
     problems = []

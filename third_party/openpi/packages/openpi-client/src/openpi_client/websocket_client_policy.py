@@ -122,7 +122,8 @@ class WebsocketClientPolicy(BasePolicy):
                 raise
             except (OSError, WebSocketException) as e:
                 raise _unreachable(self._uri, e) from e
-            if self._connection.metadata != self._metadata:
+            # As bytes: there may be arrays in it, which do not compare to one truth.
+            if msgpack_numpy.packb(self._connection.metadata) != msgpack_numpy.packb(self._metadata):
                 logger.warning("policy server at %s came back with different metadata", self._uri)
                 self._metadata = self._connection.metadata
         return self._connection
