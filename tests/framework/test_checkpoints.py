@@ -3,6 +3,8 @@
 import json
 import pathlib
 import shutil
+import subprocess
+import sys
 
 from flax import nnx
 import flax.traverse_util
@@ -202,5 +204,23 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, fault):
     with pytest.raises(errors.DataError, match=words):
         restore(golden_config(), run)
     shutil.rmtree(before)
-    with pytest.raises(errors.DataError, match="start the run again with --overwrite"):
+    with pytest.raises(errors.DataError, match="copy it here again, or begin a run with another --exp-name"):
         restore(golden_config(), run)
+
+
+def test_arrays_that_are_cut_off_are_told_of_in_one_line(tmp_path):
+    """In a process of its own: what other reads of the same file find is printed at the end of one."""
+    shutil.copytree(GOLDEN / "pi0_checkpoint" / str(GOLDEN_STEP) / "params", tmp_path / "params")
+    for path in tmp_path.rglob("d/*"):
+        if path.stat().st_size > 10_000:
+            cut_off(path)
+    code = (
+        "import logging\nlogging.getLogger('absl').setLevel(logging.WARNING)\n"
+        "from openpi.models.checkpoint_params import restore_params\nfrom openpi.shared import cli\n"
+        f"cli.run(lambda _: restore_params({str(tmp_path / 'params')!r}), lambda: None)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}/params: cannot read parameters (")
+    assert line.endswith("copy it again, or take another")

@@ -167,6 +167,13 @@ def test_only_the_columns_asked_for_are_held():
     assert {"observation.state", "action", "task_index"} <= dataset.columns.keys()
 
 
+def test_a_list_of_episodes_that_is_not_whole_is_named(damaged):
+    path = damaged / "meta/episodes.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(errors.DataError, match=r"episodes.jsonl: has total_episodes \d, info.json says \d"):
+        LeRobotDataset("x", root=damaged)
+
+
 def test_a_column_that_a_file_lacks_is_named(damaged):
     path = damaged / "data/chunk-000/episode_000001.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["action"]), path)

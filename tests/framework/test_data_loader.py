@@ -180,6 +180,14 @@ def test_missing_statistics_name_the_file_and_the_command(home):
     assert "make norm-stats CONFIG=debug_realman" in str(info.value)
 
 
+def test_damaged_statistics_are_told_as_such(home):
+    path = home / "assets/debug_realman/realman/dual_arm/norm_stats.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"norm_stats": {"state": ')
+    with pytest.raises(errors.DataError, match=r"norm_stats\.json"):
+        data_loader.create_data_loader(config())
+
+
 def test_keys_that_the_dataset_lacks_are_named_before_anything_is_read(home):
     cfg = config()
     data_config = cfg.data.create(None, cfg.model)

@@ -20,7 +20,7 @@ def test_a_tree_has_the_size_of_its_arrays():
 
 def test_a_run_without_room_for_one_checkpoint_does_not_begin(tmp_path, monkeypatch):
     monkeypatch.setattr(free_space, "free_bytes", lambda _: 50 * MIB)
-    words = r"a checkpoint takes 0.10 GiB, 0.05 GiB are free; .*--checkpoint-base-dir"
+    words = r"a checkpoint takes 100.0 MiB, 50.0 MiB are free; .*--checkpoint-base-dir"
     with pytest.raises(free_space.DiskFullError, match=words):
         free_space.check_start(tmp_path, 100 * MIB, num_kept=1, reusable=0)
     free_space.check_start(tmp_path, 100 * MIB, num_kept=1, reusable=60 * MIB)
@@ -51,6 +51,17 @@ def test_the_last_save_waits_for_room_but_not_for_ever(tmp_path, monkeypatch, ca
     monkeypatch.setattr(free_space, "_LAST_CHECKPOINT_WAIT_S", 0)
     with pytest.raises(free_space.DiskFullError, match="nobody made room"):
         free_space.has_room(tmp_path, 2 * MIB, is_last=True)
+
+
+def test_a_signal_ends_the_wait_for_room_but_the_signal_that_ended_the_run_does_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(free_space, "_POLL_S", 0)
+    monkeypatch.setattr(free_space, "free_bytes", lambda _: MIB)
+    asked = iter([False, False, True])
+    with pytest.raises(free_space.DiskFullError, match="asked to end while waiting for room"):
+        free_space.has_room(tmp_path, 2 * MIB, is_last=True, is_ending=lambda: next(asked))
+    free = iter([MIB, MIB, 2 * MIB])
+    monkeypatch.setattr(free_space, "free_bytes", lambda _: next(free))
+    assert free_space.has_room(tmp_path, 2 * MIB, is_last=True, is_ending=lambda: True)
 
 
 def test_a_disk_that_fills_up_during_a_save_is_one_line_and_the_checkpoint_before_stays(tmp_path):

@@ -158,6 +158,23 @@ def test_numbers_below_one_are_refused(name):
         dataclasses.replace(_config.get_config("debug"), **{name: 0})
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"num_train_steps": 0}, "num_train_steps is 0, expected at least 1"),
+        ({"keep_period": -3}, "keep_period is -3, expected at least 1"),
+        ({"num_workers": -1}, "num_workers is -1, expected at least 0"),
+        ({"seed": -1}, "seed is -1, expected at least 0"),
+        ({"max_loss_growth": 0}, "max_loss_growth is 0, expected at least 1"),
+        ({"ema_decay": 2.0}, "ema_decay is 2, expected 0 to below 1"),
+        ({"validation_interval": 10}, "no episodes are kept out; add --data.validation.fraction 0.1"),
+    ],
+)
+def test_numbers_that_no_run_could_have_are_refused_with_the_flags(fields, words):
+    with pytest.raises(errors.ConfigError, match=words):
+        dataclasses.replace(_config.get_config("debug_realman"), **fields)
+
+
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(config, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     words = r"batch_size: 4 cannot be split evenly over 3 devices; set --batch-size to a multiple of 3"

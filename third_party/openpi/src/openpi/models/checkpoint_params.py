@@ -52,7 +52,7 @@ def restore_params(
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def describe(reason: str) -> str:
-        return f"{path}: cannot read parameters ({reason}); expected the '{PARAMS_KEY}' folder of a step"
+        return f"{path}: cannot read parameters ({reason}); damaged, or no '{PARAMS_KEY}' folder of a step: copy it again, or take another"
 
     with storage_errors.explained(describe):
         return _without_value_keys(_restore(path, sharding=sharding, restore_type=restore_type, dtype=dtype))

@@ -8,6 +8,7 @@ import sys
 from openpi.shared import errors
 
 _MAX_REASON = 300
+_LATE = ("Event loop is closed", "Encountered error while reading array index")
 
 
 @contextlib.contextmanager
@@ -25,11 +26,16 @@ def explained(describe: Callable[[str], str]) -> Iterator[None]:
         yield
     except errors.UserError:
         raise
-    except (OSError, ValueError, KeyError) as e:
+    except Exception as e:
+        # An array that cannot be read is told of by a bare Exception, behind which is what happened.
+        is_bare = type(e) is Exception
+        if not is_bare and not isinstance(e, OSError | ValueError | KeyError):
+            raise
         # Parameters are read in tasks, of which often all fail: one has been told of.
         logging.getLogger("asyncio").addFilter(_OTHERS)
         # They carry pages of context.
-        reason = next(iter(str(e).splitlines()), type(e).__name__)[:_MAX_REASON]
+        cause = (e.__cause__ or e) if is_bare else e
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)[:_MAX_REASON]
         raise errors.DataError(describe(reason)) from e
 
 
@@ -45,6 +51,6 @@ _report = sys.unraisablehook
 
 
 def _report_unless_late(unraisable: "sys.UnraisableHookArgs") -> None:
-    # A read that ended after the loop of its task.
-    if "Event loop is closed" not in str(unraisable.exc_value):
+    # A read that ended after the loop of its task, or that nobody waits for as another one failed first.
+    if not str(unraisable.exc_value).startswith(_LATE):
         _report(unraisable)

@@ -255,7 +255,11 @@ def restore_state(
 
 def _describe_damage(manager: ocp.CheckpointManager, step: int, reason: str) -> str:
     older = sorted(each for each in manager.all_steps() if each < step)
-    remedy = f"move it away to resume at step {older[-1]}" if older else "start the run again with --overwrite"
+    remedy = (
+        f"move it away to resume at step {older[-1]}"
+        if older
+        else "copy it here again, or begin a run with another --exp-name"
+    )
     return f"{manager.directory}/{step}: the checkpoint is damaged ({reason}); {remedy}"
 
 

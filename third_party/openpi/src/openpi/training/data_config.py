@@ -146,6 +146,8 @@ class DataConfigFactory(abc.ABC):
             return _normalize.load(folder), _normalize.load_provenance(folder)
         except FileNotFoundError:
             logger.info("no norm_stats.json in %s yet", directory)
+        except errors.DataError:
+            raise  # they are there, but damaged
         except errors.UserError as e:
             logger.warning("norm stats of %s could not be fetched: %s", directory, e)
         return None, None

@@ -1,7 +1,9 @@
 """Resizing in front of the transforms instead of among them, where the result is the same: what comes out is then worth keeping."""
 
 from collections.abc import Sequence
+import functools
 import logging
+import pathlib
 from typing import Any
 
 import jax
@@ -46,12 +48,17 @@ def fit_early(
     variant = "_reduced" if data_config.reduced_jpeg else ""
     keep_free = leave_room.on_disk_of(dataset.meta.root) if leave_room else 0
     pictures = FittedPictures(dataset.meta, size, keep_free=keep_free, variant=variant)
+    _tell(pictures.folder, len(dataset) * len(dataset.image_keys) * _RGB_BYTES * size[0] * size[1] / _GIB)
+    return dataset.with_fitted(pictures)
+
+
+@functools.cache
+def _tell(folder: pathlib.Path, gib: float) -> None:
+    """Say it once: several parts of a mixture, and validation, use the same folder."""
     logger.info(
         "%s: pictures are kept as the model sees them, up to %.1f GiB; --data.no-keep-pictures decodes them each time",
-        pictures.folder,
-        len(dataset) * len(dataset.image_keys) * _RGB_BYTES * size[0] * size[1] / _GIB,
+        *(folder, gib),
     )
-    return dataset.with_fitted(pictures)
 
 
 def _until_resized(data_config: DataConfig) -> Sequence[Any] | None:

@@ -1,6 +1,6 @@
 """Room for checkpoints on the disk: asked for before a save begins, so that a full disk costs nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import errno
@@ -80,30 +80,45 @@ def check_start(folder: pathlib.Path, size: int, *, num_kept: int, reusable: int
     free = free_bytes(folder) + reusable
     if free < size:
         raise DiskFullError(
-            f"{folder}: a checkpoint takes {size / _GIB:.2f} GiB, {free / _GIB:.2f} GiB are free; "
+            f"{folder}: a checkpoint takes {_text(size)}, {_text(free)} are free; "
             "make room, or choose another disk with --checkpoint-base-dir"
         )
     if free < (num_kept + 1) * size:
         logger.warning(
-            "%s: up to %d checkpoints of %.2f GiB exist at a time, but %.2f GiB are free; saving will stop when they are used",
-            *(folder, num_kept + 1, size / _GIB, free / _GIB),
+            "%s: up to %d checkpoints of %s exist at a time, but %s are free; saving will stop when they are used",
+            *(folder, num_kept + 1, _text(size), _text(free)),
         )
     return Claim(folder, max(0, (num_kept + 1) * size - reusable))
 
 
-def has_room(folder: pathlib.Path, size: int, *, is_last: bool) -> bool:
+def _text(num_bytes: float) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB" if num_bytes >= _GIB else f"{num_bytes / 2**20:.1f} MiB"
+
+
+def has_room(folder: pathlib.Path, size: int, *, is_last: bool, is_ending: Callable[[], bool] = lambda: False) -> bool:
     """Look whether a checkpoint can be saved now; before the last one of a run, wait for room.
+
+    Args:
+        folder: Of the run.
+        size: Of a checkpoint, bytes.
+        is_last: Whether it is the run's last one.
+        is_ending: Whether the process has been asked to end; when that happens during the wait, it is over.
 
     Raises:
         DiskFullError: There is no room for the last checkpoint after a long wait.
     """
+    was_ending = is_ending()
     deadline = time.monotonic() + _LAST_CHECKPOINT_WAIT_S
     reminder = time.monotonic()
     while (free := free_bytes(folder)) < size:
-        words = f"{folder}: a checkpoint takes {size / _GIB:.2f} GiB, {free / _GIB:.2f} GiB are free"
+        words = f"{folder}: a checkpoint takes {_text(size)}, {_text(free)} are free"
         if not is_last:
             logger.error("%s; this one is not saved, training goes on; make room for the next one", words)
             return False
+        if is_ending() and not was_ending:
+            raise DiskFullError(
+                f"{words}; asked to end while waiting for room, the steps since the last checkpoint are lost"
+            )
         if time.monotonic() >= deadline:
             raise DiskFullError(f"{words}; nobody made room, the steps since the last checkpoint are lost")
         if time.monotonic() >= reminder:

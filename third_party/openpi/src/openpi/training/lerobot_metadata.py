@@ -133,6 +133,12 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
         raise errors.DataError(
             f"{directory}: the dataset has no frames; convert at least one recording with 'make convert'"
         )
+    for name, found in (("total_episodes", len(episodes)), ("total_frames", first_frame)):
+        if (expected := info.get(name, found)) != found:
+            raise errors.DataError(
+                f"{directory}/meta/episodes.jsonl: has {name} {found}, info.json says {expected}; "
+                "convert the recordings again, or copy the dataset again"
+            )
     return LeRobotMetadata(repo_id=repo_id, root=directory, info=info, tasks=tasks, episodes=tuple(episodes))
 
 

@@ -1,5 +1,6 @@
 """How a run begins: what is looked at before anything is written, and its first state, fresh or from a checkpoint."""
 
+import contextlib
 import logging
 
 import jax
@@ -45,11 +46,21 @@ def check_folder(config: TrainConfig) -> None:
 
     Raises:
         CheckpointExistsError: There is such a run, and no flag says what to do with it.
-        ConfigError: The run was begun with another config.
+        ConfigError: The run was begun with another config, or has done all its steps.
     """
     checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
     if config.resume:
         run_config.check_resume(config, config.checkpoint_dir)
+        with contextlib.suppress(errors.MissingFileError):  # no checkpoint: the run will start afresh
+            newest = checkpoint_folder.step_of(checkpoint_folder.resolve(config.checkpoint_dir))
+            _check_unfinished(config, 0 if newest is None else newest + 1)
+
+
+def _check_unfinished(config: TrainConfig, num_done: int) -> None:
+    if num_done >= config.num_train_steps:
+        raise errors.ConfigError(
+            f"{config.checkpoint_dir}: this run has done all its {num_done} steps; raise --num-train-steps to go on"
+        )
 
 
 def check_disk(config: TrainConfig) -> free_space.Claim:
@@ -163,10 +174,7 @@ def _resume(
         manager, _train_state.abstract_train_state(config), _train_state.state_sharding(config, mesh)
     )
     step = int(state.step)
-    if step >= config.num_train_steps:
-        raise errors.ConfigError(
-            f"{manager.directory}: this run has done all its {step} steps; raise --num-train-steps to go on"
-        )
+    _check_unfinished(config, step)
     # The original stores no position; its loader had taken one batch a step.
     loader.restore(loader_state or LoaderState(position=step * config.batch_size, seed=config.seed))
     logger.info("resuming at step %d", step)

@@ -21,6 +21,15 @@ Filter = nnx.filterlib.Filter
 _IMAGE_TOWER = nnx_utils.PathRegex(".*PaliGemma/img/.*")
 
 
+_LEAST = {
+    **dict.fromkeys(("num_train_steps", "batch_size", "grad_accumulation", "log_interval"), 1),
+    **dict.fromkeys(("save_interval", "keep_period", "validation_interval", "validation_samples"), 1),
+    **dict.fromkeys(("seed", "num_workers"), 0),
+    "max_loss_growth": 1,
+}
+"""The smallest value of each number; those that may be None are looked at when they are not."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """One training run. Values are set in a registered config and overridden by flags of the same name."""
@@ -105,9 +114,17 @@ class TrainConfig:
             raise errors.ConfigError(
                 f"config '{self.name}': --resume and --overwrite exclude each other; give one of them"
             )
-        for name in ("grad_accumulation", "batch_size", "log_interval", "save_interval", "validation_samples"):
-            if getattr(self, name) < 1:
-                raise errors.ConfigError(f"config '{self.name}': {name} is {getattr(self, name)}, expected at least 1")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise errors.ConfigError(f"config '{self.name}': {name} is {value}, expected at least {least}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise errors.ConfigError(f"config '{self.name}': ema_decay is {self.ema_decay:g}, expected 0 to below 1")
+        if self.validation_interval is not None and self.data.validation.is_empty:
+            raise errors.ConfigError(
+                f"config '{self.name}': validation_interval is {self.validation_interval}, but no episodes are kept out; "
+                "add --data.validation.fraction 0.1"
+            )
 
     @property
     def assets_dirs(self) -> pathlib.Path:

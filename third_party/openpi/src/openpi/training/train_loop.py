@@ -1,6 +1,6 @@
 """A training run from config to last checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import logging
 import pathlib
@@ -117,6 +117,7 @@ class _Run:
         self._meter = StepMeter(config.batch_size, max_loss_growth=config.max_loss_growth)
         self._saved_step = first_step - 1
         self._stop_signal: int | None = None
+        self._is_asked_to_end: Callable[[], bool] = lambda: False
 
     def go(self, state: TrainState, stop: StopSignal) -> None:
         """Do the steps that are left.
@@ -125,6 +126,7 @@ class _Run:
             DivergedError: The loss went wrong; the batch has been saved.
             DiskFullError: A checkpoint could not be written.
         """
+        self._is_asked_to_end = lambda: stop.received is not None
         try:
             self._go(state, stop)
         except divergence.DivergedError as e:
@@ -204,7 +206,9 @@ class _Run:
         with free_space.explain(self._directory):
             self._manager.wait_until_finished()
         if distributed.first_decides(
-            lambda: free_space.has_room(self._directory, free_space.tree_bytes(state), is_last=is_last)
+            lambda: free_space.has_room(
+                self._directory, free_space.tree_bytes(state), is_last=is_last, is_ending=self._is_asked_to_end
+            )
         ):
             score = None
             if self._validation is not None:
