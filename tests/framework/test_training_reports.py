@@ -7,6 +7,7 @@ import struct
 import sys
 import types
 
+import cv2
 import jax
 import matplotlib.figure
 import numpy as np
@@ -71,6 +72,30 @@ def test_curves_have_a_panel_more_with_validation(tmp_path, validated, monkeypat
     assert len(axes[0].lines) == 1 + validated
     if validated:
         assert axes[-1].get_ylabel() == "error of sampled actions, deg"
+        assert axes[-1].get_ylim()[1] > 3.0
+    assert axes[0].get_yscale() == "linear"  # from 0.5 to 1 no power of ten lies
+    assert tmp_path.name in axes[0].get_title()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_curves_are_drawn_whatever_the_values(tmp_path, value):
+    log = run_log.RunLog(tmp_path, 0)
+    log.write(0, {**LINE, "loss": value, "grad_norm": value})
+    log.write_validation(0, {"valid_loss": value, "joint_error_deg": value})
+    assert log.draw_curves().stat().st_size > 1000
+    log.write_validation(1, {"valid_loss": 1.0, "joint_error_deg": 3.0})
+    log.draw_curves()
+
+
+def test_camera_views_have_a_named_column_of_untouched_pixels_for_each_slot(tmp_path):
+    images = {name: np.full((2, 8, 10, 3), shade, np.float32) for name, shade in (("base", -1.0), ("wrist", 1.0))}
+    path = run_log.save_camera_views(tmp_path, types.SimpleNamespace(images=images))
+    pixels = cv2.imread(str(path))
+    assert pixels.shape == (24 + 2 * (8 + 4), 2 * (10 + 4), 3)
+    assert (pixels[24:32, :10] == 0).all()
+    assert (pixels[24:32, 14:24] == 255).all()
+    assert pixels[:24, :14].min() < 128  # its name
 
 
 def losses(*values):

@@ -17,6 +17,9 @@ CURVES_NAME = "curves.png"
 VIEWS_NAME = "camera_views.png"
 
 _MAX_VIEWS = 5
+_GAP_PX, _HEADER_PX = 4, 24
+_LOG_SPAN = 5.0
+"""Curves that span less than this factor are drawn on a linear scale."""
 # Column, label, scale of each panel; the columns after the first are of the validation, the first one there is drawn.
 _CURVES = (
     ("loss", "loss", "log", ("valid_loss",)),
@@ -112,15 +115,17 @@ class RunLog:
             _plot(axis, self._train.rows, key, "training", "C0")
             for other in others:
                 _plot(axis, validation, other, "validation", "C1")
-            axis.set(ylabel=label, yscale=scale)
+            axis.set(ylabel=label, yscale=scale if _span(axis) > _LOG_SPAN else "linear")
         if validation:
             axes[0].legend(loc="upper right")
         if error is not None:
             _plot(axes[-1], validation, error[0], "validation", "C1")
-            axes[-1].set(ylabel=error[1], ylim=(0, None))
+            finite = [value for row in validation if np.isfinite(value := row.get(error[0], np.nan))]
+            axes[-1].set(ylabel=error[1], ylim=(0, 1.05 * max(finite) if any(finite) else None))
         for axis in axes:
             axis.grid(alpha=0.3)
         axes[-1].set_xlabel("step")
+        axes[0].set_title(f"{self._directory.parent.name}, run {self._directory.name}")
         figure.savefig(path, dpi=120)
         return path
 
@@ -131,8 +136,15 @@ def _plot(axis: Any, rows: list[dict[str, float]], key: str, label: str, color: 
         axis.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None, label=label, color=color)
 
 
+def _span(axis: Any) -> float:
+    """Return the quotient of the largest and the smallest value drawn; 1 where there is none, or one is not positive."""
+    values = np.concatenate([[np.nan], *(line.get_ydata() for line in axis.get_lines())])
+    values = values[np.isfinite(values)]
+    return float(values.max() / values.min()) if values.size and values.min() > 0 else 1.0
+
+
 def save_camera_views(directory: pathlib.Path, observation: _model.Observation) -> pathlib.Path:
-    """Write what the model sees of the first samples of a batch: a row per sample, a column per image slot.
+    """Write what the model sees of the first samples of a batch: a row per sample, a named column per image slot.
 
     Args:
         directory: Of the run.
@@ -141,8 +153,17 @@ def save_camera_views(directory: pathlib.Path, observation: _model.Observation) 
     Returns:
         Path of the PNG.
     """
-    rows = np.concatenate([np.asarray(image[:_MAX_VIEWS]) for image in observation.images.values()], axis=2)
-    pixels = np.clip((rows.reshape(-1, *rows.shape[2:]) + 1) * 127.5, 0, 255).astype(np.uint8)
+    columns = [_column(name, np.asarray(image[:_MAX_VIEWS])) for name, image in observation.images.items()]
+    pixels = np.concatenate(columns, axis=1)
     path = directory / VIEWS_NAME
     path.write_bytes(cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1].tobytes())
     return path
+
+
+def _column(name: str, images: np.ndarray) -> np.ndarray:
+    """Put the images of a slot below each other and its name above, on white."""
+    pixels = np.clip((images + 1) * 127.5, 0, 255).astype(np.uint8)
+    framed = np.pad(pixels, ((0, 0), (0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=255)
+    header = np.full((_HEADER_PX, framed.shape[2], 3), 255, np.uint8)
+    cv2.putText(header, name, (2, _HEADER_PX - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([header, *framed])
