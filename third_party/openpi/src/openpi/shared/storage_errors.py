@@ -8,6 +8,7 @@ import sys
 from openpi.shared import errors
 
 _MAX_REASON = 300
+_OF_TASKS = ("never retrieved", "unhandled exception during asyncio.run() shutdown")
 _LATE = ("Event loop is closed", "Encountered error while reading array index")
 
 
@@ -22,8 +23,11 @@ def explained(describe: Callable[[str], str]) -> Iterator[None]:
         DataError: The checkpoint cannot be read.
     """
     sys.unraisablehook = _report_unless_late
+    # Parameters are read in tasks, of which often all fail: one is told of. Stays after a failure, as some end with the process.
+    logging.getLogger("asyncio").addFilter(_OTHERS)
     try:
         yield
+        logging.getLogger("asyncio").removeFilter(_OTHERS)
     except errors.UserError:
         raise
     except Exception as e:
@@ -31,8 +35,6 @@ def explained(describe: Callable[[str], str]) -> Iterator[None]:
         is_bare = type(e) is Exception
         if not is_bare and not isinstance(e, OSError | ValueError | KeyError):
             raise
-        # Parameters are read in tasks, of which often all fail: one has been told of.
-        logging.getLogger("asyncio").addFilter(_OTHERS)
         # They carry pages of context.
         cause = (e.__cause__ or e) if is_bare else e
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)[:_MAX_REASON]
@@ -43,7 +45,8 @@ class _Others(logging.Filter):
     """Drops the tracebacks of tasks that failed beside the one that an error tells of."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "never retrieved" not in record.getMessage()
+        message = record.getMessage()
+        return not any(words in message for words in _OF_TASKS)
 
 
 _OTHERS = _Others()
