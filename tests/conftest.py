@@ -4,6 +4,8 @@ from collections.abc import Sequence
 import dataclasses
 import os
 from pathlib import Path
+import subprocess
+import sys
 from typing import Any, Protocol
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,6 +27,18 @@ hypothesis.settings.load_profile("tests")
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_FORMS = ("jpeg_padded", "jpeg_variable", "jpeg_strings", "raw")
 TASK = "put the cube into the tray"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is marked `own_process` in another pytest."""
+    if not pyfuncitem.get_closest_marker("own_process") or os.environ.get("TEST_IN_OWN_PROCESS"):
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", pyfuncitem.nodeid]
+    environment = {**os.environ, "TEST_IN_OWN_PROCESS": "1"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -153,6 +153,8 @@ OLD_EYES = dataclasses.replace(
 """A busy machine may trip a limit of age a little early; the message is the same."""
 
 
+# After `drop_the_connection` the SDK may connect no arm any more, see test_rm65_faults.
+@pytest.mark.own_process
 @pytest.mark.parametrize(
     ("fault", "error", "says", "site"),
     [
