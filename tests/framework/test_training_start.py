@@ -87,7 +87,7 @@ def test_a_folder_that_holds_no_parameters_is_told_before_anything_is_compiled(
     for folder in (tmp_path, older_run.parent):
         message = refusal(debug_config(tmp_path, tiny_model, weight_loader=CheckpointWeightLoader(str(folder))))
         assert message.startswith(f"{folder}: ")
-        assert "checkpoint" in message or "'params' folder of a step" in message
+        assert "checkpoint" in message or "expected the 'params' folder of a step" in message
     assert compiles == []
 
 

@@ -7,6 +7,7 @@
 General flags come before the `policy:` word. Stop it with Ctrl-C.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import enum
 import logging
@@ -31,6 +32,7 @@ from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi.shared import cli
 from openpi.shared import compile_cache
 from openpi.shared.errors import ConfigError
+from openpi.shared.normalize import NormStats
 from openpi.training import config as _config
 from openpi_client import memory
 from openpi_client.base_policy import BasePolicy
@@ -192,22 +194,26 @@ def load_checkpoint(args: Args) -> Served:
     train_config, data_config = settings.train_config, settings.data_config
     if args.num_steps is not None and train_config.model.model_type == _model.ModelType.PI0_FAST:
         raise ConfigError(f"--num-steps has no meaning for '{train_config.name}', a pi0-FAST model; leave it out")
-    sample_kwargs = None if args.num_steps is None else {"num_steps": args.num_steps}
+    norm_stats = checkpoint_folder.load_norm_stats(step_dir, data_config.asset_id)
     policy = _policy_config.create_policy(
-        settings, default_prompt=args.default_prompt, sample_kwargs=sample_kwargs, rtc_methods=args.rtc_methods
+        settings,
+        default_prompt=args.default_prompt,
+        sample_kwargs=None if args.num_steps is None else {"num_steps": args.num_steps},
+        norm_stats=norm_stats,
+        rtc_methods=args.rtc_methods,
     )
-    example = example_observation.for_transforms(data_config.data_transforms, _state_size(settings))
+    state_size = _state_size(norm_stats, train_config.model.action_dim)
+    example = example_observation.for_transforms(data_config.data_transforms, state_size)
     metadata = contract_metadata.describe_checkpoint(
         train_config, data_config, step_dir, example=example, default_prompt=args.default_prompt, policy=policy
     )
     return Served(policy, metadata, example, f"config '{train_config.name}', checkpoint {step_dir}")
 
 
-def _state_size(settings: _policy_config.TrainedSettings) -> int | None:
+def _state_size(norm_stats: Mapping[str, NormStats], model_size: int) -> int | None:
     """Return how many numbers the state had in training, by its statistics; None where those were padded to the model's."""
-    stats = checkpoint_folder.load_norm_stats(settings.step_dir, settings.data_config.asset_id)
-    size = int(stats["state"].mean.size) if "state" in stats else None
-    return None if size is None or size >= settings.train_config.model.action_dim else size
+    size = norm_stats["state"].mean.size if "state" in norm_stats else model_size
+    return size if size < model_size else None
 
 
 def load_replay(args: Args, replay: Replay) -> Served:

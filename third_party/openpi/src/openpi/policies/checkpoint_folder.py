@@ -46,7 +46,7 @@ def resolve(checkpoint_dir: pathlib.Path | str) -> pathlib.Path:
     if runs := _runs(folder):
         folder = max(runs, key=_last_saved)
         logger.info("%d run(s) there; using the one saved last, %s", len(runs), folder)
-    if steps := _complete_steps(folder):
+    if steps := complete_steps(folder):
         newest = folder / str(max(steps))
         logger.info("%s holds %d checkpoints; using the newest, step %d", folder, len(steps), max(steps))
         return newest
@@ -74,11 +74,10 @@ def find_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> pathlib.Pat
     Raises:
         MissingFileError: there are none, or several and none under `asset_id`; the message lists them.
     """
-    assets, found = step_dir / ASSETS_DIR, _asset_ids(step_dir)
-    asset_id = asset_id_in(step_dir, asset_id)
-    if asset_id in found:
+    assets, asset_id = step_dir / ASSETS_DIR, asset_id_in(step_dir, asset_id)
+    if asset_id is not None and (assets / asset_id / normalize.FILE_NAME).is_file():
         return assets / asset_id
-    listed = ", ".join(f"'{name}'" for name in found) or "none"
+    listed = ", ".join(f"'{name}'" for name in _asset_ids(step_dir)) or "none"
     raise MissingFileError(
         f"{assets}: no norm stats of '{asset_id}' (found: {listed}); set the config's assets.asset_id to one of them, or "
         "train with statistics, which are then saved with each checkpoint"
@@ -88,6 +87,13 @@ def find_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> pathlib.Pat
 def load_norm_stats(step_dir: pathlib.Path, asset_id: str | None) -> dict[str, normalize.NormStats]:
     """Read the statistics that were saved beside the parameters; see `find_norm_stats`."""
     return normalize.load(find_norm_stats(step_dir, asset_id))
+
+
+def complete_steps(folder: pathlib.Path) -> list[int]:
+    """Return the steps of a run's folder that hold parameters; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / PARAMS_DIR).is_dir()]
 
 
 def step_of(step_dir: pathlib.Path) -> int | None:
@@ -110,18 +116,12 @@ def _asset_ids(step_dir: pathlib.Path) -> list[str]:
     return sorted(str(path.parent.relative_to(assets)) for path in assets.rglob(normalize.FILE_NAME))
 
 
-def _complete_steps(folder: pathlib.Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal() and (path / PARAMS_DIR).is_dir()]
-
-
 def _runs(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in folder.iterdir() if _complete_steps(path)] if folder.is_dir() else []
+    return [path for path in folder.iterdir() if complete_steps(path)] if folder.is_dir() else []
 
 
 def _last_saved(run: pathlib.Path) -> float:
-    return max((run / str(step)).stat().st_mtime for step in _complete_steps(run))
+    return max((run / str(step)).stat().st_mtime for step in complete_steps(run))
 
 
 def _describe(folder: pathlib.Path) -> str:

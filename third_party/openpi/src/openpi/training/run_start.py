@@ -1,6 +1,5 @@
 """How a run begins: what is looked at before anything is written, and its first state, fresh or from a checkpoint."""
 
-import contextlib
 import logging
 
 import jax
@@ -51,9 +50,8 @@ def check_folder(config: TrainConfig) -> None:
     checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
     if config.resume:
         run_config.check_resume(config, config.checkpoint_dir)
-        with contextlib.suppress(errors.MissingFileError):  # no checkpoint: the run will start afresh
-            newest = checkpoint_folder.step_of(checkpoint_folder.resolve(config.checkpoint_dir))
-            _check_unfinished(config, 0 if newest is None else newest + 1)
+        steps = checkpoint_folder.complete_steps(config.checkpoint_dir)
+        _check_unfinished(config, max(steps, default=-1) + 1)
 
 
 def _check_unfinished(config: TrainConfig, num_done: int) -> None:

@@ -20,7 +20,6 @@ Filter = nnx.filterlib.Filter
 
 _IMAGE_TOWER = nnx_utils.PathRegex(".*PaliGemma/img/.*")
 
-
 _LEAST = {
     **dict.fromkeys(("num_train_steps", "batch_size", "grad_accumulation", "log_interval"), 1),
     **dict.fromkeys(("save_interval", "keep_period", "validation_interval", "validation_samples"), 1),
@@ -92,7 +91,7 @@ class TrainConfig:
     # Leave the image tower as it was loaded.
     freeze_image_tower: bool = False
     # What layers compute again in the backward pass: all ("full", least memory), all but the products with weights
-    # ("dots"), or nothing ("none", fastest).
+    # ("dots"), or nothing ("none", least to compute).
     remat: stacking.Remat = "full"
     # Steps between two validations, where --data.validation keeps episodes out; None: with every checkpoint.
     validation_interval: int | None = None

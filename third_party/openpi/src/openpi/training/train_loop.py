@@ -1,6 +1,6 @@
 """A training run from config to last checkpoint."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import dataclasses
 import logging
 import pathlib
@@ -117,7 +117,6 @@ class _Run:
         self._meter = StepMeter(config.batch_size, max_loss_growth=config.max_loss_growth)
         self._saved_step = first_step - 1
         self._stop_signal: int | None = None
-        self._is_asked_to_end: Callable[[], bool] = lambda: False
 
     def go(self, state: TrainState, stop: StopSignal) -> None:
         """Do the steps that are left.
@@ -126,7 +125,6 @@ class _Run:
             DivergedError: The loss went wrong; the batch has been saved.
             DiskFullError: A checkpoint could not be written.
         """
-        self._is_asked_to_end = lambda: stop.received is not None
         try:
             self._go(state, stop)
         except divergence.DivergedError as e:
@@ -163,7 +161,7 @@ class _Run:
                 # Who asked the run to end may not wait long.
                 metrics = self._validate(state, step, with_checkpoint=is_save) if is_end or not is_last else None
                 if is_save:
-                    self._save(state, step, metrics, is_last=is_last)
+                    self._save(state, step, metrics, stop, is_last=is_last)
                 elif not self._manager.is_saving_in_progress():
                     checkpoints.point_to_best(self._manager)
                 if is_last:
@@ -199,7 +197,9 @@ class _Run:
         self._meter.pause(time.perf_counter() - start_s)
         return metrics
 
-    def _save(self, state: TrainState, step: int, metrics: dict[str, float] | None, *, is_last: bool) -> None:
+    def _save(
+        self, state: TrainState, step: int, metrics: dict[str, float] | None, stop: StopSignal, *, is_last: bool
+    ) -> None:
         self._meter.settle()  # a state that has diverged must not replace a good one
         start_s = time.perf_counter()
         self._reports.draw_curves()
@@ -207,7 +207,10 @@ class _Run:
             self._manager.wait_until_finished()
         if distributed.first_decides(
             lambda: free_space.has_room(
-                self._directory, free_space.tree_bytes(state), is_last=is_last, is_ending=self._is_asked_to_end
+                self._directory,
+                free_space.tree_bytes(state),
+                is_last=is_last,
+                is_ending=lambda: stop.received is not None,
             )
         ):
             score = None
