@@ -45,7 +45,7 @@ $(READY): $(LOCK) pyproject.toml requirements/install.sh
 	@touch $@
 
 sample: $(READY) ## Record simulated demonstrations to try the rest on (data/sample)
-	$(PY) -m realman.sim.record --out-dir "$(or $(DATA),data/sample)" $(ARGS)
+	$(PY) -m realman.robots.sim.record --out-dir "$(or $(DATA),data/sample)" $(ARGS)
 
 convert: $(READY) ## Recordings (DATA=folder of HDF5) to a LeRobot v2.1 dataset
 	@: $(call need,DATA,/data/fold_towel)
@@ -53,11 +53,11 @@ convert: $(READY) ## Recordings (DATA=folder of HDF5) to a LeRobot v2.1 dataset
 
 inspect: $(READY) ## Examine recordings or a dataset (DATA=folder): report with findings and what mends them
 	@: $(call need,DATA,/data/fold_towel)
-	$(PY) -m realman.doctor --data "$(DATA)" $(ARGS)
+	$(PY) -m realman.data.inspection --data "$(DATA)" $(ARGS)
 
 verify: $(READY) ## Compare the dataset with its recordings (DATA=folder) through the official lerobot, item by item
 	@: $(call need,DATA,/data/fold_towel)
-	$(PY) -m realman.verify --data "$(DATA)" --repo-id "$(REPO_ID)" $(ARGS)
+	$(PY) -m realman.data.verify --data "$(DATA)" --repo-id "$(REPO_ID)" $(ARGS)
 
 norm-stats: $(READY) ## Normalisation statistics of the dataset, for CONFIG
 	$(PY) $(FRAMEWORK)/scripts/compute_norm_stats.py --config-name "$(CONFIG)" --repo-id "$(REPO_ID)" $(ARGS)
@@ -74,14 +74,14 @@ serve: $(READY) ## Serve the newest checkpoint of CONFIG (of the run EXP, or CKP
 	  policy:checkpoint $(if $(and $(wildcard $(CKPT)/bundle.json),$(filter file,$(origin CONFIG))),,--policy.config "$(CONFIG)") --policy.dir "$(CKPT)"
 
 offline: $(READY) ## Replay a recorded episode through the running server: errors, plot, JSON
-	$(PY) examples/realman/offline.py --host "$(HOST)" --port "$(PORT)" --data "$(or $(DATA),data/sample/heldout)" \
+	$(PY) examples/realman/evaluation/offline.py --host "$(HOST)" --port "$(PORT)" --data "$(or $(DATA),data/sample/heldout)" \
 	  $(call flag,--prompt,PROMPT) $(ARGS)
 
 client: $(READY) ## Run the robot client against the running server (simulated robot; SIM=1: real driver, emulated arms)
 	$(PY) examples/realman/main.py --host "$(HOST)" --port "$(PORT)" $(if $(SIM),--robot emulated) $(call flag,--prompt,PROMPT) $(ARGS)
 
 emulator: $(READY) ## Two emulated RM65 controllers that the vendor's SDK can drive
-	$(PY) -m realman.emulator $(ARGS)
+	$(PY) -m realman.robots.emulator $(ARGS)
 
 patches: $(READY) ## Write the patches for a checkout of the original openpi from this tree
 	$(PY) patches/tool.py make

@@ -4,6 +4,9 @@ from jaxtyping import Float
 from jaxtyping import UInt8
 import numpy as np
 
+from realman import spec
+from realman.errors import RejectedError
+
 JointVec = Float[np.ndarray, " 14"]
 """One state or action of both arms: joints in rad, grippers 0..1 (1 = open), right arm first."""
 
@@ -21,3 +24,14 @@ Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 StoredFrame = Bytes | Pixels
 """A frame as it was recorded: the bytes of a JPEG, or raw in the recorded channel order."""
+
+
+def check_finite(values: JointVec, what: str) -> None:
+    """Refuse NaN and infinity, which an arm controller would take for a huge angle.
+
+    Raises:
+        RejectedError: Names every bad dimension.
+    """
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        raise RejectedError(f"{what}: not finite at {', '.join(f'{spec.DIM_NAMES[i]} [{i}]' for i in bad)}")

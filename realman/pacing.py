@@ -3,6 +3,8 @@
 import time
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 _LATE_SHARE = 0.1
 """A tick counts as late when it is this share of a period behind its deadline."""
 
@@ -58,3 +60,11 @@ class Pacer:
         if late_s > self._period_s:
             self.restart()
         return late_s
+
+
+def percentiles_ms(durations_s: list[float]) -> dict[str, float] | None:
+    """Return p50, p95 and max of durations in ms; None when there are none."""
+    if not durations_s:
+        return None
+    p50, p95 = np.percentile(durations_s, [50, 95]) * 1000
+    return {"p50": float(p50), "p95": float(p95), "max": max(durations_s) * 1000}

@@ -4,7 +4,7 @@ python examples/realman/convert_realman_data_to_lerobot.py --raw-dir /data/fold_
 """
 
 from realman import cli
-from realman import convert
+from realman.data import convert
 
 if __name__ == "__main__":
     cli.run(convert.main, convert.Args)

@@ -19,30 +19,30 @@ import os
 from pathlib import Path
 import sys
 
-from realman import chunks
 from realman import cli
-from realman import control
-from realman import robot as _robot
-from realman import safety
-from realman import site_config
 from realman import spec
-from realman import watchdogs
-from realman.client import API_KEY_ENV
-from realman.client import PolicyClient
-from realman.desk.keyboard import Keyboard
-from realman.desk.preflight import confirm
-from realman.desk.preflight import preflight
-from realman.desk.report import report
-from realman.desk.run import Run
-from realman.desk.view import View
-from realman.desk.view import Watched
 from realman.errors import RealmanError
 from realman.errors import RejectedError
 from realman.pacing import Pacer
-from realman.recording import dataset
-from realman.recording.recorder import Recorder
-from realman.steering import SteeredPolicy
-from realman.steering import Steering
+from realman.robots import robot as _robot
+from realman.runtime import chunks
+from realman.runtime import control
+from realman.runtime import safety
+from realman.runtime import watchdogs
+from realman.runtime.client import API_KEY_ENV
+from realman.runtime.client import PolicyClient
+from realman.runtime.recording import dataset
+from realman.runtime.recording.recorder import Recorder
+from realman.runtime.steering import SteeredPolicy
+from realman.runtime.steering import Steering
+from realman.station import site_config
+from realman.station.keyboard import Keyboard
+from realman.station.preflight import confirm
+from realman.station.preflight import preflight
+from realman.station.report import report
+from realman.station.run import Run
+from realman.station.view import View
+from realman.station.view import Watched
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Compare a policy's predictions with a recording it was not trained on; no robot, nothing moves.
 
-    python examples/realman/offline.py --data data/sample/heldout
+    python examples/realman/evaluation/offline.py --data data/sample/heldout
 
 needs a running server (`make serve`). For each episode it writes a plot (PNG) and all numbers (JSON) to `--out-dir` and
 prints a table of errors: joints in degrees, grippers as a fraction of their stroke, beside the errors of holding still.
@@ -14,16 +14,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from realman import chunks
 from realman import cli
-from realman import offline
-from realman import plots
-from realman import seams
-from realman.client import API_KEY_ENV
-from realman.client import PolicyClient
+from realman.data.raw.flags import ReadingFlags
 from realman.errors import DatasetError
 from realman.errors import ServerError
-from realman.raw.flags import ReadingFlags
+from realman.evaluation import offline
+from realman.evaluation import plots
+from realman.evaluation import seams
+from realman.runtime import chunks
+from realman.runtime.client import API_KEY_ENV
+from realman.runtime.client import PolicyClient
 
 SEAM_DELAYS_MS = (0.0, 50.0, 100.0, 200.0)
 

@@ -22,10 +22,10 @@ from openpi.shared import nnx_utils
 from openpi.shared import normalize
 from openpi.training import config as _config
 from openpi_client.errors import RemoteError
-from realman import client as client_module
-from realman import seams
 from realman import spec
-from realman.client import PolicyClient
+from realman.evaluation import seams
+from realman.runtime import client as client_module
+from realman.runtime.client import PolicyClient
 
 FPS = 50.0
 NUM_FRAMES = 160

@@ -1,0 +1,1 @@
+"""A recording until it is a proven dataset: read, checked, converted, inspected, verified."""

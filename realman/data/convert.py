@@ -1,0 +1,207 @@
+"""RealMan recordings (HDF5) to a LeRobot v2.1 dataset: `python examples/realman/convert_realman_data_to_lerobot.py --raw-dir DIR`.
+
+First every recording is checked, then episodes are written in parallel into a hidden folder beside the dataset, which is moved
+into place when all of it is there. An interrupted run goes on where it stopped. A LeRobot v2.0 dataset is upgraded instead.
+"""
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+import sys
+import time
+from typing import Annotated
+
+from rich.console import Console
+from rich.table import Table
+import tyro
+
+from realman import cli
+from realman import spec
+from realman.data.dataset import conversion
+from realman.data.dataset import layout
+from realman.data.dataset import upgrade
+from realman.data.dataset.conversion import Outcome
+from realman.data.dataset.conversion import Request
+from realman.data.dataset.frames import Encoding
+from realman.data.dataset.frames import ImageFormat
+from realman.data.dataset.from_raw import Mode
+from realman.data.dataset.from_raw import Storage
+from realman.data.dataset.pool import Crew
+from realman.data.dataset.pool import dask_crew
+from realman.data.dataset.pool import local_crew
+from realman.data.dataset.staging import check_target
+from realman.data.dataset.staging import parse_shard
+from realman.data.dataset.video_codecs import CodecName
+from realman.errors import DatasetError
+from realman.data.raw import RawOptions
+from realman.data.raw import find_episodes
+from realman.data.raw.flags import ReadingFlags
+from realman.data.raw.folder import choose_episodes
+from realman.data.raw.plausible import Doubt
+
+DEFAULT_ROOT = Path("data/lerobot")
+"""Where the training side looks for datasets when HF_LEROBOT_HOME is not set."""
+
+DEFAULT_ROBOT_TYPE = "realman"
+
+
+def dataset_dir(root: Path | None, repo_id: str) -> Path:
+    """Folder of a dataset; without a root below $HF_LEROBOT_HOME, or data/lerobot."""
+    return (root or Path(os.environ.get("HF_LEROBOT_HOME") or DEFAULT_ROOT)) / repo_id
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args(ReadingFlags):
+    """Flags of the converter."""
+
+    raw_dir: Annotated[Path, tyro.conf.arg(aliases=["--data"])]
+    """Folder of episode_<n>.hdf5 recordings, one recording, or a LeRobot v2.0 or v2.1 dataset to upgrade."""
+    repo_id: str = "realman/dual_arm"
+    """Name of the dataset: its folder below the root."""
+    root: Path | None = None
+    """Where datasets live; by default $HF_LEROBOT_HOME, or data/lerobot."""
+    mode: Mode = "image"
+    """Store single images (recorded JPEGs untouched) or videos."""
+    image_format: ImageFormat = "png"
+    """How raw frames become images: png loses nothing, jpg is a sixth of the size and nine times faster."""
+    jpeg_quality: int = 95
+    """Quality of --image-format jpg, 1..100."""
+    video_codec: CodecName = "av1"
+    """Codec of the video mode."""
+    task_file: Path | None = None
+    """JSON object of task texts by recording, such as {"episode_0": "fold the towel"}."""
+    cameras: tuple[str, ...] = spec.CAMERAS
+    """Cameras to convert; each must be in every recording."""
+    episodes: tuple[int, ...] | None = None
+    """Numbers of the recordings to convert, as in episode_<n>.hdf5; by default all."""
+    robot_type: str | None = None
+    """Robot name in info.json; by default "realman", or that of the dataset to upgrade."""
+    overwrite: bool = False
+    """Replace the dataset if it exists."""
+    skip_bad: bool = False
+    """Leave bad recordings out and list them in meta/rejected.json, instead of stopping."""
+    accept: tuple[Doubt, ...] = ()
+    """Doubts that do not make a recording bad: jump (faster than the joint), timestamps (holes or another rate), frozen or black
+    pictures."""
+    dry_run: bool = False
+    """Check everything and write nothing."""
+    workers: int | None = None
+    """Processes that convert; by default one per core."""
+    dask: str | None = None
+    """Address of a Dask scheduler whose workers convert instead, such as tcp://10.0.0.5:8786."""
+    shard: str | None = None
+    """Build only part i of n (such as 1/4), on one of several machines; --merge makes the dataset of all parts."""
+    merge: bool = False
+    """Make the dataset of the shards that lie beside it; all other flags as for the shards."""
+
+    @property
+    def target(self) -> Path:
+        """Folder of the dataset."""
+        return dataset_dir(self.root, self.repo_id)
+
+    @property
+    def storage(self) -> Storage:
+        """How to store pictures."""
+        return Storage(self.mode, self.video_codec, Encoding(self.image_format, self.jpeg_quality))
+
+
+def main(args: Args) -> int:
+    """Convert RealMan recordings to a LeRobot v2.1 dataset; the path of the dataset goes to stdout."""
+    _check_args(args)
+    check_target(args.target, overwrite=args.overwrite)
+    started = time.monotonic()
+    try:
+        outcome = _upgrade(args) if upgrade.is_dataset(args.raw_dir) else _convert(args)
+    except KeyboardInterrupt:
+        cli.print_error(
+            f"interrupted; '{args.target}' is as it was, run again to go on with the episodes that are finished"
+        )
+        return 130
+    _print_summary(args, outcome, time.monotonic() - started)
+    if not args.dry_run:
+        sys.stdout.write(f"{outcome.path}\n")
+    return 0
+
+
+def _check_args(args: Args) -> None:
+    """Refuse flags that make no sense, before anything is read.
+
+    Raises:
+        DatasetError: They do not.
+    """
+    parts = Path(args.repo_id).parts
+    if not parts or ".." in parts or Path(args.repo_id).is_absolute():
+        raise DatasetError(f"repo id '{args.repo_id}' is no name of a dataset, expected one like 'realman/dual_arm'")
+    if args.workers is not None and args.workers < 1:
+        raise DatasetError(f"--workers {args.workers} is not positive")
+    if not args.cameras:
+        raise DatasetError("--cameras names no camera; leave it out to convert all four")
+    if args.shard and args.merge:
+        raise DatasetError("--shard builds a part, --merge makes the dataset of all parts; give one of them")
+    if args.dask and args.workers:
+        raise DatasetError("--dask uses the workers of the cluster; leave --workers out")
+
+
+def _crew(args: Args, num_episodes: int) -> contextlib.AbstractContextManager[Crew]:
+    return dask_crew(args.dask) if args.dask else local_crew(args.workers, num_episodes)
+
+
+def _upgrade(args: Args) -> Outcome:
+    if args.options != RawOptions() or args.task_file or args.episodes or args.shard or args.merge:
+        raise DatasetError(
+            f"{args.raw_dir}: is a LeRobot dataset, to be upgraded as it is; leave options for recordings out"
+        )
+    num_episodes = (
+        len(layout.read_json_lines(args.raw_dir / layout.EPISODES)) if (args.raw_dir / layout.EPISODES).is_file() else 1
+    )
+    with _crew(args, num_episodes) as crew:
+        return conversion.upgrade_dataset(args.raw_dir, args.target, args.robot_type, crew, dry_run=args.dry_run)
+
+
+def _convert(args: Args) -> Outcome:
+    request = Request(
+        paths=choose_episodes(find_episodes(args.raw_dir), args.episodes),
+        target=args.target,
+        options=args.options,
+        cameras=args.cameras,
+        storage=args.storage,
+        robot_type=args.robot_type or DEFAULT_ROBOT_TYPE,
+        task_file=args.task_file,
+        accept=args.accept,
+        skip_bad=args.skip_bad,
+        dry_run=args.dry_run,
+        shard=parse_shard(args.shard) if args.shard else None,
+        merge=args.merge,
+    )
+    with _crew(args, len(request.paths)) as crew:
+        return conversion.convert(request, crew)
+
+
+def _print_summary(args: Args, outcome: Outcome, seconds: float) -> None:
+    plan = outcome.plan
+    num_bytes = sum(size for record in outcome.records for size in record.files.values())
+    images = layout.keys_of(plan.features, layout.IMAGE) + layout.keys_of(plan.features, layout.VIDEO)
+    rows = {
+        "episodes": f"{len(plan.jobs)}",
+        "left out": f"{len(outcome.rejected)}",
+        "frames": f"{plan.num_frames} ({plan.num_frames / plan.fps:.0f} s at {plan.fps} fps)",
+        "tasks": "; ".join(plan.tasks),
+        "cameras": ", ".join(key.removeprefix(spec.IMAGE_KEY_PREFIX) for key in images),
+        "size": f"{num_bytes / 1e6:.1f} MB" if outcome.records else f"about {plan.needed_bytes / 1e6:.0f} MB",
+        "time": f"{seconds:.1f} s ({plan.num_frames / seconds:.0f} frames/s)",
+    }
+    if args.dry_run:
+        title = "Dry run: all checks passed, nothing written"
+    elif args.shard:
+        title = f"Shard {args.shard} of a LeRobot {layout.CODEBASE_VERSION} dataset: {outcome.path}"
+    else:
+        title = f"LeRobot {layout.CODEBASE_VERSION} dataset {outcome.path}"
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(stderr=True).print(table, highlight=False)
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

@@ -1,0 +1,217 @@
+"""The conversion of a folder of recordings, from the checks to the finished dataset; who does the work is the caller's choice."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from realman.data.checks import EpisodeFacts
+from realman.data.checks import EpisodeReport
+from realman.data.checks import check_episode
+from realman.data.checks import compare_episodes
+from realman.data.checks import refuse_bad
+from realman.data.dataset import files
+from realman.data.dataset import layout
+from realman.data.dataset import upgrade
+from realman.data.dataset.build import DatasetPlan
+from realman.data.dataset.build import Failure
+from realman.data.dataset.build import build_episodes
+from realman.data.dataset.build import check_disk
+from realman.data.dataset.build import write_metadata
+from realman.data.dataset.from_raw import Storage
+from realman.data.dataset.from_raw import plan_raw
+from realman.data.dataset.pool import Crew
+from realman.data.dataset.pool import as_completed
+from realman.data.dataset.progress import FramesBar
+from realman.data.dataset.staging import EpisodeRecord
+from realman.data.dataset.staging import Shard
+from realman.data.dataset.staging import Staging
+from realman.data.dataset.staging import find_shards
+from realman.data.raw.folder import read_task_texts
+from realman.data.raw.options import RawOptions
+from realman.data.raw.plausible import Doubt
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to convert, and into what."""
+
+    paths: Sequence[Path]
+    """The recordings, in order."""
+    target: Path
+    """Folder of the dataset."""
+    options: RawOptions
+    """How to read them."""
+    cameras: Sequence[str]
+    """Cameras that every recording must have."""
+    storage: Storage
+    robot_type: str
+    task_file: Path | None = None
+    """JSON object of task texts by recording."""
+    accept: tuple[Doubt, ...] = ()
+    """Doubts that do not make a recording bad."""
+    skip_bad: bool = False
+    """Leave bad recordings out instead of stopping."""
+    dry_run: bool = False
+    """Only check."""
+    shard: Shard | None = None
+    """Build only this part of the episodes, for a later merge."""
+    merge: bool = False
+    """Take the episodes that shards have built; only those that are missing are built here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run made, or would make."""
+
+    plan: DatasetPlan
+    records: Sequence[EpisodeRecord]
+    rejected: Sequence[EpisodeReport]
+    path: Path
+    """The dataset, or the folder of the shard."""
+
+
+def convert(request: Request, crew: Crew) -> Outcome:
+    """Check all recordings, write the good ones, and move the dataset into place.
+
+    Raises:
+        EpisodeError: Recordings are bad.
+        DatasetError: The dataset cannot be written.
+    """
+    reports = _check(request, crew)
+    rejected = [r for r in reports if r.problem is not None]
+    facts = [r.facts for r in reports if r.facts is not None]
+    refuse_bad(rejected, len(reports), num_good=len(facts), skip_bad=request.skip_bad)
+    _tell_assumptions(facts)
+    shards = find_shards(request.target) if request.merge else []
+    staging = Staging(request.target, request.shard)
+    plan = _plan(facts, request)
+    check_disk(request.target, plan.needed_bytes, [staging.path, *(shard.path for shard in shards)])
+    if request.dry_run:
+        return Outcome(plan, [], rejected, request.target)
+    with staging:
+        for shard in shards:
+            with shard:
+                staging.adopt(shard)
+        records, failures = _build(plan, staging, crew)
+        while failures:
+            # Damage that only shows in the middle of an episode: the ones after it move up and are written anew.
+            late = {f.job.source: f.problem for f in failures}
+            found = [EpisodeReport(f.path, problem=late[f.path.name]) for f in facts if f.path.name in late]
+            rejected += found
+            facts = [f for f in facts if f.path.name not in late]
+            refuse_bad(found, len(reports), num_good=len(facts), skip_bad=request.skip_bad)
+            plan = _plan(facts, request)
+            records, failures = _build(plan, staging, crew)
+        if request.shard is None:
+            _publish(staging, plan, records, rejected, conversion=_describe(request))
+    for shard in shards:
+        shard.discard()
+    return Outcome(plan, records, rejected, request.target if request.shard is None else staging.path)
+
+
+def upgrade_dataset(source: Path, target: Path, robot_type: str | None, crew: Crew, *, dry_run: bool) -> Outcome:
+    """Write the v2.1 form of a v2.0 or v2.1 dataset.
+
+    Args:
+        source: The existing dataset.
+        target: Folder of the new one.
+        robot_type: Name of the robot; None keeps the dataset's own.
+        crew: Who does the work.
+        dry_run: Only check.
+
+    Raises:
+        EpisodeError: Episodes are damaged.
+        DatasetError: The dataset cannot be read or written.
+    """
+    plan = upgrade.plan_upgrade(source, robot_type)
+    staging = Staging(target)
+    check_disk(target, plan.needed_bytes, [staging.path])
+    if dry_run:
+        return Outcome(plan, [], [], target)
+    with staging:
+        records, failures = _build(plan, staging, crew)
+        bad = [EpisodeReport(source, problem=f.problem) for f in failures]
+        refuse_bad(bad, len(plan.jobs), num_good=len(records), skip_bad=False)
+        _publish(staging, plan, records, [])
+    return Outcome(plan, records, [], target)
+
+
+def _plan(facts: Sequence[EpisodeFacts], request: Request) -> DatasetPlan:
+    plan = plan_raw(facts, request.options, request.storage, robot_type=request.robot_type, accept=request.accept)
+    if request.shard is None:
+        return plan
+    # Every n-th episode, so that long and short ones spread evenly.
+    return dataclasses.replace(
+        plan,
+        jobs=plan.jobs[request.shard.number - 1 :: request.shard.count],
+        needed_bytes=plan.needed_bytes // request.shard.count,
+    )
+
+
+def _check(request: Request, crew: Crew) -> list[EpisodeReport]:
+    """Check all recordings, each on its own and then against the others; reports are in the order of the paths."""
+    texts = read_task_texts(request.task_file, request.paths) if request.task_file else {}
+    items = [
+        (p, dataclasses.replace(request.options, task=texts.get(p.stem, request.options.task))) for p in request.paths
+    ]
+    reports = {}
+    with tqdm(total=len(items), desc="check", unit=" episodes", leave=False) as bar:
+        check = functools.partial(_check_one, cameras=request.cameras, accept=request.accept)
+        for (path, _), report in as_completed(crew.executor, check, items, ahead=crew.ahead):
+            reports[path] = report
+            bar.update()
+    return compare_episodes([reports[path] for path in request.paths])
+
+
+def _check_one(item: tuple[Path, RawOptions], cameras: Sequence[str], accept: Sequence[Doubt]) -> EpisodeReport:
+    path, options = item
+    return check_episode(path, options, cameras, accept=accept)
+
+
+def _tell_assumptions(facts: Sequence[EpisodeFacts]) -> None:
+    """Nothing is assumed or dropped silently."""
+    if not facts[0].has_fps:
+        logger.warning("no recording states its rate: %d frames per second assumed; --fps says otherwise", facts[0].fps)
+    others = sorted({camera for f in facts for camera in f.other_cameras})
+    if others:
+        logger.warning("cameras recorded but not converted: %s; --cameras chooses", ", ".join(others))
+
+
+def _build(plan: DatasetPlan, staging: Staging, crew: Crew) -> tuple[list[EpisodeRecord], list[Failure]]:
+    with FramesBar(plan.jobs, staging) as bar:
+        return build_episodes(plan.jobs, staging, crew, on_done=bar.finish)
+
+
+def _describe(request: Request) -> dict[str, Any]:
+    """What a reader needs to find the dataset's numbers in the recordings again."""
+    storage = request.storage
+    return {
+        "options": dataclasses.asdict(request.options),
+        "cameras": list(request.cameras),
+        "storage": {"mode": storage.mode, "codec": storage.codec, **dataclasses.asdict(storage.encoding)},
+        "accept": sorted(request.accept),
+    }
+
+
+def _publish(
+    staging: Staging,
+    plan: DatasetPlan,
+    records: Sequence[EpisodeRecord],
+    rejected: Sequence[EpisodeReport],
+    conversion: dict[str, Any] | None = None,
+) -> None:
+    with files.writing(staging.path):
+        write_metadata(staging.path, plan, records)
+        if conversion:
+            layout.write_json(staging.path / layout.CONVERSION, conversion)
+        if rejected:
+            content = [{"source": r.path.name, "reason": r.problem} for r in rejected]
+            layout.write_json(staging.path / layout.REJECTED, content)
+    staging.publish()

@@ -1,0 +1,179 @@
+"""Work spread over processes that never outlive their parent, or done in this process when one worker is enough."""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED
+from concurrent.futures import Executor
+from concurrent.futures import Future
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import wait
+from concurrent.futures.process import BrokenProcessPool
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import multiprocessing
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+import os
+import signal
+import threading
+from typing import Any, TypeVar
+
+from realman.errors import DatasetError
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+_PRELOAD = ("realman.data.dataset.from_raw", "realman.data.dataset.upgrade")
+_DASK_TIMEOUT_S = 10
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class InlineExecutor(Executor):
+    """An executor that does the work in the calling thread, at submission."""
+
+    def submit(self, fn: Callable[..., ResultT], /, *args: Any, **kwargs: Any) -> Future[ResultT]:
+        """Run `fn` now; its result or exception is in the future returned."""
+        future: Future[ResultT] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as e:
+            future.set_exception(e)
+        return future
+
+
+@dataclasses.dataclass(frozen=True)
+class Crew:
+    """Who does the work: any executor of `concurrent.futures`, and how much it can take."""
+
+    executor: Executor
+    workers: int
+    """Jobs that run at a time."""
+    threads: int = 1
+    """Threads that each job may use for codecs."""
+
+    @property
+    def ahead(self) -> int:
+        """Largest number of jobs submitted at a time: nobody waits, and memory stays bounded."""
+        return 2 * self.workers
+
+
+@contextlib.contextmanager
+def local_crew(workers: int | None, num_jobs: int) -> Iterator[Crew]:
+    """Processes on this machine; cores that have no process of their own serve as threads.
+
+    Args:
+        workers: Processes; None for one per core.
+        num_jobs: Jobs to be done; there are never more processes.
+
+    Raises:
+        DatasetError: A worker died without a word.
+    """
+    cores = available_cores() if workers is None else workers
+    used = max(1, min(cores, num_jobs))
+    with worker_pool(used) as executor:
+        yield Crew(executor, used, threads=max(1, cores // used))
+
+
+@contextlib.contextmanager
+def dask_crew(address: str) -> Iterator[Crew]:
+    """The workers of a Dask cluster, which must see the recordings and the dataset's folder under the same paths.
+
+    Args:
+        address: The scheduler's, such as `tcp://10.0.0.5:8786`.
+
+    Raises:
+        DatasetError: Dask is not installed, the scheduler does not answer, or workers died.
+    """
+    try:
+        distributed = importlib.import_module("distributed")
+    except ImportError as e:
+        raise DatasetError("--dask needs Dask on this machine and its workers: pip install 'dask[distributed]'") from e
+    try:
+        client = distributed.Client(address, timeout=_DASK_TIMEOUT_S)
+    except (OSError, ValueError) as e:
+        raise DatasetError(f"{address}: no Dask scheduler answers ({e}); start one with 'dask scheduler'") from e
+    with client:
+        workers = sum(client.nthreads().values())
+        if not workers:
+            raise DatasetError(f"{address}: the Dask cluster has no workers; start some with 'dask worker {address}'")
+        try:
+            yield Crew(client.get_executor(), workers)
+        except distributed.scheduler.KilledWorker as e:
+            raise DatasetError(f"{address}: a Dask worker died over an episode ({e}); give workers more memory") from e
+
+
+@contextlib.contextmanager
+def worker_pool(workers: int) -> Iterator[Executor]:
+    """An executor of `workers` processes; one worker means this process. An exception in the block ends all workers at once.
+
+    Raises:
+        DatasetError: A worker died without a word.
+    """
+    if workers == 1:
+        yield InlineExecutor()
+        return
+    context = _start_server()
+    lifeline, lifeline_end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(lifeline,))
+    try:
+        yield pool
+    except BrokenProcessPool as e:
+        raise DatasetError("a worker process died, probably for lack of memory; use a smaller --workers") from e
+    finally:
+        # After a normal end all workers are idle; after an exception this ends them in the middle of their work.
+        lifeline_end.close()
+        pool.shutdown(wait=True, cancel_futures=True)
+        lifeline.close()
+
+
+def _start_server() -> ForkServerContext:
+    """Start the process from which workers are forked; it imports what they need, once, while this one goes on.
+
+    Not a fork of this process: it has threads (HDF5, Arrow, OpenCV), and a fork would inherit the staging folder's lock.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOAD))
+    # Ctrl-C is this process's business from the first moment; an ignored signal stays ignored in all that is started.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
+    try:
+        forkserver.ensure_running()
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGINT, before)
+    return context
+
+
+def _start_worker(lifeline: Connection) -> None:
+    """Prepare a worker: it ends when the parent does, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
+
+
+def _exit_with_parent(lifeline: Connection) -> None:
+    # Nothing is ever sent: the read returns when the parent closes its end or is gone, even after kill -9.
+    with contextlib.suppress(EOFError, OSError):
+        lifeline.recv()
+    os._exit(1)
+
+
+def as_completed(
+    executor: Executor, fn: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, ahead: int
+) -> Iterator[tuple[ItemT, ResultT]]:
+    """Apply `fn` to all items, at most `ahead` of them submitted at a time; yields (item, result) as they finish."""
+    waiting = iter(items)
+    pending: dict[Future[ResultT], ItemT] = {}
+    while True:
+        for item in itertools.islice(waiting, ahead - len(pending)):
+            pending[executor.submit(fn, item)] = item
+        if not pending:
+            return
+        done, _ = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield pending.pop(future), future.result()

@@ -1,0 +1,244 @@
+"""The hidden folder in which a dataset grows, and its one move into place.
+
+`.<name>.partial` lies beside the dataset. Each finished episode leaves a record in it with a fingerprint of everything its bytes
+depend on, so a run that was interrupted at any moment goes on where it stopped, and never mixes two runs.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+from pathlib import Path
+import shutil
+import time
+from types import TracebackType
+from typing import Any
+
+from realman.data.dataset import files
+from realman.data.dataset.layout import INFO
+from realman.errors import DatasetError
+
+_RECORDS = Path(".build")
+_LOCK = _RECORDS / "lock"
+
+_REPORT_EVERY_S = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Workbench:
+    """Where, and with how much, one episode is built; travels to a worker with its job."""
+
+    root: Path
+    """The dataset under construction."""
+    threads: int = 1
+    """Threads for codecs."""
+
+    def report(self, episode_index: int, num_frames: int) -> None:
+        """Note how many frames of an episode are done, at most twice a second; whoever watches reads `read_progress`."""
+        path = _progress_path(self.root, episode_index)
+        with contextlib.suppress(OSError):
+            if not path.exists() or time.time() - path.stat().st_mtime > _REPORT_EVERY_S:
+                path.write_text(str(num_frames))
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeRecord:
+    """What the dataset's metadata need of one finished episode."""
+
+    episode_index: int
+    num_frames: int
+    tasks: list[str]
+    source: str
+    """Where the episode came from."""
+    stats: dict[str, dict[str, list[Any]]]
+    """Statistics by feature."""
+    files: dict[str, int]
+    """Size in bytes of each file of the episode, by path relative to the dataset."""
+
+
+def read_progress(root: Path) -> dict[int, int]:
+    """Frames that workers have reported as done, by index of the episodes under construction."""
+    found = {}
+    for path in (root / _RECORDS).glob("*.progress"):
+        with contextlib.suppress(OSError, ValueError):  # just finished, or just being written
+            found[int(path.stem.removeprefix("episode_"))] = int(path.read_text())
+    return found
+
+
+def _progress_path(root: Path, episode_index: int) -> Path:
+    return root / _RECORDS / f"episode_{episode_index:06d}.progress"
+
+
+def save_record(root: Path, fingerprint: str, record: EpisodeRecord) -> None:
+    """Note that an episode is finished; the last step of building it."""
+    path = _record_path(root, record.episode_index)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"fingerprint": fingerprint, **dataclasses.asdict(record)}), encoding="utf-8")
+    files.finish(part, path)
+    _progress_path(root, record.episode_index).unlink(missing_ok=True)
+
+
+def load_record(root: Path, episode_index: int, fingerprint: str) -> EpisodeRecord | None:
+    """The record of an episode finished earlier with the same fingerprint and still complete; else None."""
+    try:
+        content = json.loads(_record_path(root, episode_index).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if content.pop("fingerprint", None) != fingerprint:
+        return None
+    record = EpisodeRecord(**content)
+    sizes_agree = all(
+        (root / name).is_file() and (root / name).stat().st_size == size for name, size in record.files.items()
+    )
+    return record if sizes_agree else None
+
+
+def _record_path(root: Path, episode_index: int) -> Path:
+    return root / _RECORDS / f"episode_{episode_index:06d}.json"
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse a place where something stands that may not be replaced.
+
+    Raises:
+        DatasetError: A dataset is there and `overwrite` is off, or something is there that is no dataset.
+    """
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / INFO).is_file():
+        raise DatasetError(
+            f"{target}: exists and is no LeRobot dataset (no {INFO}); choose another --repo-id or --root"
+        )
+    if not overwrite:
+        raise DatasetError(f"{target}: dataset exists already; give --overwrite to replace it, or another --repo-id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A part of the episodes, to be built by one of several machines."""
+
+    number: int
+    """1..count."""
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+def parse_shard(text: str) -> Shard:
+    """Read `i/n`, such as `1/4`.
+
+    Raises:
+        DatasetError: The text is not of that form, or i is not within 1..n.
+    """
+    try:
+        number, count = (int(part) for part in text.split("/"))
+    except ValueError as e:
+        raise DatasetError(f"shard '{text}' is not NUMBER/COUNT, such as 1/4") from e
+    if not 1 <= number <= count:
+        raise DatasetError(f"shard '{text}' is none, expected 1/{count} to {count}/{count}")
+    return Shard(number, count)
+
+
+class Staging:
+    """The folder under construction, locked against a second run. Leaving the block keeps what is finished."""
+
+    def __init__(self, target: Path, shard: Shard | None = None) -> None:
+        """Nothing is made before the `with` block.
+
+        Args:
+            target: Where the finished dataset will stand.
+            shard: The part of it that is built here; None for all.
+        """
+        self.target = target
+        suffix = "partial" if shard is None else f"shard-{shard.number}-of-{shard.count}"
+        self.path = target.with_name(f".{target.name}.{suffix}")
+        self._old = target.with_name(f".{target.name}.old")
+        self._lock: int | None = None
+
+    def __enter__(self) -> "Staging":
+        """Make or take over the folder.
+
+        Raises:
+            DatasetError: Another run works on it, or it cannot be made.
+        """
+        with files.writing(self.path):
+            (self.path / _RECORDS).mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            os.close(self._lock)
+            raise DatasetError(f"{self.target}: another conversion is writing it; wait for its end") from e
+        # A run killed between the two renames of `publish` left only the old dataset's new name.
+        if self._old.exists() and not self.target.exists():
+            self._old.rename(self.target)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def remove_all_but(self, records: list[EpisodeRecord]) -> None:
+        """Delete files of an earlier run that belong to none of these episodes."""
+        wanted = {self.path / name for record in records for name in record.files}
+        wanted |= {_record_path(self.path, record.episode_index) for record in records} | {self.path / _LOCK}
+        # Deepest first, so that a folder is looked at when all in it is gone.
+        for path in sorted(self.path.rglob("*"), reverse=True):
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+            elif path.is_file() and path not in wanted:
+                path.unlink()
+
+    def adopt(self, part: "Staging") -> None:
+        """Take over the finished episodes of a shard, which must be open (locked) as well; its empty folder stays."""
+        with files.writing(self.path):
+            # The records last: an episode is here only when its files are.
+            paths = sorted(p for p in part.path.rglob("*") if p.is_file() and p != part.path / _LOCK)
+            for path in sorted(paths, key=lambda p: p.parent == part.path / _RECORDS):
+                target = self.path / path.relative_to(part.path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+
+    def publish(self) -> None:
+        """Move the finished dataset into place; an old one there is removed after that."""
+        with files.writing(self.target):
+            shutil.rmtree(self.path / _RECORDS)
+            for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
+                files.sync_folder(folder)
+            shutil.rmtree(self._old, ignore_errors=True)
+            if self.target.exists():
+                self.target.rename(self._old)
+            self.path.rename(self.target)
+            files.sync_folder(self.target.parent)
+            shutil.rmtree(self._old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove the folder with all that is finished."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def find_shards(target: Path) -> list[Staging]:
+    """Folders of shards that lie beside the dataset they are parts of, in order.
+
+    Raises:
+        DatasetError: There is none, some are missing, or they are of different divisions.
+    """
+    names = [p.name.rpartition(".")[2] for p in target.parent.glob(f".{target.name}.shard-*-of-*") if p.is_dir()]
+    shards = [parse_shard(name.removeprefix("shard-").replace("-of-", "/")) for name in names]
+    counts = sorted({shard.count for shard in shards})
+    if not counts:
+        raise DatasetError(f"{target}: no shards to merge beside it; build them with --shard 1/2 and --shard 2/2")
+    if len(counts) > 1:
+        raise DatasetError(
+            f"{target}: shards of different divisions ({counts}) lie beside it; remove those that are old"
+        )
+    missing = sorted(set(range(1, counts[0] + 1)) - {shard.number for shard in shards})
+    if missing:
+        texts: Sequence[str] = [f"--shard {number}/{counts[0]}" for number in missing]
+        raise DatasetError(f"{target}: shards are missing; build them first: {', '.join(texts)}")
+    return [Staging(target, shard) for shard in sorted(shards, key=lambda s: s.number)]

@@ -1,0 +1,226 @@
+"""Turns a LeRobot v2.0 dataset into v2.1: the same tables and videos, never re-encoded, with statistics per episode added.
+
+A v2.1 dataset comes out as it was; statistics that are missing are computed.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from realman.data.dataset import layout
+from realman.data.dataset.build import DatasetPlan
+from realman.data.dataset.layout import Features
+from realman.data.dataset.staging import EpisodeRecord
+from realman.data.dataset.staging import Workbench
+from realman.data.dataset.stats import ImageStats
+from realman.data.dataset.stats import Stats
+from realman.data.dataset.stats import sample_frames
+from realman.data.dataset.stats import vector_stats
+from realman.errors import DatasetError
+from realman.errors import EpisodeError
+
+READABLE_VERSIONS = ("v2.0", "v2.1")
+
+
+@dataclasses.dataclass(frozen=True)
+class UpgradeJob:
+    """One episode of an existing dataset."""
+
+    root: Path
+    """The existing dataset."""
+    episode_index: int
+    num_frames: int
+    tasks: tuple[str, ...]
+    fps: int
+    features: Features
+    files: tuple[tuple[str, str], ...]
+    """Existing and new path of the table, then of the video of each video feature in order; relative to the datasets."""
+    stats: dict[str, Any] | None
+    """Statistics that are there already."""
+
+    @property
+    def source(self) -> str:
+        """The episode's table."""
+        return self.files[0][0]
+
+    def fingerprint(self) -> str:
+        """Hash of the sources' identity and all metadata."""
+        files = [(self.root / old).resolve() for old, _ in self.files]
+        status = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        content = {**dataclasses.asdict(self), "status": status}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+    def build(self, bench: Workbench) -> EpisodeRecord:
+        """Link or copy the episode's files below the bench's root and compute its statistics; see `EpisodeJob.build`."""
+        root = bench.root
+        stats = self.stats if self.stats is not None else self._measure()
+        for old, new in self.files:
+            _link_or_copy(self.root / old, root / new)
+        return EpisodeRecord(
+            episode_index=self.episode_index,
+            num_frames=self.num_frames,
+            tasks=list(self.tasks),
+            source=self.source,
+            stats=stats,
+            files={new: (root / new).stat().st_size for _, new in self.files},
+        )
+
+    def _measure(self) -> dict[str, Stats]:
+        try:
+            table = pq.read_table(self.root / self.source)
+        except pa.ArrowInvalid as e:
+            raise EpisodeError(f"{self.source}: is no readable parquet file ({e}); copy the dataset again") from e
+        if len(table) != self.num_frames:
+            raise EpisodeError(f"{self.source}: has {len(table)} rows, {layout.EPISODES.name} says {self.num_frames}")
+        missing = [
+            key for key, f in self.features.items() if f["dtype"] != layout.VIDEO and key not in table.column_names
+        ]
+        if missing:
+            raise EpisodeError(f"{self.source}: columns {missing} are missing; info.json lists them")
+        videos = dict(zip(layout.keys_of(self.features, layout.VIDEO), self.files[1:], strict=True))
+        stats = {}
+        for key, feature in self.features.items():
+            if key in videos:
+                stats[key] = _video_stats(self.root / videos[key][0], self.num_frames)
+            elif feature["dtype"] == layout.IMAGE:
+                stats[key] = _image_stats(table[key], f"{self.source}: '{key}'")
+            elif key == "timestamp":
+                stats[key] = vector_stats(np.arange(self.num_frames) / self.fps)
+            else:
+                stats[key] = vector_stats(np.array(table[key].to_pylist(), feature["dtype"]))
+        return stats
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether `path` holds a LeRobot dataset."""
+    return (path / layout.INFO).is_file()
+
+
+def _read_info(root: Path) -> dict[str, Any]:
+    """The info.json of an existing dataset.
+
+    Raises:
+        DatasetError: It is damaged, or of a version that cannot be upgraded.
+    """
+    try:
+        info = json.loads((root / layout.INFO).read_text(encoding="utf-8"))
+        version = info["codebase_version"]
+    except (ValueError, KeyError) as e:
+        raise DatasetError(f"{root / layout.INFO}: is damaged ({e}); copy the dataset again") from e
+    if version not in READABLE_VERSIONS:
+        raise DatasetError(f"{root}: is a LeRobot {version} dataset, expected {' or '.join(READABLE_VERSIONS)}")
+    return info
+
+
+def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
+    """Lay out the v2.1 form of an existing dataset.
+
+    Args:
+        root: The dataset.
+        robot_type: Name of the robot; None keeps the dataset's own.
+
+    Raises:
+        DatasetError: Its version is none of `READABLE_VERSIONS`, its metadata are damaged, or files are missing.
+    """
+    try:
+        info = _read_info(root)
+        jobs = _read_jobs(root, info)
+        tasks = [line["task"] for line in _sorted_lines(root / layout.TASKS, "task_index")]
+        files = [root / old for job in jobs for old, _ in job.files]
+        _refuse_missing(root, [f for f in files if not f.is_file()])
+        return DatasetPlan(
+            jobs=jobs,
+            features=info["features"],
+            robot_type=robot_type or info["robot_type"],
+            fps=info["fps"],
+            tasks=tasks,
+            needed_bytes=sum(f.stat().st_size for f in files),
+        )
+    except (KeyError, TypeError) as e:
+        raise DatasetError(
+            f"{root / 'meta'}: is damaged, {e} is missing or no such value; copy the dataset again"
+        ) from e
+
+
+def _read_jobs(root: Path, info: dict[str, Any]) -> list[UpgradeJob]:
+    _refuse_missing(root, [root / name for name in (layout.TASKS, layout.EPISODES) if not (root / name).is_file()])
+    has_stats = (root / layout.EPISODES_STATS).is_file()
+    stats_lines = layout.read_json_lines(root / layout.EPISODES_STATS) if has_stats else []
+    stats = {line["episode_index"]: line["stats"] for line in stats_lines}
+    return [
+        UpgradeJob(
+            root=root,
+            episode_index=line["episode_index"],
+            num_frames=line["length"],
+            tasks=tuple(line["tasks"]),
+            fps=info["fps"],
+            features=info["features"],
+            files=_episode_files(info, line["episode_index"]),
+            stats=stats.get(line["episode_index"]),
+        )
+        for line in _sorted_lines(root / layout.EPISODES, "episode_index")
+    ]
+
+
+def _sorted_lines(path: Path, key: str) -> list[dict[str, Any]]:
+    return sorted(layout.read_json_lines(path), key=lambda line: line[key])
+
+
+def _episode_files(info: dict[str, Any], index: int) -> tuple[tuple[str, str], ...]:
+    chunk_size = info["chunks_size"]
+    table = (layout.data_path(index, info["data_path"], chunk_size), layout.data_path(index))
+    videos = [
+        (layout.video_path(index, key, info["video_path"], chunk_size), layout.video_path(index, key))
+        for key in layout.keys_of(info["features"], layout.VIDEO)
+    ]
+    return tuple((old.as_posix(), new.as_posix()) for old, new in [table, *videos])
+
+
+def _refuse_missing(root: Path, missing: list[Path]) -> None:
+    if missing:
+        names = ", ".join(str(p.relative_to(root)) for p in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise DatasetError(f"{root}: files are missing: {names}{more}; copy the dataset again")
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _image_stats(column: pa.ChunkedArray, place: str) -> Stats:
+    stats = ImageStats()
+    for t in sample_frames(len(column)):
+        bgr = cv2.imdecode(
+            np.frombuffer(column[t].as_py()["bytes"], np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+        if bgr is None:
+            raise EpisodeError(f"{place} cannot be decoded at frame {t}; copy the dataset again")
+        stats.add(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+    return stats.result()
+
+
+def _video_stats(path: Path, num_frames: int) -> Stats:
+    # Here, so that only who has videos loads the codec library.
+    from realman.data.dataset.video import read_frames
+
+    stats = ImageStats()
+    try:
+        for image in read_frames(path, set(sample_frames(num_frames))):
+            stats.add(image)
+    except DatasetError as e:
+        raise EpisodeError(str(e)) from e
+    return stats.result()

@@ -1,0 +1,74 @@
+"""Inspect recordings or a dataset: python -m realman.data.inspection --data PATH.
+
+Writes `report.html` and `report.json` to the output folder and a summary to the terminal. Exit code 1 when there are errors.
+"""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+import sys
+import time
+from typing import Annotated
+
+from rich.console import Console
+import tyro
+
+from realman import cli
+from realman import spec
+from realman.data.inspection import report
+from realman.data.inspection import summary
+from realman.data.inspection import terminal
+from realman.data.inspection.diagnosis import diagnose
+from realman.data.inspection.measure import measure_all
+from realman.data.inspection.norm_stats import read_state_stats
+from realman.data.inspection.source import open_source
+from realman.data.inspection.survey import HighView
+from realman.data.inspection.survey import Survey
+from realman.data.raw.flags import ReadingFlags
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+NUMBERS = "report.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Args(ReadingFlags):
+    """Flags of the doctor; those about recordings are the converter's."""
+
+    data: Annotated[Path, tyro.conf.arg(aliases=["--raw-dir"])]
+    """Folder of episode_<n>.hdf5 recordings, one recording, or a LeRobot v2.0 or v2.1 dataset."""
+    out_dir: Path = Path("data/doctor")
+    """Where report.html and report.json go."""
+    cameras: tuple[str, ...] = spec.CAMERAS
+    """Cameras that are going to be converted."""
+    high_view: HighView = "unknown"
+    """Where cam_high stands: behind the robot and looking its way, or facing it; settles which of two exchanged things is wrong."""
+    norm_stats: Path | None = None
+    """norm_stats.json of a training run: does it fit this data?"""
+    workers: int | None = None
+    """Episodes inspected at a time; by default one per core."""
+
+
+def main(args: Args) -> int:
+    """Inspect recordings or a dataset; the path of the report goes to stdout, exit code 1 when there are errors."""
+    started = time.monotonic()
+    source = open_source(args.data, args.options)
+    norm_stats = None if args.norm_stats is None else read_state_stats(args.norm_stats)
+    episodes = tuple(measure_all(source, args.cameras, args.workers))
+    survey = Survey(source, args.cameras, args.high_view, norm_stats, episodes)
+    findings = diagnose(survey)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    page = args.out_dir / REPORT
+    page.write_text(report.render(survey, findings), encoding="utf-8")
+    numbers = json.dumps(summary.as_json(survey, findings), indent=2, ensure_ascii=False)
+    (args.out_dir / NUMBERS).write_text(numbers + "\n", encoding="utf-8")
+    terminal.print_summary(survey, findings, Console(stderr=True, highlight=False))
+    logger.info("%d episodes inspected in %.1f s", len(episodes), time.monotonic() - started)
+    sys.stdout.write(f"{page}\n")
+    return 1 if any(f.grade == "error" for f in findings) else 0
+
+
+if __name__ == "__main__":
+    cli.run(main, Args)

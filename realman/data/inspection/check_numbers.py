@@ -1,0 +1,221 @@
+"""Are the 14 numbers what they should be: finite, rad, within limits, grippers 0..1 with 1 = open, all alive, well spread?"""
+
+from collections.abc import Iterator
+import math
+
+import numpy as np
+
+from realman.data import checks
+from realman import spec
+from realman.data.inspection.motion import GRIPPERS
+from realman.data.inspection.motion import JOINTS
+from realman.data.inspection.survey import Finding
+from realman.data.inspection.survey import Survey
+from realman.data.inspection.survey import counted
+from realman.data.inspection.survey import some
+
+_STILL = np.where(np.isin(np.arange(spec.NUM_DIMS), JOINTS), math.radians(0.1), 0.01)
+"""A number whose range is smaller than this does not move: encoder noise of a resting arm is below 0.1 deg."""
+
+_TINY_SPAN = np.where(np.isin(np.arange(spec.NUM_DIMS), JOINTS), math.radians(1.0), 0.02)
+"""Below this span of q01..q99, half a degree (or a hundredth of the stroke) fills the normalised range from -1 to 1."""
+
+_FAR_OUT = 10.0
+"""A normalised value beyond this came from a span far smaller than the range."""
+
+_MANY_CLIPPED = 0.10
+"""Own quantiles leave 2 % of a number outside; five times that is a mismatch."""
+
+_GRIPPER_FULL_SCALES = (1, 100, 255, 1000)
+"""Common scales of grippers: fraction, percent, Modbus byte, per mille."""
+
+_SMALL_STROKE = 0.2
+"""A gripper that moves, but never beyond this, is probably recorded in metres."""
+
+
+def check_finite(survey: Survey) -> Iterator[Finding]:
+    """NaN and infinite numbers."""
+    bad = {name: m.num_not_finite for name, m in survey.motions.items() if m.num_not_finite}
+    if bad:
+        yield Finding(
+            "error",
+            "not-finite",
+            f"{sum(bad.values())} numbers are NaN or infinite, in {some(bad)}",
+            "leave these episodes out with --skip-bad, or record them again",
+            tuple(bad),
+        )
+
+
+def check_angles(survey: Survey) -> Iterator[Finding]:
+    """Degrees or radians, and the joints' limits."""
+    unit = survey.source.options.angle_unit
+    largest = max(float(np.abs(r[:, JOINTS]).max()) for r in (survey.state_range, survey.action_range))
+    if not survey.has_plausible_angles:
+        text = f"joint angles reach {largest:.1f} rad, but no joint turns further than {checks.FULL_TURN_RAD:.2f} rad"
+        if unit == "deg":
+            yield Finding("error", "angle-unit", text, "check the recorder's unit: even as degrees this is impossible")
+        else:
+            yield Finding("error", "angle-unit", f"{text}: these are degrees", survey.convert_with("--angle-unit deg"))
+    elif unit == "deg" and 0 < largest < math.radians(checks.MIN_MOTION_DEG):
+        text = f"no joint goes beyond {math.degrees(largest):.2f} deg: these are radians"
+        yield Finding("error", "angle-unit", text, "leave --angle-unit deg out")
+    else:
+        yield from _check_limits(survey)
+
+
+def _check_limits(survey: Survey) -> Iterator[Finding]:
+    beyond = {}
+    for name, motion in survey.motions.items():
+        excess = {
+            f"{what} of {spec.DIM_NAMES[dim]}": max(high[dim] - spec.UPPER[dim], spec.LOWER[dim] - low[dim])
+            for what, (low, high) in (("state", motion.state_range), ("action", motion.action_range))
+            for dim in JOINTS
+        }
+        worst = max(excess, key=excess.__getitem__)
+        if excess[worst] > checks.LIMIT_TOLERANCE_RAD:
+            beyond[name] = (excess[worst], worst)
+    if beyond:
+        name = max(beyond, key=lambda n: beyond[n][0])
+        excess_rad, dim_text = beyond[name]
+        yield Finding(
+            "error",
+            "joint-limit",
+            f"the {dim_text} lies {math.degrees(excess_rad):.1f} deg beyond the RM65's limit in {name} "
+            f"({counted(len(beyond), 'episode')} in all)",
+            "check the joint's zero and sign in the recorder; --skip-bad leaves these episodes out",
+            tuple(beyond),
+        )
+
+
+def check_grippers(survey: Survey) -> Iterator[Finding]:
+    """Range and direction of the grippers."""
+    low, high = survey.source.options.gripper_range
+    fractions = np.stack([survey.state_range, survey.action_range])[:, :, GRIPPERS]
+    recorded = low + fractions * (high - low)
+    seen = f"grippers go from {recorded.min():g} to {recorded.max():g}"
+    tolerance = checks.GRIPPER_TOLERANCE
+    if fractions.min() < -tolerance or fractions.max() > 1 + tolerance:
+        largest = float(np.abs(recorded).max())
+        scale = next((s for s in _GRIPPER_FULL_SCALES if largest <= s * (1 + tolerance)), largest)
+        # A scale around zero, such as -1..1, has no customary ends; a closed EG2 reads only a little below 0.
+        closed = f"{recorded.min():.3g}" if recorded.min() < -0.1 * largest else "0"
+        flag = f"--gripper-range {closed}:{scale:g} (closed:open; {scale:g}:{closed} if larger is more closed)"
+        yield Finding("error", "gripper-range", f"{seen}, outside {low:g}:{high:g}", survey.convert_with(flag))
+    elif np.ptp(fractions) > 1e-3 and fractions.max() <= _SMALL_STROKE:
+        flag = f"--gripper-range 0:{recorded.max():.3g}" if high > low else f"--gripper-range 0:{high:g}"
+        yield Finding(
+            "warning",
+            "gripper-range",
+            f"{seen}, only {fractions.max():.0%} of {low:g}:{high:g}; metres, or another scale?",
+            survey.convert_with(f"{flag}, the gripper's real values when closed and when open"),
+        )
+    else:
+        yield from _check_gripper_direction(survey)
+
+
+def _check_gripper_direction(survey: Survey) -> Iterator[Finding]:
+    """An object stops a gripper from closing, never from opening: so a blocked gripper stands more open than told."""
+    low, high = survey.source.options.gripper_range
+    blocked = np.sum([m.blocked for m in survey.motions.values()], axis=0)
+    seconds = blocked / survey.readable[0].fps
+    for side, name in enumerate(spec.SIDES):
+        open_s, closed_s = seconds[side]
+        measured = np.ptp(survey.state_range[:, GRIPPERS[side]]) > _STILL[GRIPPERS[side]]
+        if measured and closed_s > 0.5 and closed_s > 4 * open_s:
+            yield Finding(
+                "warning",
+                "gripper-direction",
+                f"the {name} gripper stands more closed than told for {closed_s:.1f} s, more open for {open_s:.1f} s; "
+                "an object can only hold it open: 0 and 1 are probably exchanged (1 must be open)",
+                survey.convert_with(f"--gripper-range {high:g}:{low:g}") + ", or calibrate the gripper",
+            )
+
+
+def check_constant(survey: Survey) -> Iterator[Finding]:
+    """Numbers that never change."""
+    # Within episodes: an arm that is not used may well rest at another place in each.
+    state = np.max([np.ptp(m.state_range, axis=0) for m in survey.motions.values()], axis=0) < _STILL
+    action = np.max([np.ptp(m.action_range, axis=0) for m in survey.motions.values()], axis=0) < _STILL
+    if not survey.has_plausible_angles:
+        return
+    if state[JOINTS].all():
+        text = "no joint of either arm ever moves"
+        yield Finding(
+            "error", "constant", text, "check that the recorder writes measured positions to observations/qpos"
+        )
+        return
+    for side, arm in spec.ARM_SLICES.items():
+        names = np.array(spec.DIM_NAMES[arm])
+        if state[arm].all() and action[arm].all():
+            text = f"the {side} arm never moves"
+            yield Finding("note", "constant", text, "fine for a task of one arm; keep it at the same pose on the robot")
+            continue
+        lost = names[state[arm] & ~action[arm]]
+        if len(lost):
+            text = f"{some(lost, 6)} is told to move, but its state never changes"
+            yield Finding(
+                "warning", "constant", text, "check that the recorder reads these sensors; the policy is blind to them"
+            )
+        idle = [
+            f"{spec.DIM_NAMES[d]} ({_with_unit(float(survey.state_range[0, d]), d)})"
+            for d in range(spec.NUM_DIMS)[arm]
+            if state[d] and action[d]
+        ]
+        if idle:
+            text = f"{some(idle, 6)} never changes while the {side} arm moves"
+            remedy = "check the recorder; if it is meant, the policy learns to keep it there"
+            yield Finding("warning", "constant", text, remedy)
+
+
+def quantiles(rows: np.ndarray) -> np.ndarray:
+    """(2, 14) 1 % and 99 % quantiles, between which pi0.5 and pi0-FAST normalise to -1..1."""
+    return np.quantile(rows, [0.01, 0.99], axis=0)
+
+
+def clipped_shares(survey: Survey) -> np.ndarray:
+    """(14,) share of states outside the normalised range, which pi0.5 clips to its first and last token."""
+    low, high = quantiles(survey.state_rows)
+    if survey.norm_stats is not None:
+        low, high = survey.norm_stats.q01, survey.norm_stats.q99
+    # The normalised form with its small constant, as training computes it: a constant number is not clipped by rounding.
+    scaled = 2 * (survey.state_rows - low) / (high - low + 1e-6) - 1
+    return (np.abs(scaled) > 1 + 1e-3).mean(axis=0)
+
+
+def check_spread(survey: Survey) -> Iterator[Finding]:
+    """Spans that make a small deviation look huge to a model that normalises by quantiles."""
+    if not survey.has_plausible_angles:
+        return
+    for what, rows in (("state", survey.state_rows), ("action", survey.ahead_rows)):
+        low, high = quantiles(rows)
+        span = high - low
+        moving = np.ptp(survey.state_range if what == "state" else survey.action_range, axis=0) >= _STILL
+        tiny = moving & (span < _TINY_SPAN)
+        reach = np.abs(2 * (rows - low) / (span + 1e-6) - 1).max(axis=0)
+        if tiny.any():
+            names = [f"{spec.DIM_NAMES[d]} ({_with_unit(float(span[d]), d)})" for d in np.flatnonzero(tiny).tolist()]
+            far = float(reach[tiny].max())
+            yield Finding(
+                "warning" if far > _FAR_OUT else "note",
+                "tiny-span",
+                f"98 % of the {what}s of {some(names, 4)} lie very close together; normalised values reach {far:.0f}",
+                "record more varied motion, or train a pi0 config, which normalises by the standard deviation",
+            )
+
+
+def check_clipped(survey: Survey) -> Iterator[Finding]:
+    """States that pi0.5 cannot tell apart, by the statistics of a training run."""
+    shares = clipped_shares(survey)
+    many = np.flatnonzero(shares > _MANY_CLIPPED)
+    if survey.norm_stats is not None and len(many):
+        worst = [f"{spec.DIM_NAMES[d]} {shares[d]:.0%}" for d in many[np.argsort(-shares[many])]]
+        yield Finding(
+            "warning",
+            "clipped-state",
+            f"states lie outside the range of {survey.norm_stats.path}: {some(worst, 4)}",
+            "run 'make norm-stats' on this data, or check that units and arm order are those of the trained data",
+        )
+
+
+def _with_unit(value: float, dim: int) -> str:
+    return f"{math.degrees(value):.2f} deg" if dim in JOINTS else f"{value:.3f}"

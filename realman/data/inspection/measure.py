@@ -1,0 +1,114 @@
+"""Measures of all episodes, taken in parallel: everything the checks and the report need, and nothing larger."""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+
+from tqdm import tqdm
+
+from realman.data.dataset.pool import as_completed
+from realman.data.dataset.pool import available_cores
+from realman.data.dataset.pool import worker_pool
+from realman.data.inspection.motion import Motion
+from realman.data.inspection.motion import measure_motion
+from realman.data.inspection.pictures import PictureMeasure
+from realman.data.inspection.pictures import measure_pictures
+from realman.data.inspection.source import Source
+from realman.errors import RealmanError
+
+# Budgets over all episodes, so that memory and time stay the same for 10 episodes or 10,000.
+_ROWS_IN_ALL = 200_000
+_MIN_ROWS, _MAX_ROWS = 16, 512
+_FRAMES_IN_ALL = 4_000
+_MIN_FRAMES, _MAX_FRAMES = 8, 40
+_EPISODES_WITH_THUMBNAILS = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EpisodeMeasure:
+    """What was found in one episode."""
+
+    name: str
+    problem: str | None = None
+    """Why it cannot be read at all; then the rest is empty."""
+    refusal: str | None = None
+    """Why the converter would refuse it."""
+    num_frames: int = 0
+    fps: float = 0.0
+    has_fps: bool = False
+    task: str | None = None
+    motion: Motion | None = None
+    pictures: PictureMeasure | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Length of the episode."""
+        return self.num_frames / self.fps if self.fps else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Budget:
+    """How closely to look at each episode."""
+
+    rows: int
+    frames: int
+    cameras: tuple[str, ...]
+    with_thumbnails: frozenset[str]
+
+
+def measure_all(source: Source, cameras: Sequence[str], workers: int | None) -> list[EpisodeMeasure]:
+    """Measure every episode, in parallel; the result is in the order of `source.names` and independent of `workers`.
+
+    Args:
+        source: Recordings or dataset.
+        cameras: Cameras that the converter is going to be asked for.
+        workers: Processes; None takes one for each core.
+    """
+    names = source.names
+    # The middle of each third: the first episodes are often trials.
+    chosen = {
+        names[(2 * i + 1) * len(names) // (2 * _EPISODES_WITH_THUMBNAILS)] for i in range(_EPISODES_WITH_THUMBNAILS)
+    }
+    budget = _Budget(
+        rows=min(_MAX_ROWS, max(_MIN_ROWS, _ROWS_IN_ALL // len(names))),
+        frames=min(_MAX_FRAMES, max(_MIN_FRAMES, _FRAMES_IN_ALL // len(names))),
+        cameras=tuple(cameras),
+        with_thumbnails=frozenset(chosen),
+    )
+    number = max(1, min(workers or available_cores(), len(names)))
+    measures = {}
+    with worker_pool(number) as executor, tqdm(total=len(names), desc="inspect", unit=" episodes", leave=False) as bar:
+        measure = functools.partial(measure_episode, source, budget=budget)
+        for name, result in as_completed(executor, measure, names, ahead=2 * number):
+            measures[name] = result
+            bar.update()
+    return [measures[name] for name in names]
+
+
+def measure_episode(source: Source, name: str, budget: _Budget) -> EpisodeMeasure:
+    """Measure one episode; damage becomes part of the result."""
+    try:
+        with source.open(name) as episode:
+            motion = measure_motion(
+                episode.state,
+                episode.action,
+                episode.velocity,
+                episode.timestamp,
+                fps=episode.fps,
+                max_rows=budget.rows,
+            )
+            pictures = measure_pictures(
+                episode, max_frames=budget.frames, with_thumbnails=name in budget.with_thumbnails
+            )
+            return EpisodeMeasure(
+                name=name,
+                refusal=source.converter_problem(name, [c for c in budget.cameras if c in episode.cameras]),
+                num_frames=episode.num_frames,
+                fps=episode.fps,
+                has_fps=episode.has_fps,
+                task=episode.task,
+                motion=motion,
+                pictures=pictures,
+            )
+    except RealmanError as e:
+        return EpisodeMeasure(name, problem=str(e))

@@ -1,0 +1,118 @@
+"""Where the doctor's numbers come from: recordings and datasets behind one small interface."""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from realman.data import checks
+from realman.arrays import Image
+from realman.data.inspection import lerobot
+from realman.data.inspection.decode import decode_small
+from realman.errors import EpisodeError
+from realman.data.raw import Episode
+from realman.data.raw import RawOptions
+from realman.data.raw import find_episodes
+from realman.data.raw import open_episode
+from realman.data.raw.options import Traj
+
+
+@runtime_checkable
+class EpisodeView(Protocol):
+    """What the doctor reads of one episode. Grippers are not clipped, so that checks see how far beyond 0..1 they read."""
+
+    num_frames: int
+    fps: float
+    has_fps: bool
+    """Whether the rate is stated; otherwise it is assumed."""
+    task: str | None
+    cameras: dict[str, tuple[int, int]]
+    """Height and width in px of each camera."""
+    state: Traj
+    action: Traj
+    velocity: Traj | None
+    timestamp: np.ndarray | None
+    """Seconds of each frame; None where the format has none."""
+
+    def pictures(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
+        """The frames (ascending) of a camera as RGB, possibly at a reduced size."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Recordings or a dataset, and how to read them."""
+
+    data: Path
+    options: RawOptions
+    dataset: lerobot.DatasetMeta | None
+    """None for recordings."""
+    names: tuple[str, ...]
+    """Names of the episodes, for messages."""
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[EpisodeView]:
+        """Open one episode.
+
+        Raises:
+            EpisodeError: The recording is damaged.
+            DatasetError: The dataset's files are damaged.
+        """
+        if self.dataset is not None:
+            yield lerobot.DatasetEpisode(self.dataset, self.names.index(name))
+            return
+        with open_episode(self._path(name), self.options) as episode:
+            yield RawView(episode)
+
+    def converter_problem(self, name: str, cameras: Sequence[str]) -> str | None:
+        """Why the converter would refuse a recording; None if it would not, or for a dataset."""
+        if self.dataset is not None:
+            return None
+        return checks.check_episode(self._path(name), self.options, cameras).problem
+
+    def _path(self, name: str) -> Path:
+        return self.data if self.data.is_file() else self.data / name
+
+
+def open_source(data: Path, options: RawOptions) -> Source:
+    """Find the episodes of recordings or of a dataset.
+
+    Raises:
+        EpisodeError: There are none, or options for recordings are given for a dataset.
+        DatasetError: The dataset's metadata are damaged.
+    """
+    if lerobot.is_dataset(data):
+        if options != RawOptions():
+            raise EpisodeError(f"{data}: is a LeRobot dataset, read as it is; leave options for recordings out")
+        meta = lerobot.read_meta(data)
+        return Source(data, options, meta, meta.names)
+    return Source(data, options, None, tuple(path.name for path in find_episodes(data)))
+
+
+class RawView:
+    """An open recording as the doctor sees it; see `EpisodeView`."""
+
+    def __init__(self, episode: Episode) -> None:
+        """Read the joints of an open recording."""
+        self._episode = episode
+        self.num_frames = episode.num_frames
+        self.fps = float(episode.fps)
+        self.has_fps = episode.has_fps
+        self.task = episode.task
+        streams = {name: episode.camera(name) for name in episode.cameras}
+        self.cameras = {name: (stream.height, stream.width) for name, stream in streams.items()}
+        self.state = episode.unclipped_state
+        self.action = episode.unclipped_action
+        self.velocity = episode.velocity
+        self.timestamp: np.ndarray | None = None
+
+    def pictures(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
+        """The frames of a camera as RGB, possibly at a reduced size."""
+        for t in frames:
+            data = self._episode.encoded_image(camera, t)
+            small = None if data is None else decode_small(data)
+            # The reader of recordings names file and frame when a picture is damaged.
+            yield self._episode.image(camera, t) if small is None else small

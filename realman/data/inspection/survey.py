@@ -1,0 +1,134 @@
+"""What the checks judge: the measures of all episodes in one place, and the form of a finding."""
+
+from collections.abc import Iterable
+import dataclasses
+import functools
+from typing import Literal
+
+import numpy as np
+
+from realman.data import checks
+from realman.data.inspection import arm_views
+from realman.data.inspection.arm_views import ArmView
+from realman.data.inspection.measure import EpisodeMeasure
+from realman.data.inspection.motion import JOINTS
+from realman.data.inspection.motion import Motion
+from realman.data.inspection.norm_stats import StateStats
+from realman.data.inspection.pictures import PictureMeasure
+from realman.data.inspection.source import Source
+
+Grade = Literal["error", "warning", "note"]
+GRADES: tuple[Grade, ...] = ("error", "warning", "note")
+
+HighView = Literal["unknown", "from_robot", "towards_robot"]
+"""Where cam_high stands: behind the robot, looking the way it does, or in front, facing it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing before training."""
+
+    grade: Grade
+    """error: training on it cannot work; warning: it probably hurts; note: good to know."""
+    check: str
+    """Short name, stable for scripts."""
+    found: str
+    """What was found, and where."""
+    remedy: str
+    """What to do, with the option that does it."""
+    episodes: tuple[str, ...] = ()
+    """Episodes concerned; empty for all."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Survey:
+    """The measures of all episodes, and what they are to be compared with.
+
+    What is taken over all episodes needs a readable one; without, only `episodes` and `source` say anything.
+    """
+
+    source: Source
+    cameras: tuple[str, ...]
+    """Cameras that a dataset should have."""
+    high_view: HighView
+    norm_stats: StateStats | None
+    """Statistics of a training run to compare the data with."""
+    episodes: tuple[EpisodeMeasure, ...]
+
+    @property
+    def is_raw(self) -> bool:
+        """Recordings rather than a dataset."""
+        return self.source.dataset is None
+
+    @functools.cached_property
+    def readable(self) -> tuple[EpisodeMeasure, ...]:
+        """Episodes that could be read."""
+        return tuple(e for e in self.episodes if e.problem is None)
+
+    @functools.cached_property
+    def motions(self) -> dict[str, Motion]:
+        """Measures of the joints by episode."""
+        return {e.name: e.motion for e in self.readable if e.motion is not None}
+
+    @functools.cached_property
+    def pictures(self) -> dict[str, PictureMeasure]:
+        """Measures of the cameras by episode."""
+        return {e.name: e.pictures for e in self.readable if e.pictures is not None}
+
+    @functools.cached_property
+    def state_rows(self) -> np.ndarray:
+        """(n, 14) sampled states of all episodes."""
+        return np.concatenate([m.state for m in self.motions.values()])
+
+    @functools.cached_property
+    def ahead_rows(self) -> np.ndarray:
+        """(n, 14) sampled learning targets of all episodes; see `Motion.ahead`."""
+        return np.concatenate([m.ahead for m in self.motions.values()])
+
+    @functools.cached_property
+    def state_range(self) -> np.ndarray:
+        """(2, 14) minimum and maximum state of all frames."""
+        return _union(m.state_range for m in self.motions.values())
+
+    @functools.cached_property
+    def action_range(self) -> np.ndarray:
+        """(2, 14) minimum and maximum action of all frames."""
+        return _union(m.action_range for m in self.motions.values())
+
+    @functools.cached_property
+    def has_plausible_angles(self) -> bool:
+        """Whether the angles can be radians; if not, checks that compare them with rad or rad/s say nothing useful."""
+        largest = max(np.abs(r[:, JOINTS]).max(initial=0.0) for r in (self.state_range, self.action_range))
+        return bool(largest <= checks.FULL_TURN_RAD + checks.LIMIT_TOLERANCE_RAD)
+
+    @functools.cached_property
+    def arm_views(self) -> dict[str, ArmView]:
+        """How each camera's picture changes with each arm."""
+        return arm_views.measure_arm_views(list(self.pictures.values()))
+
+    @functools.cached_property
+    def lag_s(self) -> float | None:
+        """Usual delay from action to state; None when too little moves to tell."""
+        lags = [m.lag_s for m in self.motions.values() if m.lag_s is not None]
+        return float(np.median(lags)) if lags else None
+
+    def convert_with(self, flag: str) -> str:
+        """The remedy that is an option of the converter."""
+        return f"convert with {flag}" if self.is_raw else f"convert the recordings again with {flag}"
+
+
+def _union(ranges: Iterable[np.ndarray]) -> np.ndarray:
+    stacked = np.stack([*ranges])
+    return np.stack([stacked[:, 0].min(0), stacked[:, 1].max(0)])
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """A list of names in words, cut after a few."""
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, such as `1 episode` or `2 episodes`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,216 @@
+"""The frames of one camera of a recording, raw or JPEG, read in blocks so that memory stays bounded."""
+
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+
+from realman.arrays import Bytes
+from realman.arrays import Image
+from realman.arrays import Pixels
+from realman.arrays import StoredFrame
+from realman.errors import EpisodeError
+from realman.data.raw import hdf5
+from realman.data.raw import jpeg
+from realman.data.raw.options import ColorOrder
+
+_BLOCK_BYTES = 4 * 2**20
+"""Bytes read at once per camera: enough that HDF5's cost per call vanishes, small beside the 1 GiB budget of a run."""
+
+_MAX_CHUNK_BYTES = 64 * 2**20
+"""A compressed HDF5 chunk up to this size is read whole, or every frame in it would decompress all of it again."""
+
+_VARIABLE_LENGTH_ROWS = 16
+"""Frames read at once when a row's size is unknown beforehand."""
+
+
+class CameraStream:
+    """Random access to the frames of one camera.
+
+    A run through all frames reads them in blocks, the last of which stays in memory; a look at one frame reads little more than it.
+    """
+
+    def __init__(
+        self, dataset: h5py.Dataset, *, place: str, color: ColorOrder, lengths: h5py.Dataset | None = None
+    ) -> None:
+        """Look at the dataset's form and at its first frame.
+
+        Args:
+            dataset: (T, h, w, 3) uint8 frames; (T, n) uint8 JPEG buffers padded at the end; or T JPEG buffers of variable length.
+            place: File and dataset, for messages.
+            color: Channel order of the frames.
+            lengths: (cameras, T) true lengths of padded buffers, for padding that is not zero; rows in any order.
+
+        Raises:
+            EpisodeError: The dataset has another form, or its first frame is damaged.
+        """
+        self._dataset = dataset
+        self._place = place
+        self._swap = color == "bgr"
+        self._lengths = lengths
+        self._block_start = 0
+        self._block: np.ndarray = np.empty(0)
+        self._header: jpeg.Header | None = None
+        self.is_jpeg = _is_jpeg(dataset, place)
+        self._unit_rows = _rows_per_unit(dataset)
+        self.block_rows = _rows_per_block(dataset, self._unit_rows)
+        if len(dataset) == 0:
+            raise EpisodeError(f"{place}: has no frames; record the episode again")
+        self.height, self.width = self._measure()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @property
+    def keeps_encoding(self) -> bool:
+        """Whether the recorded JPEG bytes show the right colours in an ordinary decoder."""
+        return self.is_jpeg and not self._swap
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of all frames as stored; buffers of variable length are taken to be as long as the first."""
+        if self._dataset.ndim == 1:
+            return len(self.jpeg_bytes(0)) * len(self)
+        return int(np.prod(self._dataset.shape))
+
+    def stored(self, t: int) -> StoredFrame:
+        """Frame `t` as recorded: a whole JPEG without padding, or the raw frame in the recorded channel order.
+
+        A view of what was read, not to be changed; it stays as it is when other frames are read.
+
+        Raises:
+            EpisodeError: The buffer is no whole colour JPEG, or has another size than the first frame.
+        """
+        if not self.is_jpeg:
+            return self._read(t)
+        data = self._trim(np.frombuffer(self._read(t), np.uint8), t)
+        if self._header is None or not jpeg.starts_like(data, self._header):
+            self._check_header(data, t)
+        return data
+
+    def jpeg_bytes(self, t: int) -> bytes:
+        """Frame `t` as it was encoded, without padding; only for JPEG recordings.
+
+        Raises:
+            EpisodeError: As for `stored`.
+        """
+        return self.stored(t).tobytes()
+
+    def image(self, t: int) -> Image:
+        """Frame `t` as RGB; a fresh array.
+
+        Raises:
+            EpisodeError: The frame cannot be decoded.
+        """
+        return self.decode(self.stored(t), t)
+
+    def decode(self, stored: StoredFrame, t: int, stride: int = 1) -> Image:
+        """RGB picture of what `stored` gave for frame `t`, a fresh array; may run in any thread.
+
+        Args:
+            stored: The frame as recorded.
+            t: Its number, for messages.
+            stride: Only every n-th pixel in both directions is wanted.
+
+        Raises:
+            EpisodeError: The frame cannot be decoded.
+        """
+        if not self.is_jpeg:
+            frame = stored[::stride, ::stride]
+            return np.array(frame[..., ::-1] if self._swap else frame, order="C")
+        # A camera's EXIF rotation would change the shape, and ordinary readers of datasets ignore it.
+        bgr = cv2.imdecode(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        if bgr is None or bgr.shape != (self.height, self.width, 3):
+            raise EpisodeError(f"{self._place} cannot be decoded at frame {t}; record the episode again")
+        pixels = every_nth(bgr, stride)
+        # Of a JPEG encoded with swapped channels, OpenCV's "BGR" is the true RGB.
+        return pixels if self._swap else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+    def _measure(self) -> tuple[int, int]:
+        if not self.is_jpeg:
+            return int(self._dataset.shape[1]), int(self._dataset.shape[2])
+        self._header = jpeg.read_header(self.jpeg_bytes(0))
+        return self._header.height, self._header.width
+
+    def _check_header(self, data: Bytes, t: int) -> None:
+        """See that `data` is a JPEG of the first frame's size, although its header is another one."""
+        try:
+            header = jpeg.read_header(data.tobytes())
+        except ValueError as e:
+            raise EpisodeError(f"{self._place} {e} at frame {t}; record the episode again") from e
+        if self._header is not None and header[1:] != self._header[1:]:
+            raise EpisodeError(
+                f"{self._place} is {header.height}x{header.width} px at frame {t}, but {self.height}x{self.width} px at frame 0"
+            )
+
+    def _read(self, t: int) -> Any:
+        """Row `t` as HDF5 gives it: a raw frame, or a buffer as array, bytes or void."""
+        if not 0 <= t < len(self):
+            raise IndexError(f"frame {t} of {len(self)}")
+        if not self._block_start <= t < self._block_start + len(self._block):
+            follows = len(self._block) > 0 and t == self._block_start + len(self._block)
+            start = t // self._unit_rows * self._unit_rows
+            with hdf5.reading(f"{self._place} near frame {t}"):
+                self._block = self._dataset[start : start + (self.block_rows if follows else self._unit_rows)]
+            self._block_start = start
+        return self._block[t - self._block_start]
+
+    def _trim(self, data: Bytes, t: int) -> Bytes:
+        """Cut the padding off a buffer."""
+        trimmed = jpeg.without_padding(data)
+        if self._lengths is not None and not jpeg.is_whole(trimmed):
+            # Recorders disagree on the order of cameras in this table, so any length that gives a whole JPEG is right.
+            candidates = (data[: int(n)] for n in self._lengths[:, t])
+            return next((c for c in candidates if jpeg.is_whole(c)), trimmed)
+        return trimmed
+
+
+def every_nth(image: Image, stride: int) -> Pixels:
+    """Every n-th pixel of a picture in both directions, as an array of its own unless n is 1."""
+    height, width = image.shape[:2]
+    if height % stride or width % stride:
+        return np.ascontiguousarray(image[::stride, ::stride])
+    # The nearest of n pixels is the first one; four times faster than a strided copy of three bytes at a time.
+    return cv2.resize(image, (width // stride, height // stride), interpolation=cv2.INTER_NEAREST)
+
+
+def _is_jpeg(dataset: h5py.Dataset, place: str) -> bool:
+    """Tell JPEG buffers from raw frames by the dataset's form alone.
+
+    Raises:
+        EpisodeError: It is neither.
+    """
+    kind = dataset.dtype
+    if dataset.ndim == 4 and kind == np.uint8 and dataset.shape[-1] == 3:
+        return False
+    if dataset.ndim == 2 and kind == np.uint8:
+        return True
+    if dataset.ndim == 1 and (
+        h5py.check_vlen_dtype(kind) == np.uint8 or h5py.check_string_dtype(kind) or kind.kind in "SV"
+    ):
+        return True
+    raise EpisodeError(
+        f"{place} has shape {dataset.shape} of {kind}, expected (T, height, width, 3) uint8 frames or T JPEG buffers"
+    )
+
+
+def _rows_per_unit(dataset: h5py.Dataset) -> int:
+    """Rows that cost as much as one of them: those of a compressed chunk."""
+    if dataset.ndim > 1 and dataset.chunks and dataset.compression:
+        chunk_rows = int(dataset.chunks[0])
+        if chunk_rows * _row_bytes(dataset) <= _MAX_CHUNK_BYTES:
+            return chunk_rows
+    return 1
+
+
+def _rows_per_block(dataset: h5py.Dataset, unit_rows: int) -> int:
+    """Rows to read at once; whole chunks only, for a chunk cut by a block's border is decompressed twice."""
+    if dataset.ndim == 1:
+        return _VARIABLE_LENGTH_ROWS
+    rows = max(1, _BLOCK_BYTES // _row_bytes(dataset))
+    return -(-rows // unit_rows) * unit_rows
+
+
+def _row_bytes(dataset: h5py.Dataset) -> int:
+    return max(1, int(np.prod(dataset.shape[1:])))

@@ -1,0 +1,143 @@
+"""What a recording cannot say about itself, and the maps from its numbers to the contract's layout and units.
+
+Detection never changes a number: `realman.data.checks` only stops when data contradict these options.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Literal
+
+from jaxtyping import Float32
+from jaxtyping import Float64
+from jaxtyping import Num
+import numpy as np
+
+from realman import spec
+from realman.errors import EpisodeError
+
+AngleUnit = Literal["rad", "deg"]
+ArmOrder = Literal["right_left", "left_right"]
+ColorOrder = Literal["rgb", "bgr"]
+
+_ARM_DIMS = spec.NUM_DIMS // 2
+_JOINTS = list(spec.JOINT_DIMS)
+_GRIPPERS = list(spec.GRIPPER_DIMS)
+
+RawTraj = Num[np.ndarray, "t 14"]
+Traj = Float32[np.ndarray, "t 14"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RawOptions:
+    """How to read a recording. The defaults are the contract's own layout and units, so they change nothing.
+
+    Raises:
+        EpisodeError: A value makes no sense.
+    """
+
+    angle_unit: AngleUnit = "rad"
+    """Unit of the joint angles in the file; velocities are in the same unit per second."""
+    gripper_range: tuple[float, float] = (0.0, 1.0)
+    """Recorded gripper value when closed and when open; the first may be the larger one."""
+    raw_arm_order: ArmOrder = "right_left"
+    """Which arm has the first seven of the 14 numbers."""
+    color: ColorOrder = "rgb"
+    """Channel order of raw frames, or what an ordinary JPEG decoder makes of encoded ones."""
+    fps: int | None = None
+    """Frames per second; None takes the recording's own."""
+    task: str | None = None
+    """Task text; None takes the recording's own."""
+    camera_map: tuple[tuple[str, str], ...] = ()
+    """Pairs of a camera's name in the file and the name it should have; other cameras keep theirs."""
+
+    def __post_init__(self) -> None:
+        low, high = self.gripper_range
+        if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+            raise EpisodeError(
+                f"gripper range {low:g}:{high:g} is empty; give the closed and the open value, such as 0:1000"
+            )
+        if self.fps is not None and self.fps < 1:
+            raise EpisodeError(f"fps {self.fps} is not positive; give frames per second, such as 50")
+        if self.task is not None and not self.task.strip():
+            raise EpisodeError("task text is empty; say what the robot does, such as 'fold the towel'")
+        for names in zip(*self.camera_map, strict=True):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise EpisodeError(f"camera map names '{twice[0]}' twice; give each camera once, as RECORDED=NAME")
+
+
+def parse_gripper_range(text: str) -> tuple[float, float]:
+    """Read `CLOSED:OPEN`, such as `0:1000` or, inverted, `1000:0`.
+
+    Raises:
+        EpisodeError: The text is not of that form.
+    """
+    try:
+        closed, opened = (float(part) for part in text.split(":"))
+    except ValueError as e:
+        raise EpisodeError(f"gripper range '{text}' is not CLOSED:OPEN, such as 0:1000") from e
+    return closed, opened
+
+
+def parse_camera_map(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Read `RECORDED=NAME` pairs, such as `cam_top=cam_high`.
+
+    Raises:
+        EpisodeError: A text is not of that form.
+    """
+    parsed = []
+    for pair in pairs:
+        recorded, _, name = pair.partition("=")
+        if not recorded or not name or "=" in name or "/" in name:
+            raise EpisodeError(f"camera map '{pair}' is not RECORDED=NAME, such as cam_top=cam_high")
+        parsed.append((recorded, name))
+    return tuple(parsed)
+
+
+def positions(recorded: RawTraj, options: RawOptions) -> Traj:
+    """Recorded positions as rad and gripper fraction, right arm first.
+
+    Grippers are scaled but not clipped: sensors read slightly beyond both ends, and checks need to see by how much.
+    """
+    low, high = options.gripper_range
+    values = _right_arm_first(recorded, options)
+    values[:, _JOINTS] *= _rad_per_unit(options)
+    values[:, _GRIPPERS] = (values[:, _GRIPPERS] - low) / (high - low)
+    return _to_float32(values)
+
+
+def velocities(recorded: RawTraj, options: RawOptions) -> Traj:
+    """Recorded velocities as rad/s and gripper fraction per second (positive opens), right arm first."""
+    low, high = options.gripper_range
+    values = _right_arm_first(recorded, options)
+    values[:, _JOINTS] *= _rad_per_unit(options)
+    values[:, _GRIPPERS] /= high - low
+    return _to_float32(values)
+
+
+def efforts(recorded: RawTraj, options: RawOptions) -> Traj:
+    """Recorded efforts, right arm first; their unit is the recorder's."""
+    return _to_float32(_right_arm_first(recorded, options))
+
+
+def clip_grippers(values: Traj) -> Traj:
+    """Return a copy with both grippers inside 0..1; NaN stays NaN."""
+    clipped = values.copy()
+    clipped[:, _GRIPPERS] = np.clip(values[:, _GRIPPERS], 0.0, 1.0)
+    return clipped
+
+
+def _to_float32(values: Float64[np.ndarray, "t 14"]) -> Traj:
+    # A damaged number too large for float32 becomes infinite, which the checks report with its place.
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
+
+
+def _right_arm_first(recorded: RawTraj, options: RawOptions) -> Float64[np.ndarray, "t 14"]:
+    """A float64 copy in the contract's arm order; float64 so that the scaling rounds once, at the end."""
+    values = np.array(recorded, np.float64)
+    return np.roll(values, _ARM_DIMS, axis=1) if options.raw_arm_order == "left_right" else values
+
+
+def _rad_per_unit(options: RawOptions) -> float:
+    return math.pi / 180.0 if options.angle_unit == "deg" else 1.0

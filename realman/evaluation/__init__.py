@@ -1,0 +1,1 @@
+"""Judge a policy before anything moves: errors, seams, plots."""

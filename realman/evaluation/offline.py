@@ -1,0 +1,319 @@
+"""Offline evaluation: replay a recorded episode through the running server and compare with what was recorded.
+
+What a server has recorded of its own (`make serve ARGS=--record`) can be replayed too: the same requests once more, the
+replies compared with those of then. Two samples of one policy differ by their random start, unless both servers were
+asked the same from their start on.
+
+The policy is asked at frames 0, chunk, 2 * chunk, ... through the robot client's own `PolicyClient`, as the synchronous
+loop would ask it, and the steps that the robot would execute are compared with the recorded actions. The yardstick is the
+simplest policy there is: hold the position of the last observation. This is open loop: it shows whether data, units and
+checkpoint agree, not whether the task succeeds.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from realman import spec
+from realman.arrays import Image
+from realman.arrays import JointTraj
+from realman.arrays import JointVec
+from realman.data import checks
+from realman.data import raw
+from realman.errors import DatasetError
+from realman.errors import EpisodeError
+from realman.evaluation.metrics import ActionErrors
+from realman.evaluation.metrics import action_errors
+from realman.pacing import percentiles_ms
+from realman.runtime.client import LeftOver
+from realman.runtime.client import PolicyClient
+
+_ROUND_DIGITS = 6
+"""Digits of the trajectories in the JSON: a micro-radian."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recording:
+    """One recorded episode, whatever it is stored as, in this project's units and order."""
+
+    name: str
+    fps: float
+    task: str | None
+    cameras: tuple[str, ...]
+    state: JointTraj
+    action: JointTraj
+    image: Callable[[str, int], Image]
+    """Frame of a camera at a time step, uint8 (h, w, 3) RGB."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Replay:
+    """One episode's predictions beside its recording."""
+
+    recording: Recording
+    prompt: str | None
+    """Task text sent."""
+    frames: tuple[int, ...]
+    """Frames at which the policy was asked."""
+    predicted: JointTraj
+    """What the client would have executed at each frame (t, 14)."""
+    hold: JointTraj
+    """The baseline: the state at the last asked frame (t, 14)."""
+    round_trips_s: tuple[float, ...]
+    infer_s: tuple[float, ...]
+
+    @property
+    def errors(self) -> ActionErrors:
+        """Errors against the recorded actions."""
+        return action_errors(self.predicted, self.recording.action.astype(np.float64), self.hold)
+
+
+def replay(client: PolicyClient, recording: Recording, prompt: str | None = None) -> Replay:
+    """Ask the policy along an episode.
+
+    Args:
+        client: A connection to the server; its `action_chunk` is the distance of the asked frames.
+        recording: The episode.
+        prompt: Task text; None takes the episode's own.
+
+    Raises:
+        ServerError: The server failed.
+    """
+    prompt = prompt or recording.task
+    total, chunk = len(recording.action), client.action_chunk
+    predicted, hold = np.empty((total, spec.NUM_DIMS)), np.empty((total, spec.NUM_DIMS))
+    frames = tuple(range(0, total, chunk))
+    round_trips_s, infer_s = [], []
+    for frame in track(frames, description=recording.name, console=Console(stderr=True)):
+        images = {name: recording.image(name, frame) for name in client.info.cameras}
+        prediction = client.infer(recording.state[frame], images, prompt)
+        end = min(frame + chunk, total)
+        predicted[frame:end] = prediction.actions[: end - frame]
+        hold[frame:end] = recording.state[frame]
+        round_trips_s.append(prediction.round_trip_s)
+        if prediction.infer_s is not None:
+            infer_s.append(prediction.infer_s)
+    return Replay(recording, prompt, frames, predicted, hold, tuple(round_trips_s), tuple(infer_s))
+
+
+def find_records(folder: Path) -> list[Path]:
+    """Return the requests that a policy server wrote down in a folder, in their order; none if it is another folder."""
+    from openpi.policies import recorder
+
+    return recorder.find_records(folder) if folder.is_dir() else []
+
+
+def recorded_side(records: list[Path]) -> tuple[tuple[str, ...], float]:
+    """Return cameras and control rate (Hz) of the robot that asked then.
+
+    Raises:
+        DatasetError: The folder does not tell.
+    """
+    path = records[0].with_name("metadata.json")
+    try:
+        fps = float(json.loads(path.read_text())["fps"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise DatasetError(
+            f"{path}: does not tell the control rate 'fps' ({type(e).__name__}); expected records of 'make serve'"
+        ) from e
+    return tuple(_read_record(records[0])[1]), fps
+
+
+def replay_records(client: PolicyClient, records: list[Path], prompt: str | None = None) -> Replay:
+    """Ask the policy again what was asked while a server recorded.
+
+    Args:
+        client: A connection to the server; of each reply its first `action_chunk` steps are compared.
+        records: As `find_records` returns them, at least one.
+        prompt: Task text; None takes that of each request.
+
+    Returns:
+        The replies of then stand in the place of recorded actions, one reply after the other.
+
+    Raises:
+        DatasetError: A record is damaged, or not of this robot.
+        ServerError: The server failed.
+    """
+    chunk = client.action_chunk
+    then, now, hold, prompts, round_trips_s, infer_s = [], [], [], [], [], []
+    for path in track(records, description=records[0].parent.name, console=Console(stderr=True)):
+        state, images, asked, actions = _read_record(path)
+        if missing := [name for name in client.info.cameras if name not in images]:
+            raise DatasetError(f"{path}: has no picture of {', '.join(missing)}, which the server asks for")
+        if len(actions) < chunk:
+            raise DatasetError(f"{path}: the reply has {len(actions)} steps, expected at least {chunk}")
+        prediction = client.infer(state, images, prompt or asked)
+        then.append(actions[:chunk])
+        now.append(prediction.actions[:chunk])
+        hold.append(np.broadcast_to(state, (chunk, spec.NUM_DIMS)))
+        prompts.append(prompt or asked)
+        round_trips_s.append(prediction.round_trip_s)
+        infer_s += [] if prediction.infer_s is None else [prediction.infer_s]
+    cameras, fps = recorded_side(records)
+
+    def image(camera: str, t: int) -> Image:
+        return _read_record(records[t // chunk])[1][camera]
+
+    task = prompts[0] if len(set(prompts)) == 1 else None
+    name = f"{records[0].parent.name}_replies"
+    recording = Recording(name, fps, task, cameras, np.concatenate(hold), np.concatenate(then), image)
+    frames = tuple(range(0, chunk * len(records), chunk))
+    return Replay(
+        recording, task, frames, np.concatenate(now), np.concatenate(hold), tuple(round_trips_s), tuple(infer_s)
+    )
+
+
+def _read_record(path: Path) -> tuple[JointVec, dict[str, Image], str | None, JointTraj]:
+    """Return state, pictures, prompt and the reply's actions of one record."""
+    from openpi.policies import recorder
+    from openpi.shared.errors import UserError
+
+    try:
+        record = recorder.read_record(path)
+    except UserError as e:
+        raise DatasetError(str(e)) from e
+    state, images, prompt = (record.inputs.get(key) for key in ("state", "images", "prompt"))
+    actions = np.asarray(record.outputs.get("actions"))
+    if np.shape(state) != (spec.NUM_DIMS,) or not isinstance(images, dict) or actions.shape[1:] != (spec.NUM_DIMS,):
+        found = ", ".join((*record.inputs, *record.outputs))
+        raise DatasetError(f"{path}: not a request of this robot (found {found}); expected state, images and actions")
+    pictures = {
+        name: picture if picture.shape[-1] == 3 else np.moveaxis(picture, 0, -1) for name, picture in images.items()
+    }
+    return np.asarray(state, np.float32), pictures, prompt, actions.astype(np.float64)
+
+
+def predictor(
+    client: PolicyClient, recording: Recording, prompt: str | None
+) -> Callable[[int, LeftOver | None], JointTraj]:
+    """Return what predicts the chunk (horizon, 14) at a frame of the recording, as `realman.evaluation.seams` asks it."""
+    task = recording.task if prompt is None else prompt
+
+    def predict(frame: int, left_over: LeftOver | None) -> JointTraj:
+        images = {name: recording.image(name, frame) for name in client.info.cameras}
+        return client.infer(recording.state[frame], images, task, left_over).actions
+
+    return predict
+
+
+def report(result: Replay, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return every number of a replay as plain JSON types; `metadata` is the server's."""
+    errors, recording = result.errors, result.recording
+    chunks = []
+    for frame, end in zip(result.frames, (*result.frames[1:], len(recording.action)), strict=True):
+        part = slice(frame, end)
+        chunk_errors = action_errors(
+            result.predicted[part], recording.action[part].astype(np.float64), result.hold[part]
+        )
+        chunks.append(
+            {"frame": frame, "steps": end - frame, "overall_ratio": chunk_errors.overall_ratio, **chunk_errors.groups()}
+        )
+    return {
+        "episode": recording.name,
+        "frames": len(recording.action),
+        "fps": recording.fps,
+        "prompt": result.prompt,
+        "server": {key: metadata[key] for key in ("config", "step", "checkpoint") if key in metadata},
+        "overall_ratio": errors.overall_ratio,
+        **errors.groups(),
+        "per_dim": errors.per_dim(),
+        "round_trip_ms": percentiles_ms(list(result.round_trips_s)),
+        "infer_ms": percentiles_ms(list(result.infer_s)),
+        "chunks": chunks,
+        "dim_names": list(spec.DIM_NAMES),
+        "recorded": recording.action.astype(np.float64).round(_ROUND_DIGITS).tolist(),
+        "predicted": result.predicted.round(_ROUND_DIGITS).tolist(),
+    }
+
+
+def find_recordings(
+    data: Path, episodes: tuple[int, ...], options: raw.RawOptions
+) -> list[contextlib.AbstractContextManager[Recording]]:
+    """Find the chosen episodes of a recording, a folder of recordings or a LeRobot dataset.
+
+    Args:
+        data: An HDF5 file, a folder of HDF5 files, or the root folder of a LeRobot dataset.
+        episodes: Which episodes of a folder or dataset, counted from 0 in natural order; ignored for a file.
+        options: How to read HDF5 files.
+
+    Returns:
+        Context managers, one for each episode; each opens its files when entered.
+
+    Raises:
+        EpisodeError: Nothing there, or not so many episodes.
+    """
+    if not data.exists():
+        raise EpisodeError(
+            f"{data}: no such file or folder; give a recording, a folder of recordings ('make sample' makes one) or a LeRobot dataset"
+        )
+    if data.is_file():
+        return [raw_recording(data, options)]
+    if (data / "meta" / "info.json").is_file():
+        return [dataset_recording(data, episode) for episode in episodes]
+    files = raw.find_episodes(data)
+    if beyond := [episode for episode in episodes if not 0 <= episode < len(files)]:
+        raise EpisodeError(f"{data}: no episode {beyond[0]}; found {len(files)}, counted from 0")
+    return [raw_recording(files[episode], options) for episode in episodes]
+
+
+@contextlib.contextmanager
+def raw_recording(path: Path, options: raw.RawOptions) -> Iterator[Recording]:
+    """Open one HDF5 recording, after the checks that a conversion would make.
+
+    Raises:
+        EpisodeError: It is damaged or contradicts the options.
+    """
+    if problem := checks.check_episode(path, options, cameras=()).problem:
+        raise EpisodeError(problem)
+    with raw.open_episode(path, options) as episode:
+        yield Recording(
+            name=path.stem,
+            fps=float(episode.fps),
+            task=episode.task,
+            cameras=tuple(episode.cameras),
+            state=episode.state,
+            action=episode.action,
+            image=episode.image,
+        )
+
+
+@contextlib.contextmanager
+def dataset_recording(root: Path, episode: int) -> Iterator[Recording]:
+    """Open one episode of a LeRobot dataset.
+
+    Raises:
+        DatasetError: The dataset is damaged, or has no such episode.
+    """
+    from openpi.shared.errors import UserError
+    from openpi.training.lerobot.dataset import LeRobotDataset
+
+    try:
+        dataset = LeRobotDataset(root.name, root=root)
+        numbers = LeRobotDataset(root.name, root=root, image_keys=())
+    except UserError as e:
+        raise DatasetError(str(e)) from e
+    episodes = dataset.meta.episodes
+    if not 0 <= episode < len(episodes):
+        raise DatasetError(f"{root}: no episode {episode}; found {len(episodes)}, counted from 0")
+    start = episodes[episode].first_frame
+    rows = [numbers[start + t] for t in range(episodes[episode].length)]
+
+    def image(camera: str, t: int) -> Image:
+        return np.moveaxis(dataset[start + t][spec.image_key(camera)], 0, -1)
+
+    yield Recording(
+        name=f"{root.name}_episode_{episode}",
+        fps=float(dataset.meta.fps),
+        task=rows[0]["task"],
+        cameras=tuple(key.removeprefix(spec.IMAGE_KEY_PREFIX) for key in dataset.meta.camera_keys),
+        state=np.stack([row[spec.STATE_KEY] for row in rows]),
+        action=np.concatenate([row[spec.ACTION_KEY] for row in rows]),
+        image=image,
+    )

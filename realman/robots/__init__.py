@@ -1,0 +1,1 @@
+"""Everything that is a robot to the control loop, and its cameras."""

@@ -1,0 +1,68 @@
+"""Which device each camera of a site is."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Literal
+
+from realman import spec
+from realman.errors import SiteError
+from realman.robots.cameras.frozen import FrozenCheck
+from realman.robots.cameras.opencv import OpenCvSource
+from realman.robots.cameras.realsense import RealSenseSource
+from realman.robots.cameras.threads import CameraSource
+from realman.robots.cameras.threads import ThreadedCameras
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraSettings:
+    """One camera."""
+
+    kind: Literal["realsense", "opencv"]
+    """'realsense': an Intel RealSense, by its serial number; 'opencv': any device that OpenCV opens."""
+    serial: str | None = None
+    """Serial number of a RealSense; it stays the same whatever port the cable is in."""
+    device: int | str | None = None
+    """OpenCV: a stable path such as '/dev/v4l/by-id/...', a stream's address, or a number, which may change at boot."""
+    color: Literal["bgr", "rgb"] = "bgr"
+    """OpenCV: order of the channels that the device hands out; OpenCV's own is bgr. Wrong when faces are blue."""
+    width_px: int = spec.IMAGE_WIDTH_PX
+    height_px: int = spec.IMAGE_HEIGHT_PX
+    fps: int = 30
+    """Frames a second to ask the device for."""
+    max_frozen_s: float = 1.0
+    """How long a picture may stay the same to the last bit, s; a live sensor's noise changes it with each frame."""
+
+    def __post_init__(self) -> None:
+        wanted, other = ("serial", "device") if self.kind == "realsense" else ("device", "serial")
+        if getattr(self, wanted) is None or getattr(self, other) is not None:
+            raise SiteError(f"camera: kind = '{self.kind}' needs '{wanted}' and takes no '{other}'")
+        for name in ("width_px", "height_px", "fps", "max_frozen_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise SiteError(f"camera: '{name}' is {getattr(self, name)}; expected a number greater than 0")
+
+    def source(self, name: str) -> CameraSource:
+        """Make the device behind the camera `name`; it is not open yet."""
+        size = (self.width_px, self.height_px, self.fps)
+        if self.kind == "realsense":
+            assert self.serial is not None
+            return FrozenCheck(RealSenseSource(name, self.serial, *size), self.max_frozen_s)
+        assert self.device is not None
+        return FrozenCheck(OpenCvSource(name, self.device, *size, color=self.color), self.max_frozen_s)
+
+
+def open_cameras(cameras: Mapping[str, CameraSettings]) -> ThreadedCameras:
+    """Make all cameras of a site, a thread each; they are not open yet.
+
+    Raises:
+        SiteError: Two names for one device.
+    """
+    seen: dict[int | str, str] = {}
+    for name, settings in cameras.items():
+        device = settings.serial if settings.serial is not None else settings.device
+        assert device is not None
+        if device in seen:
+            raise SiteError(f"cameras: '{seen[device]}' and '{name}' are both '{device}'; each needs its own device")
+        seen[device] = name
+    fastest = max((settings.fps for settings in cameras.values()), default=1)
+    # The devices keep the pace; the threads only have to be no slower.
+    return ThreadedCameras([s.source(name) for name, s in cameras.items()], max_fps=2.0 * fastest)

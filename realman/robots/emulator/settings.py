@@ -1,0 +1,136 @@
+"""One emulated arm: where it listens, what it says it is, and what its joints can do."""
+
+import contextlib
+import dataclasses
+import functools
+import socket
+
+import numpy as np
+
+from realman import spec
+from realman.arrays import JointVec
+from realman.kinematics import ArmVec
+
+TCP_PORT = 8080
+"""Port of a RealMan controller."""
+
+PUSH_PORT = 8089
+"""UDP port a controller pushes its state to."""
+
+PUSH_UNIT_S = 0.005
+"""A push cycle counts in steps of 5 ms; also the emulator's own tick."""
+
+# RM65-B acceleration: the controller reports 100 RPM/s.
+JOINT_ACCELERATION_RAD_S2 = np.deg2rad(np.full(6, 600.0))
+
+# Elbow and wrist bent: away from the singular poses q3 = 0 and q5 = 0.
+HOME_DEG = (0.0, 20.0, 70.0, 0.0, 90.0, 0.0)
+
+_PORT_TRIES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmSettings:
+    """One emulated controller."""
+
+    side: str
+    """'right' or 'left'."""
+    host: str = "127.0.0.1"
+    """Address to listen on and to push from; each arm needs its own, as the SDK tells arms apart by it."""
+    port: int = TCP_PORT
+    """TCP port; 0 takes a free one."""
+    push_port: int = PUSH_PORT
+    """UDP port pushed to until a client changes it."""
+    push_cycle: int = 1
+    """Push period in units of 5 ms."""
+    generation: int = 3
+    """Controller generation, 3 or 4; they differ in what they say of their software and in a few commands."""
+    product: str = "RM65-BI"
+    """Product name; the SDK reads the arm's model from it."""
+    home_deg: tuple[float, ...] = HOME_DEG
+    """Joints at power-on, deg."""
+    home_gripper: float = 1.0
+    """Gripper opening at power-on, 0..1."""
+    joint_limit_deg: tuple[float, ...] = tuple(np.rad2deg(spec.ARM_UPPER_RAD).tolist())
+    """Largest angle of each joint to both sides, deg; a controller may be set narrower than the arm."""
+
+    def __post_init__(self) -> None:
+        if self.side not in spec.SIDES:
+            raise ValueError(f"arm: side is '{self.side}'; expected one of {', '.join(spec.SIDES)}")
+        if self.generation not in (3, 4):
+            raise ValueError(f"arm: generation is {self.generation}; expected 3 or 4")
+        if self.push_cycle < 1:
+            raise ValueError(f"arm: push cycle is {self.push_cycle}; expected 1 or more (x 5 ms)")
+
+    @property
+    def home(self) -> ArmVec:
+        """Joints at power-on, rad."""
+        return np.deg2rad(self.home_deg)
+
+    @property
+    def joint_limit(self) -> ArmVec:
+        """Largest angle of each joint to both sides, rad."""
+        return np.deg2rad(self.joint_limit_deg)
+
+
+HOSTS = {"right": "127.0.0.1", "left": "127.0.0.2"}
+"""Loopback addresses of two arms on this machine; Linux has all of 127.x, elsewhere an alias must be added."""
+
+
+def two_arms(
+    port: int = TCP_PORT, push_port: int = PUSH_PORT, generation: int = 3, home: JointVec | None = None
+) -> tuple[ArmSettings, ...]:
+    """Return a right and a left arm on loopback.
+
+    Args:
+        port: TCP port of both.
+        push_port: UDP port pushed to.
+        generation: Of both controllers.
+        home: Both arms at power-on (14,), rad and gripper opening; None is each arm's own default.
+    """
+    arms = tuple(ArmSettings(side, HOSTS[side], port, push_port, generation=generation) for side in spec.SIDES)
+    if home is None:
+        return arms
+    homes = {arm.side: home[spec.ARM_SLICES[arm.side]] for arm in arms}
+    return tuple(
+        dataclasses.replace(
+            arm,
+            home_deg=tuple(np.rad2deg(homes[arm.side][:6]).tolist()),
+            home_gripper=float(homes[arm.side][6]),
+        )
+        for arm in arms
+    )
+
+
+def free_ports() -> tuple[int, int]:
+    """Return a TCP port that is free at both arms' addresses, and a UDP port that is this process's own.
+
+    The TCP port stays reserved until the next call, so that no other process's connection takes it before an emulator listens.
+    The UDP port is the same at each call: the SDK (1.1.6) opens no sixth one in the life of a process.
+    """
+    _reservation.close()
+    for _ in range(_PORT_TRIES):
+        with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
+            port = _bind(sockets, HOSTS["right"], 0)
+            _bind(sockets, HOSTS["left"], port)
+            _reservation.push(sockets.pop_all())
+            return port, _own_udp_port()
+    raise OSError("no TCP port is free at both loopback addresses")
+
+
+_reservation = contextlib.ExitStack()
+
+
+def _bind(sockets: contextlib.ExitStack, host: str, port: int) -> int:
+    """Bind without listening; who listens with SO_REUSEADDR, as asyncio's servers do, may still have the port."""
+    tcp = sockets.enter_context(socket.socket())
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    tcp.bind((host, port))
+    return int(tcp.getsockname()[1])
+
+
+@functools.cache
+def _own_udp_port() -> int:
+    with socket.socket(type=socket.SOCK_DGRAM) as udp:
+        udp.bind(("", 0))
+        return int(udp.getsockname()[1])

@@ -1,0 +1,235 @@
+"""One RM65 through the SDK: connect, look, stream targets, stop for certain, release."""
+
+from collections.abc import Callable
+import logging
+import socket
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from realman.errors import NotConnectedError
+from realman.errors import RejectedError
+from realman.errors import RobotError
+from realman.errors import RobotTimeoutError
+from realman.kinematics import ArmVec
+from realman.robots.rm65 import codes
+from realman.robots.rm65 import preflight
+from realman.robots.rm65 import sdk
+from realman.robots.rm65.feed import StateFeed
+from realman.robots.rm65.gripper import GripperWorker
+from realman.robots.rm65.gripper import make_gripper
+from realman.robots.rm65.handle import close_handle
+from realman.robots.rm65.handle import open_handle
+from realman.robots.rm65.raw import RawArm
+from realman.robots.rm65.settings import Rm65Settings
+from realman.robots.robot import Finding
+
+logger = logging.getLogger(__name__)
+
+_NO_FORCE_SENSOR = -1
+_GATE_WAIT_S = 0.1
+"""How long a stop waits for a command that is on its way."""
+_RELEASE_TIMEOUT_S = 1.0
+_STANDSTILL_TIMEOUT_S = 1.0
+"""How long an arm may take to come to rest after an acknowledged stop; where the site is more patient, as long as that."""
+_STANDSTILL_WINDOW_S = 0.05
+_STANDSTILL_RAD = float(np.deg2rad(0.05))
+
+
+class Arm:
+    """One arm. Commands go through a gate that a stop closes, so nothing can follow a stop.
+
+    Attributes:
+        name: 'right arm 192.168.1.19', for messages.
+        findings: Pre-flight table of the last `connect`.
+        range: Where the joints may go, known after `connect`.
+    """
+
+    def __init__(self, side: str, settings: Rm65Settings) -> None:
+        self._settings = settings
+        self._host = settings.host(side)
+        self.name = f"{side} arm {self._host}"
+        self.findings: list[Finding] = []
+        self.range: preflight.JointRange | None = None
+        self.feed = StateFeed(self.name, self._host, settings.max_state_age_s)
+        self.gripper: GripperWorker | None = None
+        self._sdk_arm: Any = None
+        self._gate = threading.Lock()
+        self._is_open = False
+
+    def connect(self) -> None:
+        """Connect, check everything and open the gate. A failure leaves nothing open.
+
+        Raises:
+            SiteError: The SDK does not load.
+            RobotTimeoutError: No controller there, or its state does not arrive.
+            RejectedError: The arm is not fit to move.
+            RobotError: Anything else.
+        """
+        try:
+            self._open_handle()
+            self._open_feed()
+            state = self.feed.wait(self._settings.connect_timeout_s)
+            self.findings, self.range = preflight.inspect(self.name, self._sdk_arm, state)
+            for finding in self.findings:
+                logger.info("%s: %s: %s", finding.arm, finding.check, finding.found)
+            preflight.refuse_if_any(self.findings)
+            self._set_collision_stage()
+            self._open_gripper()
+        except BaseException:
+            self.disconnect()
+            raise
+        self._is_open = True
+
+    def _open_handle(self) -> None:
+        settings, arm = self._settings, sdk.new_arm()
+        call = f"{self.name}: connect"
+        if not sdk.bounded(
+            lambda: open_handle(arm, self._host, settings.tcp_port),
+            settings.connect_timeout_s,
+            call,
+            # A handle that comes too late would keep one of the SDK's few places for ever.
+            undo=lambda: close_handle(arm),
+        ):
+            raise RobotTimeoutError(
+                f"{self.name}: no RealMan controller answers at port {settings.tcp_port}; check power, network and address, and "
+                "if it was connected a moment ago start the program again"
+            )
+        self._sdk_arm = arm
+        arm.rm_set_timeout(round(settings.reply_timeout_s * 1000))
+
+    def _open_feed(self) -> None:
+        self.feed.open()
+        module, settings = sdk.load(), self._settings
+        here = settings.push_host or _address_towards(self._host, settings.tcp_port)
+        config = module.rm_realtime_push_config_t(settings.push_cycle, True, settings.push_port, _NO_FORCE_SENSOR, here)
+        codes.check(self._sdk_arm.rm_set_realtime_push(config), self.name, "rm_set_realtime_push")
+
+    def _set_collision_stage(self) -> None:
+        stage = self._settings.collision_stage
+        if stage is not None:
+            codes.check(self._sdk_arm.rm_set_collision_state(stage), self.name, "rm_set_collision_state")
+
+    def _open_gripper(self) -> None:
+        settings = self._settings.gripper
+        self.gripper = GripperWorker(self.name, make_gripper(self.name, self._sdk_arm, settings), settings)
+        self.gripper.open()
+
+    def send(self, joints: ArmVec, *, is_high: bool) -> None:
+        """Send one target, rad; about 0.1 ms. Whether the arm follows shows only in its state.
+
+        Raises:
+            NotConnectedError: The gate is closed.
+            RejectedError: A number is not finite: the SDK would send -2147483 deg.
+            RobotError: It could not be sent.
+        """
+        degrees = np.rad2deg(joints).tolist()
+        if not np.isfinite(joints).all():
+            raise RejectedError(f"{self.name}: target is not finite, nothing was sent: {degrees} deg")
+        with self._gate:
+            if not self._is_open:
+                raise NotConnectedError(f"{self.name}: not connected, or stopped")
+            code = self._sdk_arm.rm_movej_canfd(degrees, is_high)
+        codes.check(code, self.name, "rm_movej_canfd")
+
+    def shut(self) -> None:
+        """Let no further command pass; returns at once."""
+        self._is_open = False
+        if self.gripper:
+            self.gripper.shut()
+
+    def close_gate(self) -> None:
+        """Let no further command pass; one on its way is waited for, but not long."""
+        self.shut()
+        if self.gripper:
+            self.gripper.halt()
+        if self._gate.acquire(timeout=_GATE_WAIT_S):
+            self._gate.release()
+
+    def slow_stop(self) -> None:
+        """Let no further command pass, brake along the path and wait for the standstill, but not long.
+
+        Raises:
+            RobotError: The SDK did not do it, or the arm cannot be seen to stand still.
+        """
+        if self._sdk_arm is None:
+            return
+        self.close_gate()
+        timeout_s = self._settings.stop_timeout_s
+        code = sdk.bounded(self._sdk_arm.rm_set_arm_slow_stop, timeout_s, f"{self.name}: slow stop")
+        codes.check(code, self.name, "rm_set_arm_slow_stop")
+        _wait_for_standstill(self.name, self._ask_joints, self._settings.stop_timeout_s)
+
+    def stop(self) -> None:
+        """Stop at once through the SDK, or without it if it hangs or lost its connection; wait for the standstill.
+
+        Never `rm_set_arm_emergency_stop`: on a generation 3 controller it leaves the SDK locked for ever (1.1.1 .. 1.1.6).
+
+        Raises:
+            RobotError: The stop was not acknowledged, or the arm cannot be seen to stand still.
+        """
+        if self._sdk_arm is None:
+            return
+        self.close_gate()
+        try:
+            code = sdk.bounded(self._sdk_arm.rm_set_arm_stop, self._settings.stop_timeout_s, f"{self.name}: stop")
+            codes.check(code, self.name, "rm_set_arm_stop")
+            _wait_for_standstill(self.name, self._ask_joints, self._settings.stop_timeout_s)
+        except RobotError as e:
+            logger.warning("%s; stopping over a connection of its own", e)
+            settings = self._settings
+            with RawArm(self.name, self._host, settings.tcp_port, settings.reply_timeout_s) as raw:
+                raw.stop()
+                _wait_for_standstill(self.name, raw.joints, settings.stop_timeout_s)
+
+    def _ask_joints(self) -> ArmVec:
+        """Ask where the arm is; unlike a state push, an answer cannot be an old one."""
+        timeout_s = self._settings.stop_timeout_s
+        code, degrees = sdk.bounded(self._sdk_arm.rm_get_joint_degree, timeout_s, f"{self.name}: joints")
+        codes.check(code, self.name, "rm_get_joint_degree")
+        return np.deg2rad(np.array(degrees[:6]))
+
+    def disconnect(self) -> None:
+        """Release the arm; safe to call twice. It does not stop a motion."""
+        self.close_gate()
+        if self.gripper:
+            self.gripper.close()
+            self.gripper = None
+        self.feed.close()
+        arm, self._sdk_arm = self._sdk_arm, None
+        if arm is None:
+            return
+        try:
+            timeout_s = max(_RELEASE_TIMEOUT_S, self._settings.stop_timeout_s)
+            sdk.bounded(lambda: close_handle(arm), timeout_s, f"{self.name}: release")
+        except RobotTimeoutError as e:
+            logger.critical("%s; start the program again before the next run", e)
+
+
+def _wait_for_standstill(name: str, measure: Callable[[], ArmVec], stop_timeout_s: float) -> None:
+    timeout_s = max(_STANDSTILL_TIMEOUT_S, stop_timeout_s)
+    until = time.monotonic() + timeout_s
+    before = measure()
+    while time.monotonic() < until:
+        time.sleep(_STANDSTILL_WINDOW_S)
+        now = measure()
+        if np.abs(now - before).max() < _STANDSTILL_RAD:
+            return
+        before = now
+    raise RobotError(f"{name}: still moves {timeout_s:g} s after the stop was acknowledged")
+
+
+def _address_towards(host: str, port: int) -> str:
+    """Return this machine's address as `host` sees it; no packet is sent.
+
+    Raises:
+        RobotError: No route.
+    """
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, port))
+            return str(probe.getsockname()[0])
+    except OSError as e:
+        raise RobotError(f"arm {host}: no network route to it ({e}); set 'push_host'") from e

@@ -1,0 +1,171 @@
+"""What is looked at before an arm may move, all of it, so that one look tells everything that is wrong."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from realman import spec
+from realman.errors import RejectedError
+from realman.kinematics import ArmVec
+from realman.robots.rm65 import codes
+from realman.robots.rm65.feed import ArmState
+from realman.robots.robot import Finding
+
+_MODEL = "RM_65"
+_DOF = 6
+_MAX_DISAGREEMENT_DEG = 2.0
+"""Between the pushed and the queried joints of an arm at rest: more means that they are not the same arm or unit."""
+
+
+class JointRange(NamedTuple):
+    """Where one arm's joints may go and how fast: what the arm can do and what its controller allows."""
+
+    lower: ArmVec
+    """rad"""
+    upper: ArmVec
+    max_speed: ArmVec
+    """rad/s"""
+
+
+def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[Finding], JointRange]:
+    """Look at a connected arm; nothing moves and nothing is changed.
+
+    Args:
+        name: The arm, for messages.
+        arm: The SDK's `RoboticArm`.
+        state: A fresh state push.
+
+    Returns:
+        All findings, good and bad, and the joint range.
+
+    Raises:
+        RobotError: A question got no answer.
+    """
+    lower = _ask(name, "rm_get_joint_min_pos", arm.rm_get_joint_min_pos())
+    upper = _ask(name, "rm_get_joint_max_pos", arm.rm_get_joint_max_pos())
+    speed = _ask(name, "rm_get_joint_max_speed", arm.rm_get_joint_max_speed())
+    joint_range = JointRange(
+        np.maximum(spec.ARM_LOWER_RAD, np.deg2rad(lower[:_DOF])),
+        np.minimum(spec.ARM_UPPER_RAD, np.deg2rad(upper[:_DOF])),
+        np.minimum(spec.ARM_SPEED_RAD_S, np.deg2rad(speed[:_DOF])),
+    )
+    findings = [
+        _model(name, arm),
+        _versions(name, arm),
+        _run_mode(name, arm),
+        _power(name, arm),
+        _enabled(name, arm),
+        _joint_errors(name, arm),
+        _controller(name, arm),
+        _pushed_errors(name, state),
+        _agreement(name, arm, state),
+        _in_range(name, state, joint_range),
+        _speed(name, joint_range),
+        _collision(name, arm),
+    ]
+    return findings, joint_range
+
+
+def refuse_if_any(findings: list[Finding]) -> None:
+    """Stop if anything is wrong.
+
+    Raises:
+        RejectedError: Names every problem.
+    """
+    problems = [f"{f.arm}: {f.check} is {f.found}, {f.problem}" for f in findings if f.problem]
+    if problems:
+        raise RejectedError("; ".join(problems))
+
+
+def _ask(name: str, call: str, answer: tuple[int, Any]) -> Any:
+    code, value = answer
+    codes.check(code, name, call)
+    return value
+
+
+def _model(name: str, arm: Any) -> Finding:
+    info = _ask(name, "rm_get_robot_info", arm.rm_get_robot_info())
+    found = f"{info['arm_model']}, {info['arm_dof']} joints, generation {info['robot_controller_version']}"
+    is_good = info["arm_model"] == _MODEL and info["arm_dof"] == _DOF
+    return Finding(name, "model", found, None if is_good else "expected an RM65 with 6 joints; check the address")
+
+
+def _versions(name: str, arm: Any) -> Finding:
+    info = _ask(name, "rm_get_arm_software_info", arm.rm_get_arm_software_info())
+    controller = info.get("ctrl_info", {}).get("version", "unknown")
+    return Finding(name, "software", f"{info.get('product_version', 'unknown')}, controller {controller}")
+
+
+def _run_mode(name: str, arm: Any) -> Finding:
+    is_real = _ask(name, "rm_get_arm_run_mode", arm.rm_get_arm_run_mode()) == 1
+    problem = "the arm would not move; switch to real mode on the teach pendant"
+    return Finding(name, "run mode", "real" if is_real else "simulated", None if is_real else problem)
+
+
+def _power(name: str, arm: Any) -> Finding:
+    is_on = _ask(name, "rm_get_arm_power_state", arm.rm_get_arm_power_state()) == 1
+    return Finding(name, "power", "on" if is_on else "off", None if is_on else "switch the arm on")
+
+
+def _enabled(name: str, arm: Any) -> Finding:
+    enabled = _ask(name, "rm_get_joint_en_state", arm.rm_get_joint_en_state())
+    off = [joint for joint, on in zip(spec.ARM_JOINTS, enabled, strict=False) if not on]
+    found = f"off at {', '.join(off)}" if off else "all on"
+    return Finding(name, "joint enable", found, "enable the joints on the teach pendant" if off else None)
+
+
+def _joint_errors(name: str, arm: Any) -> Finding:
+    flags = arm.rm_get_joint_err_flag()
+    codes.check(flags["return_code"], name, "rm_get_joint_err_flag")
+    found = [
+        codes.describe_joint_error(joint, bits)
+        for joint, bits in zip(spec.ARM_JOINTS, flags["err_flag"], strict=False)
+        if bits
+    ]
+    return Finding(name, "joint state", ", ".join(found) or "good", "clear it on the teach pendant" if found else None)
+
+
+def _controller(name: str, arm: Any) -> Finding:
+    state = arm.rm_get_controller_state()
+    codes.check(state["return_code"], name, "rm_get_controller_state")
+    error = state["system_error"]
+    found = (
+        codes.describe_system_error(error) if error else f"good, {state['voltage']:.1f} V, {state['temperature']:.0f} C"
+    )
+    return Finding(name, "controller", found, "clear it on the teach pendant" if error else None)
+
+
+def _pushed_errors(name: str, state: ArmState) -> Finding:
+    problems = state.problems()
+    return Finding(name, "state push", ", ".join(problems) or "fresh", "clear it first" if problems else None)
+
+
+def _agreement(name: str, arm: Any, state: ArmState) -> Finding:
+    queried = np.array(_ask(name, "rm_get_joint_degree", arm.rm_get_joint_degree())[:_DOF])
+    apart = float(np.abs(np.rad2deg(state.joints) - queried).max())
+    is_good = apart <= _MAX_DISAGREEMENT_DEG
+    problem = (
+        f"expected at most {_MAX_DISAGREEMENT_DEG:g} deg; is the arm at rest, and is it one controller per address?"
+    )
+    return Finding(name, "push against query", f"{apart:.2f} deg apart", None if is_good else problem)
+
+
+def _in_range(name: str, state: ArmState, joint_range: JointRange) -> Finding:
+    outside = [
+        f"{joint} at {np.rad2deg(q):.1f} deg (range {np.rad2deg(low):.0f}..{np.rad2deg(high):.0f})"
+        for joint, q, low, high in zip(spec.ARM_JOINTS, state.joints, joint_range.lower, joint_range.upper, strict=True)
+        if not low <= q <= high
+    ]
+    found = ", ".join(outside) or "inside the range"
+    return Finding(name, "joint position", found, "move the arm back by hand" if outside else None)
+
+
+def _speed(name: str, joint_range: JointRange) -> Finding:
+    found = " ".join(f"{speed:.0f}" for speed in np.rad2deg(joint_range.max_speed))
+    is_good = bool((joint_range.max_speed > 0).all())
+    return Finding(name, "joint speed", f"at most {found} deg/s", None if is_good else "set it on the teach pendant")
+
+
+def _collision(name: str, arm: Any) -> Finding:
+    stage = _ask(name, "rm_get_collision_stage", arm.rm_get_collision_stage())
+    return Finding(name, "collision detection", f"stage {stage}" if stage else "OFF")

@@ -1,0 +1,79 @@
+"""State pushes, from the SDK's one callback to each arm's feed; and the moments in which its UDP thread must stand still.
+
+The SDK's UDP thread walks the table of handles without a lock whenever a push says that its arm has stopped, and
+`rm_delete_robot_arm` frees an entry before it takes it out of the table: the process crashes now and then when an arm that was
+stopped is released (1.1.6). The thread holds no handle while it is in the callback, so that is where it waits meanwhile.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import threading
+import time
+from typing import Any
+
+from realman.robots.rm65 import sdk
+
+_RECENT_S = 1.0
+"""Pushes come every 5 to 20 ms. After this long without one nobody pushes, and the thread waits for its socket."""
+_ARRIVAL_S = 0.5
+"""How long to wait for the next push; a busy machine is late."""
+_LONGEST_PAUSE_S = 5.0
+"""A call that hangs must not keep the other arm's state away for ever."""
+
+
+class PushRouter:
+    """The SDK has one callback for all arms; the sender's address tells them apart."""
+
+    def __init__(self) -> None:
+        self._receivers: dict[bytes, Callable[[Any], None]] = {}
+        self._callback: Any = None
+        self._changed = threading.Condition()
+        self._num_pauses = 0
+        self._is_waiting = False
+        self._newest_s = float("-inf")
+
+    def add(self, host: str, receive: Callable[[Any], None]) -> None:
+        """Call `receive` with each push (`rm_realtime_arm_joint_state_t`) that comes from `host`, in the SDK's thread."""
+        with self._changed:
+            self._receivers = {**self._receivers, host.encode(): receive}
+            if self._callback is None:
+                module = sdk.load()
+                # Kept for ever: the SDK holds a bare pointer to it.
+                self._callback = module.rm_realtime_arm_state_callback_ptr(self.deliver)
+                module.rm_realtime_arm_state_call_back(self._callback)
+
+    def remove(self, host: str) -> None:
+        """Deliver nothing from `host` any more."""
+        with self._changed:
+            self._receivers = {h: r for h, r in self._receivers.items() if h != host.encode()}
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep the SDK's UDP thread in the callback; what arrives meanwhile is delivered afterwards."""
+        with self._changed:
+            self._num_pauses += 1
+            if time.monotonic() - self._newest_s < _RECENT_S:
+                self._changed.wait_for(lambda: self._is_waiting, _ARRIVAL_S)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_pauses -= 1
+                self._changed.notify_all()
+
+    def deliver(self, push: Any) -> None:
+        """Take one push; the SDK's callback."""
+        with self._changed:
+            self._newest_s = time.monotonic()
+            if self._num_pauses:
+                self._is_waiting = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._num_pauses, _LONGEST_PAUSE_S)
+                self._is_waiting = False
+            receive = self._receivers.get(push.arm_ip)
+        if receive is not None:
+            receive(push)
+
+
+router = PushRouter()
+"""The process's one."""

@@ -1,0 +1,260 @@
+"""Both RM65 arms, their grippers and cameras as one `realman.robots.robot.Robot`."""
+
+from collections.abc import Callable
+import concurrent.futures
+import contextlib
+import logging
+import time
+
+import numpy as np
+
+from realman import spec
+from realman.arrays import JointVec
+from realman.arrays import check_finite
+from realman.errors import NotConnectedError
+from realman.errors import RejectedError
+from realman.errors import RobotError
+from realman.errors import RobotTimeoutError
+from realman.robots.cameras import Cameras
+from realman.robots.cameras import Frame
+from realman.robots.rm65.arm import Arm
+from realman.robots.rm65.follow import FollowWatch
+from realman.robots.rm65.settings import Rm65Settings
+from realman.robots.rm65.stream import CommandStream
+from realman.robots.robot import Finding
+from realman.robots.robot import RobotObservation
+
+logger = logging.getLogger(__name__)
+
+_STANDS_STILL_S = 0.5
+"""How long an arm may stand still away from its target before the run ends."""
+
+_JOINTS = {side: slice(part.start, part.start + 6) for side, part in spec.ARM_SLICES.items()}
+_GRIPPERS = dict(zip(spec.SIDES, spec.GRIPPER_DIMS, strict=True))
+
+
+class Rm65Robot:
+    """Two RM65 arms driven by one process. All methods but `stop` belong to one thread; `stop` may come from any."""
+
+    def __init__(self, settings: Rm65Settings, cameras: Cameras | None = None) -> None:
+        """Describe the robot; nothing is opened before `connect`.
+
+        Args:
+            settings: Addresses, rates and limits.
+            cameras: The robot's cameras, opened and closed with it; None observes joints only.
+        """
+        self._settings = settings
+        self._cameras = cameras
+        self._arms = {side: Arm(side, settings) for side in spec.SIDES}
+        self._watches: dict[str, FollowWatch] = {}
+        self._stream: CommandStream | None = None
+        self._previous: JointVec | None = None
+        self._is_connected = False
+        self._is_stopped = False
+        # Grippers limit themselves.
+        self._max_speed = np.tile([*spec.ARM_SPEED_RAD_S, np.inf], len(spec.SIDES))
+
+    @property
+    def fps(self) -> float:
+        """Rate at which `send` expects targets, Hz."""
+        return self._settings.fps
+
+    @property
+    def preflight(self) -> list[Finding]:
+        """What the last `connect` looked at, arm by arm."""
+        return [finding for arm in self._arms.values() for finding in arm.findings]
+
+    def connect(self) -> None:
+        """Open both arms, their grippers and the cameras; nothing moves. A failure leaves nothing open.
+
+        Also ends a stop. Connecting again releases everything first, which is how a lost connection is mended.
+
+        Raises:
+            SiteError: The SDK does not load.
+            RobotError: An arm, a gripper or a camera is not there or not fit to move.
+        """
+        self.disconnect()
+        with contextlib.ExitStack() as undo:
+            for arm in self._arms.values():
+                arm.connect()
+                undo.callback(arm.disconnect)
+            if self._cameras:
+                self._cameras.open()
+            undo.pop_all()
+        speeds = [
+            [*(arm.range.max_speed if arm.range else spec.ARM_SPEED_RAD_S), np.inf] for arm in self._arms.values()
+        ]
+        self._max_speed = np.concatenate(speeds)
+        self._watches = {side: FollowWatch(arm.name, _STANDS_STILL_S) for side, arm in self._arms.items()}
+        self._previous = self._stream = None
+        self._is_stopped = False
+        self._is_connected = True
+
+    def observe(self) -> RobotObservation:
+        """Return the newest state and frames, without waiting.
+
+        Raises:
+            NotConnectedError: Not connected.
+            RobotTimeoutError: A state, gripper or camera is too old.
+            RobotError: A controller reports an error.
+        """
+        self._require_connected()
+        state, times_s = self._measure()
+        frames = self._fresh_frames()
+        images = {name: frame.image for name, frame in frames.items()}
+        oldest_s = min([*times_s.values(), *(frame.time_s for frame in frames.values())])
+        return RobotObservation(state=state, images=images, time_s=oldest_s)
+
+    def joint_range(self) -> tuple[JointVec, JointVec]:
+        """Return the ends of the range that arms and controllers allow, known since `connect`."""
+        lower, upper = spec.LOWER.copy(), spec.UPPER.copy()
+        for side, arm in self._arms.items():
+            if arm.range:
+                lower[_JOINTS[side]], upper[_JOINTS[side]] = arm.range.lower, arm.range.upper
+        return lower, upper
+
+    def measure(self) -> JointVec:
+        """Return the newest measured position; see `observe` for what may be wrong."""
+        self._require_connected()
+        return self._measure()[0]
+
+    def ages_s(self) -> dict[str, float]:
+        """Return the ages of the arms' states and of the cameras' newest frames, s."""
+        now_s = time.monotonic()
+        frames = self._cameras.latest() if self._cameras and self._is_connected else {}
+        ages = {f"{side} arm": arm.feed.age_s() for side, arm in self._arms.items()}
+        return ages | {name: now_s - frame.time_s for name, frame in frames.items()}
+
+    def _fresh_frames(self) -> dict[str, Frame]:
+        frames = self._cameras.latest() if self._cameras else {}
+        now_s, limit_s = time.monotonic(), self._settings.max_camera_age_s
+        for name, frame in frames.items():
+            age_s = now_s - frame.time_s
+            if age_s > limit_s:
+                raise RobotTimeoutError(
+                    f"camera '{name}': the newest frame is {age_s * 1000:.0f} ms old "
+                    f"(at most {limit_s * 1000:.0f} ms); check its cable"
+                )
+        return frames
+
+    def _measure(self) -> tuple[JointVec, dict[str, float]]:
+        """Return the state of both arms, and when each arm's arrived."""
+        state = np.empty(spec.NUM_DIMS)
+        times_s = {}
+        for side, arm in self._arms.items():
+            arm_state = arm.feed.healthy()
+            state[_JOINTS[side]] = arm_state.joints
+            state[_GRIPPERS[side]] = arm.gripper.opening() if arm.gripper else 0.0
+            times_s[side] = arm_state.time_s
+        return state, times_s
+
+    def send(self, target: JointVec) -> JointVec:
+        """Send both arms and grippers towards a target.
+
+        Args:
+            target: Absolute positions, rad and 0..1; not changed.
+
+        Returns:
+            What was sent: inside the joint range, and at most one tick at full speed from the target before.
+
+        Raises:
+            NotConnectedError: Not connected.
+            RejectedError: Stopped, not finite, or an arm does not follow.
+            RobotTimeoutError: An arm's state, a gripper's or a camera's picture is too old.
+            RobotError: A controller reports an error, or the connection is lost.
+        """
+        self._require_connected()
+        if self._is_stopped:
+            raise RejectedError("rm65: stopped, so no motion is accepted; connect again first")
+        check_finite(target, "target")
+        measured, times_s = self._measure()
+        # At each tick, not only when the next chunk is asked for: nobody moves on what a dead camera last saw.
+        self._fresh_frames()
+        previous = measured if self._previous is None else self._previous
+        self._look_whether_arms_follow(previous, measured, times_s)
+        sent = self._limit(target, previous)
+        if self._settings.follow == "high":
+            if self._stream is None:
+                rate_hz = self._settings.high_follow_rate_hz
+                self._stream = CommandStream(self._send_joints, measured, self._max_speed, self.fps, rate_hz)
+            self._stream.set_target(sent)
+        else:
+            self._send_joints(sent)
+        for side, arm in self._arms.items():
+            if arm.gripper:
+                arm.gripper.set_target(float(sent[_GRIPPERS[side]]))
+        self._previous = sent
+        return sent.copy()
+
+    def _limit(self, target: JointVec, previous: JointVec) -> JointVec:
+        step = self._max_speed / self.fps
+        near = np.clip(target, previous - step, previous + step)
+        limited = np.clip(near, spec.LOWER, spec.UPPER)
+        for side, arm in self._arms.items():
+            if arm.range:
+                limited[_JOINTS[side]] = np.clip(limited[_JOINTS[side]], arm.range.lower, arm.range.upper)
+        return limited
+
+    def _look_whether_arms_follow(self, target: JointVec, measured: JointVec, times_s: dict[str, float]) -> None:
+        for side, watch in self._watches.items():
+            watch.look(target[_JOINTS[side]], measured[_JOINTS[side]], times_s[side])
+
+    def _send_joints(self, command: JointVec) -> None:
+        is_high = self._settings.follow == "high"
+        for side, arm in self._arms.items():
+            arm.send(command[_JOINTS[side]], is_high=is_high)
+
+    def slow_stop(self) -> None:
+        """Brake both arms along their path at the same time; no target passes until the next `connect`. `stop` must follow.
+
+        Raises:
+            RobotError: An arm did not brake.
+        """
+        self._close_gates()
+        problems = _in_parallel([arm.slow_stop for arm in self._arms.values()])
+        if problems:
+            raise RobotError("; ".join(str(e) for e in problems))
+
+    def stop(self) -> None:
+        """Stop both arms now, at the same time; no target passes until the next `connect`. Safe to call at any time.
+
+        Raises:
+            RobotError: An arm could not be stopped, or could not be seen to stand still; press the emergency stop.
+        """
+        # First close every gate, then stop: a target that passed after the stop would set an arm moving again.
+        self._close_gates()
+        problems = _in_parallel([arm.stop for arm in self._arms.values()])
+        if problems:
+            raise RobotError(f"{'; '.join(str(e) for e in problems)}; press the emergency stop")
+
+    def _close_gates(self) -> None:
+        self._is_stopped = True
+        # All at once before any is waited for: one arm's slow gripper must not let the other arm move on.
+        for arm in self._arms.values():
+            arm.shut()
+        for arm in self._arms.values():
+            arm.close_gate()
+        if self._stream:
+            self._stream.halt()
+
+    def disconnect(self) -> None:
+        """Release arms, grippers and cameras; safe to call twice. It does not stop a motion, `stop` does."""
+        self._is_connected = False
+        if self._stream:
+            self._stream.halt()
+            self._stream = None
+        if self._cameras:
+            self._cameras.close()
+        for arm in self._arms.values():
+            arm.disconnect()
+
+    def _require_connected(self) -> None:
+        if not self._is_connected:
+            raise NotConnectedError("rm65: not connected; call connect() first")
+
+
+def _in_parallel(calls: list[Callable[[], None]]) -> list[BaseException]:
+    """Run all calls at the same time, to their end, and return what went wrong; each must be bounded in time."""
+    with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
+        done = [pool.submit(call) for call in calls]
+    return [error for future in done if (error := future.exception())]

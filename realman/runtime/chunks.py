@@ -1,0 +1,350 @@
+"""How a policy's chunks become one target per tick: chunk players.
+
+sync    execute `action_chunk` steps, hold the last target while the next chunk is predicted, go on
+async   ask for the next chunk while the present one plays; of its steps, skip those whose time passed meanwhile
+blend   as async, and fade from the old chunk to the new one over some steps
+rtc     as async, and the policy is told what will be executed meanwhile, so that its chunk goes on from there
+
+A chunk's step i belongs to the tick of its observation plus i, so the delay of a prediction is counted in ticks that were
+really played. Only `rtc` needs it beforehand; a wrong estimate costs smoothness, never the right moment of a step.
+"""
+
+import collections
+from collections.abc import Callable, Mapping
+import logging
+import math
+import threading
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float
+import numpy as np
+
+from realman.arrays import Image
+from realman.arrays import JointTraj
+from realman.arrays import JointVec
+from realman.errors import ServerError
+from realman.robots.robot import RobotObservation
+from realman.runtime.client import LeftOver
+from realman.runtime.client import Prediction
+
+logger = logging.getLogger(__name__)
+
+Observe = Callable[[], RobotObservation]
+Execution = Literal["sync", "async", "blend", "rtc"]
+
+BLEND_STEPS = 8
+"""Steps of a cross-fade, 160 ms at 50 Hz: long enough to hide a seam, short beside a chunk of 25."""
+
+
+DELAYS_REMEMBERED = 10
+"""Predictions whose longest delay is expected of the next one (arXiv 2506.07339): 5 s at a chunk of 25 and 50 Hz."""
+
+
+class Tick(NamedTuple):
+    """One step to execute."""
+
+    target: JointVec
+    observed_s: float
+    """`time.monotonic()` of the observation that it was predicted from."""
+    is_seam: bool = False
+    """First step of a new chunk."""
+    has_blocked: bool = False
+    """The loop was held up for a prediction; the arms stood still."""
+    is_stall: bool = False
+    """No step was left, so the last target is held."""
+
+
+@runtime_checkable
+class ChunkPolicy(Protocol):
+    """What a player asks for chunks; `realman.runtime.client.PolicyClient` is one."""
+
+    action_chunk: int
+    """Steps to execute of each prediction."""
+
+    def infer(self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None) -> Prediction:
+        """Return the next actions."""
+        ...
+
+
+@runtime_checkable
+class RtcPolicy(ChunkPolicy, Protocol):
+    """A policy whose chunks can go on from the previous one; `realman.runtime.client.PolicyClient` is one."""
+
+    fps: float
+    """Rate of its steps, Hz."""
+
+    def require_rtc(self) -> None:
+        """Raise `ServerError` unless the policy heeds what is left over."""
+        ...
+
+    def infer(
+        self,
+        state: JointVec,
+        images: Mapping[str, Image],
+        prompt: str | None = None,
+        left_over: LeftOver | None = None,
+    ) -> Prediction:
+        """Return the next actions."""
+        ...
+
+
+@runtime_checkable
+class Request(Protocol):
+    """One prediction under way."""
+
+    def poll(self) -> Prediction | None:
+        """Return the prediction once it is there; called once a tick. Raise what the policy raised."""
+        ...
+
+
+Ask = Callable[[Callable[[], Prediction]], Request]
+"""Starts a prediction without waiting for it."""
+
+
+class ThreadRequest:
+    """A prediction in a thread of its own. A daemon: a server that never answers must not hold up the program's end."""
+
+    def __init__(self, predict: Callable[[], Prediction]) -> None:
+        """Start."""
+        self._predict = predict
+        self._result: Prediction | None = None
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="prediction", daemon=True).start()
+
+    def poll(self) -> Prediction | None:
+        """Return the prediction once it is there, or raise its error."""
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._predict()
+        except BaseException as e:
+            self._error = e
+
+
+@runtime_checkable
+class ChunkPlayer(Protocol):
+    """Turns a policy's chunks into one target per tick."""
+
+    round_trips_s: list[float]
+    """Duration of each prediction, from observation to checked reply, s."""
+    infer_s: list[float]
+    """The server's share of each, s, where it says."""
+
+    def next_tick(self, observe: Observe) -> Tick:
+        """Return what to execute now."""
+        ...
+
+
+class SyncPlayer:
+    """Executes the policy's `action_chunk` steps of a prediction, then observes and predicts again."""
+
+    def __init__(self, policy: ChunkPolicy, prompt: str | None) -> None:
+        """Play the predictions of `policy` for one task."""
+        self._policy = policy
+        self._prompt = prompt
+        self._left: list[np.ndarray] = []
+        self._observed_s = 0.0
+        self.round_trips_s: list[float] = []
+        self.infer_s: list[float] = []
+
+    def next_tick(self, observe: Observe) -> Tick:
+        """Return the next step of the chunk, or of a new one when it is used up."""
+        if self._left:
+            return Tick(self._left.pop(0), self._observed_s)
+        observation = observe()
+        prediction = self._policy.infer(observation.state, observation.images, self._prompt)
+        _note(self, prediction)
+        self._observed_s = observation.time_s
+        first, *self._left = prediction.actions[: self._policy.action_chunk]
+        return Tick(first, self._observed_s, is_seam=True, has_blocked=True)
+
+
+class AsyncPlayer:
+    """Plays without a pause as long as a prediction takes no longer than the steps that follow `action_chunk`.
+
+    The next chunk is asked for when `action_chunk` ticks have passed since the present one's observation. With a horizon of
+    50 steps and a chunk of 25 at 50 Hz, a prediction may take 500 ms. The first one is waited for.
+    """
+
+    def __init__(
+        self, policy: ChunkPolicy, prompt: str | None, *, blend_steps: int = 0, ask: Ask = ThreadRequest
+    ) -> None:
+        """Play the predictions of `policy` for one task; with `blend_steps`, fade from each chunk to the next."""
+        self._policy = policy
+        self._prompt = prompt
+        self._blend_steps = blend_steps
+        self._ask = ask
+        self._tick = -1
+        self._asked_tick = 0
+        """Tick of the newest observation that a prediction was asked for."""
+        self._asked_s = 0.0
+        self._observed_s = 0.0
+        self._request: Request | None = None
+        self._plan: JointTraj | None = None
+        self._plan_tick = 0
+        """Tick of the plan's first step."""
+        self.delays: list[int] = []
+        """Ticks that passed during each prediction."""
+        self.round_trips_s: list[float] = []
+        self.infer_s: list[float] = []
+
+    def next_tick(self, observe: Observe) -> Tick:
+        """Return this tick's step: of a new chunk if one has come, of the present one, or hold the last."""
+        self._tick += 1
+        if self._plan is None:
+            self._adopt(self._predict(observe())())
+            assert self._plan is not None
+            return Tick(self._plan[0].copy(), self._observed_s, is_seam=True, has_blocked=True)
+        is_seam = self._collect()
+        if self._request is None and self._tick - self._asked_tick >= self._policy.action_chunk:
+            self._request = self._ask(self._predict(observe()))
+            is_seam |= self._collect()
+        index = self._tick - self._plan_tick
+        is_stall = index >= len(self._plan)
+        target = self._plan[min(index, len(self._plan) - 1)].copy()
+        return Tick(target, self._observed_s, is_seam=is_seam, is_stall=is_stall)
+
+    def _collect(self) -> bool:
+        """Take the prediction under way if it is there; return whether a new plan begins."""
+        if self._request is None or (prediction := self._request.poll()) is None:
+            return False
+        self._request = None
+        return self._adopt(prediction)
+
+    def _predict(self, observation: RobotObservation) -> Callable[[], Prediction]:
+        self._asked_tick, self._asked_s = self._tick, observation.time_s
+        return lambda: self._policy.infer(observation.state, observation.images, self._prompt)
+
+    def _adopt(self, prediction: Prediction) -> bool:
+        """Make a prediction the plan from this tick on, unless all of its steps have passed; return whether it is."""
+        _note(self, prediction)
+        delay = self._tick - self._asked_tick
+        self.delays.append(delay)
+        new = prediction.actions[delay:]
+        if not len(new):
+            return False
+        if self._plan is not None:
+            old = self._plan[self._tick - self._plan_tick :]
+            if len(old):
+                # Not beyond the old plan's end: the arms would be drawn back to where it ended.
+                new = cross_fade(old, new, min(self._blend_steps, len(old)))
+            else:
+                # Used up, so held at its last step: that is what the new one fades from.
+                new = cross_fade(self._plan[-1:], new, self._blend_steps)
+        self._plan, self._plan_tick, self._observed_s = new, self._tick, self._asked_s
+        return True
+
+
+class RtcPlayer(AsyncPlayer):
+    """Asynchronous, with chunks that go on from what is executed while they are predicted: real-time chunking.
+
+    With each observation the policy gets the steps still to be played and how many of them will be gone when it answers: as
+    many as in the slowest of the last predictions, the conservative choice. A prediction that is later still is played from
+    its own tick's step on, as in `AsyncPlayer`; its seam is then only as smooth as the policy made it, and it is counted.
+
+    For s steps between two predictions and a horizon of H the delay d must keep d <= s <= H - d.
+    """
+
+    def __init__(self, policy: RtcPolicy, prompt: str | None, *, ask: Ask = ThreadRequest) -> None:
+        """Play the predictions of `policy` for one task.
+
+        Raises:
+            ServerError: The policy cannot do it.
+        """
+        policy.require_rtc()
+        super().__init__(policy, prompt, ask=ask)
+        self._rtc_policy = policy
+        self._recent_delays: collections.deque[int] = collections.deque(maxlen=DELAYS_REMEMBERED)
+        self._expected_delay = 0
+        self._horizon = 0
+        self.num_late = 0
+        """Predictions that took longer than expected."""
+
+    def _predict(self, observation: RobotObservation) -> Callable[[], Prediction]:
+        if self._plan is None:
+            return super()._predict(observation)
+        self._asked_tick, self._asked_s = self._tick, observation.time_s
+        left_over = self._left_over(self._plan)
+        return lambda: self._rtc_policy.infer(observation.state, observation.images, self._prompt, left_over)
+
+    def _left_over(self, plan: JointTraj) -> LeftOver:
+        """Return the steps from this tick on: the plan's, then its last one, which is held when nothing is left."""
+        self._expected_delay = min(max(self._recent_delays), self._horizon)
+        steps = plan[self._tick - self._plan_tick :]
+        num_held = max(self._expected_delay, 1) - len(steps)
+        return LeftOver(np.concatenate([steps, *[plan[-1:]] * num_held]), self._expected_delay)
+
+    def _adopt(self, prediction: Prediction) -> bool:
+        is_first = self._plan is None
+        is_seam = super()._adopt(prediction)
+        if is_first:
+            # The arms waited for it, so no ticks passed: the clock says what it would have been.
+            delay = math.ceil(prediction.round_trip_s * self._rtc_policy.fps)
+            self._horizon = len(prediction.actions)
+            self._check_delay(delay)
+        else:
+            delay = self.delays[-1]
+            if delay > self._expected_delay:
+                self.num_late += 1
+                logger.debug("a prediction took %d steps, %d were expected", delay, self._expected_delay)
+        self._recent_delays.append(delay)
+        return is_seam
+
+    def _check_delay(self, delay: int) -> None:
+        chunk = self._policy.action_chunk
+        if delay > (limit := min(chunk, self._horizon - chunk)):
+            raise ServerError(
+                f"real-time chunking: a prediction takes {delay} steps of {1000 / self._rtc_policy.fps:g} ms, at most {limit} "
+                f"are possible with {chunk} of {self._horizon} steps executed; make the server faster (--num-steps), "
+                "change action_chunk, or choose the execution 'sync'"
+            )
+
+
+def cross_fade(old: Float[np.ndarray, "u 14"], new: JointTraj, num_steps: int) -> JointTraj:
+    """Fade linearly from one plan to another, step by step.
+
+    Args:
+        old: Steps of the old plan from now on, at least one; its last one is held.
+        new: Steps of the new plan from now on; not changed.
+        num_steps: Steps that are a mixture; step i of them has (i + 1) / (num_steps + 1) of the new plan.
+
+    Returns:
+        A plan as long as `new`.
+    """
+    num_mixed = min(num_steps, len(new))
+    held = old[np.minimum(np.arange(num_mixed), len(old) - 1)]
+    share = (np.arange(1, num_mixed + 1) / (num_steps + 1))[:, None]
+    mixed = new.copy()
+    mixed[:num_mixed] = held + share * (new[:num_mixed] - held)
+    return mixed
+
+
+def make_player(
+    execution: Execution,
+    policy: ChunkPolicy,
+    prompt: str | None,
+    *,
+    blend_steps: int = BLEND_STEPS,
+    ask: Ask = ThreadRequest,
+) -> ChunkPlayer:
+    """Make the player for an execution mode.
+
+    Raises:
+        ServerError: The policy cannot do what the mode needs.
+    """
+    if execution == "sync":
+        return SyncPlayer(policy, prompt)
+    if execution == "rtc":
+        if not isinstance(policy, RtcPolicy):
+            raise TypeError(f"execution 'rtc' needs an RtcPolicy, found {type(policy).__name__}")
+        return RtcPlayer(policy, prompt, ask=ask)
+    return AsyncPlayer(policy, prompt, blend_steps=blend_steps if execution == "blend" else 0, ask=ask)
+
+
+def _note(player: ChunkPlayer, prediction: Prediction) -> None:
+    player.round_trips_s.append(prediction.round_trip_s)
+    if prediction.infer_s is not None:
+        player.infer_s.append(prediction.infer_s)

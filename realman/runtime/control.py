@@ -1,0 +1,295 @@
+"""The realtime loop: observe, ask the policy, execute its chunk tick by tick through the safety layer.
+
+How a policy's chunks become one target per tick is a `realman.runtime.chunks.ChunkPlayer`; the loop knows nothing of it.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import signal
+import time
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from realman import spec
+from realman.arrays import JointVec
+from realman.pacing import Pacer
+from realman.pacing import percentiles_ms
+from realman.robots.robot import STOP_SIGNALS
+from realman.robots.robot import Robot
+from realman.robots.robot import RobotObservation
+from realman.runtime.chunks import ChunkPlayer
+from realman.runtime.chunks import RtcPlayer
+from realman.runtime.chunks import Tick
+from realman.runtime.safety import Limits
+from realman.runtime.safety import SafetyLayer
+from realman.runtime.steering import Steering
+from realman.runtime.watchdogs import Watchdogs
+
+_MAX_BRAKE_TICKS = 200
+"""Braking from full speed takes a few ticks; a driver that alters every target must not make it endless."""
+
+
+class StopSignal(KeyboardInterrupt):
+    """A signal that stops arrived, or a person pressed the stop key.
+
+    Attributes:
+        number: The signal's number, for the exit code.
+        is_gentle: Whether the arms may brake along their path, as the key asks for; a signal means at once.
+    """
+
+    def __init__(self, number: int, *, is_gentle: bool = False) -> None:
+        super().__init__("the stop key" if is_gentle else signal.Signals(number).name)
+        self.number = number
+        self.is_gentle = is_gentle
+
+
+@contextlib.contextmanager
+def stop_on_signals(steering: Steering | None = None) -> Iterator[None]:
+    """Turn the first signal that stops into a `StopSignal` raised wherever the main thread is; `steering` tells a key apart.
+
+    Raising, rather than setting a flag, ends a wait for a slow server at once. Later signals are ignored, so that
+    nothing interrupts the way to the stop.
+    """
+    stopping = False
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            raise StopSignal(number, is_gentle=steering is not None and steering.is_stopping)
+
+    # Under nohup a lost terminal is no reason to stop; the others stop even what a shell started in its background.
+    nohup = {
+        number for number in STOP_SIGNALS if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
+    }
+    heeded = [number for number in STOP_SIGNALS if number not in nohup]
+    before = {number: signal.signal(number, handle) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclasses.dataclass(eq=False)
+class RunRecord:
+    """What happened in a run, filled in while it goes on, so that a broken run can be reported too."""
+
+    times_s: list[float] = dataclasses.field(default_factory=list)
+    """When each target was sent, `time.monotonic()`, s."""
+    targets: list[np.ndarray] = dataclasses.field(default_factory=list)
+    """What the policy wanted at each tick (14,)."""
+    sent: list[np.ndarray] = dataclasses.field(default_factory=list)
+    """What the robot was sent at each tick (14,)."""
+    states: list[np.ndarray] = dataclasses.field(default_factory=list)
+    """What was measured just before it (14,), where the robot says; else NaN."""
+    ages_s: list[float] = dataclasses.field(default_factory=list)
+    """How old the observation behind each target was, s."""
+    seams: list[bool] = dataclasses.field(default_factory=list)
+    """Whether a new chunk began."""
+    stalls: list[bool] = dataclasses.field(default_factory=list)
+    """Whether the last target was held for want of a chunk."""
+    waits: int = 0
+    """How often the arms stood still for a prediction."""
+    pauses: int = 0
+    """How often a person paused the run."""
+    safety: SafetyLayer | None = None
+
+    @property
+    def stalled_ticks(self) -> int:
+        """Ticks in which a target was held because the next chunk was late."""
+        return sum(self.stalls)
+
+    def note(self, tick: Tick, state: JointVec | None, sent: JointVec) -> None:
+        """Remember one tick."""
+        now_s = time.monotonic()
+        self.times_s.append(now_s)
+        self.targets.append(tick.target)
+        self.states.append(np.full(spec.NUM_DIMS, np.nan) if state is None else state)
+        self.ages_s.append(now_s - tick.observed_s)
+        self.seams.append(tick.is_seam)
+        self.stalls.append(tick.is_stall)
+        # Last: whoever reads while the run goes on counts these.
+        self.sent.append(sent)
+
+    def summary(self, player: ChunkPlayer, pacer: Pacer | None) -> dict[str, Any]:
+        """Return the run's figures as plain numbers; times in ms."""
+        steps, safety = len(self.sent), self.safety
+        duration_s = self.times_s[-1] - self.times_s[0] if steps else 0.0
+        return {
+            "steps": steps,
+            "predictions": len(player.round_trips_s),
+            # Those that came later than the player had told the policy.
+            "late_predictions": player.num_late if isinstance(player, RtcPlayer) else None,
+            "duration_s": duration_s,
+            "rate_hz": (steps - 1) / duration_s if duration_s > 0 else None,
+            "late_steps": pacer.late_ticks if pacer else None,
+            "worst_late_ms": pacer.worst_late_s * 1000 if pacer else None,
+            "stand_stills": self.waits,
+            "pauses": self.pauses,
+            "stalled_steps": self.stalled_ticks,
+            "round_trip_ms": percentiles_ms(player.round_trips_s),
+            "infer_ms": percentiles_ms(player.infer_s),
+            "clamped_steps": safety.clamped_ticks if safety else 0,
+            "range_clamps": _named_counts(safety.range_clamps) if safety else {},
+            "speed_clamps": _named_counts(safety.speed_clamps) if safety else {},
+        }
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the run tick by tick: time_s, target, sent and state (t, 14), and per tick what came with the target."""
+        shape = (len(self.sent), spec.NUM_DIMS)
+        return {
+            "time_s": np.array(self.times_s) - np.array(self.times_s[:1]),
+            "target": np.array(self.targets).reshape(shape),
+            "sent": np.array(self.sent).reshape(shape),
+            "state": np.array(self.states).reshape(shape),
+            "observation_age_s": np.array(self.ages_s),
+            "is_seam": np.array(self.seams, dtype=bool),
+            "is_stall": np.array(self.stalls, dtype=bool),
+        }
+
+
+def _named_counts(counts: np.ndarray) -> dict[str, int]:
+    return {name: int(n) for name, n in zip(spec.DIM_NAMES, counts, strict=True) if n}
+
+
+@runtime_checkable
+class Witness(Protocol):
+    """Somebody who wants to see the ticks of a run, such as a recorder. It must never hold up the loop."""
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether it wants the next tick; pictures are taken for it then."""
+        ...
+
+    def see(self, observation: RobotObservation, sent: JointVec) -> None:
+        """Take what was observed, and what was sent right after; neither will be changed by anyone."""
+        ...
+
+
+def run(
+    robot: Robot,
+    player: ChunkPlayer,
+    limits: Limits,
+    record: RunRecord,
+    *,
+    max_steps: int | None = None,
+    pacer: Pacer | None = None,
+    watchdogs: Watchdogs | None = None,
+    steering: Steering | None = None,
+    renew: Callable[[], ChunkPlayer] | None = None,
+    measure: Callable[[], JointVec] | None = None,
+    witness: Witness | None = None,
+) -> None:
+    """Drive a connected robot with a policy until `max_steps`, an error, a signal or a key. The caller stops the robot.
+
+    Args:
+        robot: A connected robot; hold it with `realman.robots.robot.connected`, which stops it however this ends.
+        player: Where targets come from.
+        limits: What one tick may do.
+        record: Filled in tick by tick.
+        max_steps: Control steps; None goes on until interrupted.
+        pacer: Keeps wall-clock time; None where the robot's time is simulated and advances with each target.
+        watchdogs: Limits of age and lateness; none by default, where time is simulated.
+        steering: What a person wants; None lets nobody interfere.
+        renew: Makes the player that goes on after a pause with a fresh plan; needed if `steering` may pause.
+        measure: Returns the measured position, for the log; it must not wait.
+        witness: Sees each tick with its pictures, when it wants to.
+
+    Raises:
+        RejectedError: The safety layer refused a target or the start.
+        RobotTimeoutError: An observation or a prediction was too old, or the loop too late.
+        ServerError: The policy failed.
+    """
+    loop = _Loop(robot, limits, record, pacer, watchdogs or Watchdogs())
+    steering = steering or Steering()
+    while max_steps is None or len(record.sent) < max_steps:
+        if steering.is_ending:
+            loop.come_to_rest()
+            return
+        if steering.is_paused and renew:
+            loop.hold_while_paused(steering)
+            if not steering.is_ending:
+                player = renew()
+                loop.start_anew()
+            continue
+        tick = player.next_tick(loop.observe)
+        loop.check(tick)
+        seen = robot.observe() if witness and witness.is_watching else None
+        state = measure() if measure else None
+        sent = loop.send(tick.target)
+        record.note(tick, state, sent)
+        if witness and seen is not None:
+            witness.see(seen, sent)
+        loop.wait()
+
+
+class _Loop:
+    """What one tick of a run consists of."""
+
+    def __init__(
+        self, robot: Robot, limits: Limits, record: RunRecord, pacer: Pacer | None, watchdogs: Watchdogs
+    ) -> None:
+        self._robot = robot
+        self._record = record
+        self._pacer = pacer
+        self._watchdogs = watchdogs
+        self._safety = record.safety = SafetyLayer(limits, self.observe().state)
+
+    def observe(self) -> RobotObservation:
+        """Look at the robot, and refuse what is too old to predict from."""
+        observation = self._robot.observe()
+        self._watchdogs.check_observation_age(time.monotonic() - observation.time_s)
+        return observation
+
+    def check(self, tick: Tick) -> None:
+        """Refuse a plan that is too old; after a wait, count time anew."""
+        self._watchdogs.check_policy_age(time.monotonic() - tick.observed_s)
+        if tick.has_blocked:
+            self._record.waits += 1
+            self._safety.held()
+            self._restart_clock()
+
+    def send(self, target: JointVec) -> JointVec:
+        """Send a target as far as the limits allow; return what was sent."""
+        sent = self._robot.send(self._safety.check(target))
+        self._safety.sent(sent)
+        return sent
+
+    def wait(self) -> None:
+        """Wait for the next tick."""
+        if self._pacer:
+            self._watchdogs.check_lateness(self._pacer.wait())
+
+    def hold_while_paused(self, steering: Steering) -> None:
+        """Brake, and hold until the pause ends. Targets go on to be sent, and with them every check of the driver."""
+        self._record.pauses += 1
+        while steering.is_paused and not steering.is_ending:
+            self._brake()
+            if self._pacer is None:
+                # Simulated time would race on, and this loop with it.
+                time.sleep(1.0 / self._robot.fps)
+
+    def come_to_rest(self) -> None:
+        """Brake to a standstill."""
+        for _ in range(_MAX_BRAKE_TICKS):
+            if not self._brake():
+                return
+
+    def start_anew(self) -> None:
+        """Begin again from where the arms are now."""
+        self._safety.restart(self.observe().state)
+        self._restart_clock()
+
+    def _brake(self) -> bool:
+        """Send one braking target; return whether it still moved."""
+        self._safety.sent(self._robot.send(self._safety.brake()))
+        self.wait()
+        return self._safety.is_moving
+
+    def _restart_clock(self) -> None:
+        if self._pacer:
+            self._pacer.restart()

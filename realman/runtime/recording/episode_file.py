@@ -1,0 +1,125 @@
+"""One recording that grows frame by frame: hidden while it grows, in place only when it is whole."""
+
+from collections.abc import Mapping, Sequence
+import os
+from pathlib import Path
+import re
+from typing import Any
+
+import h5py
+import numpy as np
+
+from realman.arrays import JointVec
+from realman.data.raw.episode import ACTION
+from realman.data.raw.episode import FPS
+from realman.data.raw.episode import IMAGES
+from realman.data.raw.episode import QPOS
+from realman.data.raw.episode import TASK_NAMES
+from realman.errors import EpisodeError
+
+TICK_TIMES = "tick_times_s"
+"""When each frame was sent, s from the first. Not the frames' own time: waits and pauses, in which the arms stood, are left out."""
+
+_CHUNK_FRAMES = 16
+
+
+class EpisodeFile:
+    """An ALOHA-style HDF5 recording under construction; `finish` or `discard` ends it."""
+
+    def __init__(self, path: Path, cameras: Sequence[str], fps: float, task: str) -> None:
+        """Begin a file.
+
+        Args:
+            path: Where it will stand; must not exist.
+            cameras: Whose pictures each frame has.
+            fps: Frames per second.
+            task: What the robot is told to do.
+
+        Raises:
+            EpisodeError: It cannot be written there.
+        """
+        self.path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._states: list[JointVec] = []
+        self._actions: list[JointVec] = []
+        self._times_s: list[float] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = h5py.File(self._partial, "w")
+        except OSError as e:
+            raise EpisodeError(f"{path}: cannot be written ({e}); choose another folder or free some space") from e
+        self._file.attrs.update({FPS: round(fps), TASK_NAMES[0]: task, "compress": True})
+        self._pictures = {
+            name: self._file.create_dataset(
+                f"{IMAGES}/{name}", (0,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(_CHUNK_FRAMES,)
+            )
+            for name in cameras
+        }
+
+    def __len__(self) -> int:
+        """Frames so far."""
+        return len(self._states)
+
+    def append(self, state: JointVec, action: JointVec, jpegs: Mapping[str, bytes], time_s: float) -> None:
+        """Add one frame.
+
+        Args:
+            state: Measured position.
+            action: What was sent right after.
+            jpegs: An RGB picture of each camera as standard JPEG.
+            time_s: `time.monotonic()` of the observation.
+
+        Raises:
+            EpisodeError: The disk is full, or gone.
+        """
+        try:
+            for name, data in self._pictures.items():
+                data.resize((len(self) + 1,))
+                data[len(self)] = np.frombuffer(jpegs[name], np.uint8)
+        except OSError as e:
+            raise EpisodeError(f"{self.path}: cannot be written ({e}); free some space") from e
+        self._states.append(state)
+        self._actions.append(action)
+        self._times_s.append(time_s)
+
+    def finish(self, **attributes: Any) -> None:
+        """Write the numbers and move the file into place.
+
+        Raises:
+            EpisodeError: It cannot be written; nothing is left behind.
+        """
+        try:
+            self._file[QPOS] = np.array(self._states, np.float32)
+            self._file[ACTION] = np.array(self._actions, np.float32)
+            self._file[TICK_TIMES] = np.array(self._times_s) - self._times_s[0]
+            self._file.attrs.update(attributes)
+            self._file.close()
+            with self._partial.open("rb") as file:
+                os.fsync(file.fileno())
+            self._partial.replace(self.path)
+        except OSError as e:
+            self.discard()
+            raise EpisodeError(f"{self.path}: cannot be written ({e}); free some space") from e
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        try:
+            self._file.close()
+        except (OSError, RuntimeError):  # what could not be flushed to a full disk
+            pass
+        finally:
+            self._partial.unlink(missing_ok=True)
+
+
+def next_episode(folder: Path) -> Path:
+    """Return the path of the next recording of a folder: one after the highest number there."""
+    numbers = [int(m.group(1)) for p in folder.glob("episode_*.hdf5") if (m := re.fullmatch(r"episode_(\d+)", p.stem))]
+    return folder / f"episode_{max(numbers, default=-1) + 1}.hdf5"
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove unfinished recordings that a killed run left; return them."""
+    leftovers = sorted(folder.glob(".episode_*.hdf5.partial"))
+    for path in leftovers:
+        path.unlink()
+    return leftovers

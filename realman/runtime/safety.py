@@ -1,0 +1,338 @@
+"""Limits between a policy and the arms: every target passes here, none leaves it faster or further than allowed.
+
+`limit_target` and the checks are pure; `SafetyLayer` adds the memory of one run (last command, counters). What this
+layer does not know: other arms, the table, people. The hardware emergency stop remains the real one.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from realman import spec
+from realman.arrays import JointVec
+from realman.arrays import check_finite
+from realman.errors import RejectedError
+from realman.errors import SiteError
+from realman.runtime.workspace import Box
+
+_JOINTS = list(spec.JOINT_DIMS)
+_ROUNDING = 1e-9
+"""Differences below this (rad or gripper fraction) are float rounding, not clamps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SafetySettings:
+    """What a site allows its arms; the RM65's own limits always apply on top."""
+
+    joint_margin_deg: float = 2.0
+    """Distance kept from both ends of each joint's range, deg."""
+    max_joint_speed_deg_s: float = 60.0
+    """Largest joint speed, deg/s. Vendor maximum: 180 (waist, shoulder) and 225 (others)."""
+    max_joint_acceleration_deg_s2: float = 600.0
+    """Largest joint acceleration, deg/s^2."""
+    max_gripper_speed_per_s: float = 4.0
+    """Largest gripper speed, full strokes per second."""
+    max_first_jump_deg: float = 15.0
+    """Largest distance of the first target from the measured joints, deg; further is refused, not approached."""
+    max_limit_ticks: int = 50
+    """Targets outside the joint range in a row before the run is stopped: the policy is lost."""
+    max_observation_age_ms: float = 500.0
+    """Oldest observation to predict from, ms."""
+    max_policy_age_ms: float = 2000.0
+    """Oldest observation behind a target, ms: how long the arms may move without a new prediction."""
+    max_overrun_ms: float = 200.0
+    """Largest delay of one control step, ms."""
+    max_late_ticks: int = 50
+    """Late control steps in a row before the run is stopped."""
+    right_box: Box | None = None
+    """Where the right arm's tool may be; None allows everywhere."""
+    left_box: Box | None = None
+    """Where the left arm's tool may be."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("right_box", "left_box"):
+                continue
+            if not (np.isfinite(value) and value >= 0) or (value == 0 and field.name != "joint_margin_deg"):
+                raise SiteError(f"safety: '{field.name}' is {value}; expected a finite number greater than 0")
+        if np.deg2rad(self.joint_margin_deg) >= spec.ARM_UPPER_RAD.min():
+            raise SiteError(f"safety: 'joint_margin_deg' is {self.joint_margin_deg} deg, which leaves no joint range")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Limits:
+    """Limits of one control tick, in the units of `spec`: rad and gripper fraction."""
+
+    lower: JointVec
+    upper: JointVec
+    max_step: JointVec
+    """Largest change from one target to the next."""
+    max_step_change: JointVec
+    """Largest change from one such step to the next, above 0: the acceleration."""
+    max_first_jump: float
+    """rad, joints only: grippers may start anywhere."""
+    max_limit_ticks: int
+    boxes: Mapping[str, Box]
+    """Workspace of each arm that has one."""
+
+    @classmethod
+    def per_tick(
+        cls, settings: SafetySettings, fps: float, joint_range: tuple[JointVec, JointVec] | None = None
+    ) -> "Limits":
+        """Turn a site's settings into limits for a loop at `fps` Hz.
+
+        Args:
+            settings: The site's.
+            fps: Ticks a second.
+            joint_range: Lower and upper ends that the controllers allow; the margin is taken from the narrower of these and
+                the arms' own.
+
+        Raises:
+            SiteError: The margin leaves a joint no range.
+        """
+        lower, upper = joint_range or (spec.LOWER, spec.UPPER)
+        margin = np.zeros(spec.NUM_DIMS)
+        margin[_JOINTS] = np.deg2rad(settings.joint_margin_deg)
+        lower, upper = np.maximum(lower, spec.LOWER) + margin, np.minimum(upper, spec.UPPER) - margin
+        if (lower >= upper).any():
+            names = ", ".join(spec.DIM_NAMES[i] for i in np.flatnonzero(lower >= upper))
+            raise SiteError(
+                f"safety: 'joint_margin_deg' {settings.joint_margin_deg} leaves no range at {names}, as its controller is set"
+            )
+        speed = np.full(spec.NUM_DIMS, settings.max_gripper_speed_per_s)
+        vendor_speed = np.tile(spec.ARM_SPEED_RAD_S, len(spec.SIDES))
+        speed[_JOINTS] = np.minimum(np.deg2rad(settings.max_joint_speed_deg_s), vendor_speed)
+        # A gripper may turn round within a tick: its own controller does the accelerating.
+        step_change = 2 * speed / fps
+        step_change[_JOINTS] = np.deg2rad(settings.max_joint_acceleration_deg_s2) / fps**2
+        boxes = {"right": settings.right_box, "left": settings.left_box}
+        return cls(
+            lower=lower,
+            upper=upper,
+            max_step=speed / fps,
+            max_step_change=step_change,
+            max_first_jump=float(np.deg2rad(settings.max_first_jump_deg)),
+            max_limit_ticks=settings.max_limit_ticks,
+            boxes={side: box for side, box in boxes.items() if box is not None},
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Motion:
+    """Where the commands are and how they move."""
+
+    position: JointVec
+    """Commanded last, or measured before the first command."""
+    step: JointVec
+    """Change of the last command."""
+    target: JointVec
+    """Wanted last, before the limits."""
+
+    @classmethod
+    def at_rest(cls, position: JointVec) -> "Motion":
+        """Stand at a position."""
+        return cls(position.copy(), np.zeros(spec.NUM_DIMS), position.copy())
+
+
+class Limited(NamedTuple):
+    """A target after the limits, and which of the 14 numbers each limit changed."""
+
+    target: np.ndarray
+    over_range: np.ndarray
+    over_speed: np.ndarray
+    """Slowed down, by speed or acceleration."""
+
+
+def limit_target(target: JointVec, motion: Motion, limits: Limits) -> Limited:
+    """Pull a target into the allowed range, then make one step towards it, inside the limits of speed and acceleration.
+
+    A target that moves inside all limits is followed exactly. Otherwise the step is the largest from which the target, going
+    on as it does, can still be met without passing it, and from which the range's ends can be respected by braking. Where limits
+    contradict each other, as after a start near the end of the range, the range wins over speed, speed over acceleration.
+
+    A position outside the range (margin) is legal: the result then moves back towards the range, never away.
+
+    Args:
+        target: Wanted positions (14,), rad and gripper fraction; not changed.
+        motion: The commands so far.
+        limits: What one tick may do.
+
+    Returns:
+        The target to send and two bool masks (14,).
+
+    Raises:
+        RejectedError: A number is not finite.
+    """
+    check_finite(target, "target")
+    in_range = np.clip(target, limits.lower, limits.upper)
+    before = np.clip(motion.target, limits.lower, limits.upper)
+    pace = np.clip(in_range - before, -limits.max_step, limits.max_step)
+    ahead = in_range - motion.position - pace
+    # In the frame that moves with the target: approach it as fast as can still be braked.
+    step = pace + np.sign(ahead) * _brakable_step(np.abs(ahead), limits.max_step_change)
+    step = np.clip(step, motion.step - limits.max_step_change, motion.step + limits.max_step_change)
+    step = np.clip(step, -limits.max_step, limits.max_step)
+    room_up = np.maximum(limits.upper - motion.position, 0.0)
+    room_down = np.maximum(motion.position - limits.lower, 0.0)
+    step = np.clip(
+        step, -_brakable_step(room_down, limits.max_step_change), _brakable_step(room_up, limits.max_step_change)
+    )
+    sent = motion.position + step
+    return Limited(sent, np.abs(in_range - target) > _ROUNDING, np.abs(sent - in_range) > _ROUNDING)
+
+
+def _brakable_step(distance: JointVec, change: JointVec) -> JointVec:
+    """Return the largest step after which steps that shrink by `change` stay within `distance`, all >= 0.
+
+    Formula: of n shrinking steps s, s - c, ... the sum is n s - c n (n - 1) / 2; n is the least with c n (n + 1) / 2 >= d.
+    """
+    count = np.maximum(np.ceil((np.sqrt(1 + 8 * distance / change) - 1) / 2), 1.0)
+    return distance / count + change * (count - 1) / 2
+
+
+def check_start(state: JointVec) -> None:
+    """Refuse to start from a measured position that is not finite or lies outside the arms' own range.
+
+    Raises:
+        RejectedError: Names every joint with its position and range.
+    """
+    check_finite(state, "measured state")
+    outside = [i for i in _JOINTS if not spec.LOWER[i] <= state[i] <= spec.UPPER[i]]
+    if outside:
+        found = ", ".join(
+            f"{spec.DIM_NAMES[i]} at {np.rad2deg(state[i]):.1f} deg "
+            f"(range {np.rad2deg(spec.LOWER[i]):.0f}..{np.rad2deg(spec.UPPER[i]):.0f})"
+            for i in outside
+        )
+        raise RejectedError(f"measured state: {found}; check the units or move the arm back by hand")
+
+
+def check_boxes(position: JointVec, limits: Limits) -> None:
+    """Refuse a position whose tool is outside its arm's workspace box.
+
+    Raises:
+        RejectedError: Names the arm and every axis.
+    """
+    for side, box in limits.boxes.items():
+        start = spec.ARM_SLICES[side].start
+        box.check(position[start : start + len(spec.ARM_JOINTS)], f"{side} arm")
+
+
+def check_first_jump(target: JointVec, state: JointVec, limits: Limits) -> None:
+    """Refuse a first target far from where the arms are: wrong start pose, wrong units or wrong arm order.
+
+    Raises:
+        RejectedError: Names every joint that would jump, and how far.
+    """
+    check_finite(target, "first target")
+    jump = np.abs(target - state)
+    far = [i for i in _JOINTS if jump[i] > limits.max_first_jump]
+    if far:
+        found = ", ".join(f"{spec.DIM_NAMES[i]} {np.rad2deg(jump[i]):.1f} deg" for i in far)
+        allowed = np.rad2deg(limits.max_first_jump)
+        raise RejectedError(
+            f"first target: too far from the measured position: {found} (at most {allowed:.1f} deg); "
+            "bring the arms to the pose the recordings start from"
+        )
+
+
+class SafetyLayer:
+    """The limits with the memory of one run.
+
+    Attributes:
+        range_clamps: Ticks in which each of the 14 numbers was pulled into its range.
+        speed_clamps: Ticks in which each of the 14 numbers was slowed down, by speed or acceleration.
+        clamped_ticks: Ticks in which anything was changed.
+    """
+
+    def __init__(self, limits: Limits, state: JointVec) -> None:
+        """Start from a measured state.
+
+        Raises:
+            RejectedError: The arms must not start from this state.
+        """
+        self._limits = limits
+        self._motion = Motion.at_rest(np.array(state, dtype=np.float64))
+        self._wanted = self._motion.target
+        self._is_first = True
+        self._limit_ticks_in_a_row = 0
+        self.restart(state)
+        self.range_clamps = np.zeros(spec.NUM_DIMS, dtype=np.int64)
+        self.speed_clamps = np.zeros(spec.NUM_DIMS, dtype=np.int64)
+        self.clamped_ticks = 0
+
+    def check(self, target: JointVec) -> JointVec:
+        """Return what may be sent for this target.
+
+        Raises:
+            RejectedError: Not finite, too far for a first target, outside a workspace box, or out of range for too long.
+        """
+        if self._is_first:
+            check_first_jump(target, self._motion.position, self._limits)
+            self._is_first = False
+        limited = limit_target(target, self._motion, self._limits)
+        check_boxes(limited.target, self._limits)
+        self._count(limited)
+        self._wanted = np.array(target, dtype=np.float64)
+        return limited.target
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether the last command was a step."""
+        return bool(np.abs(self._motion.step).max() > _ROUNDING)
+
+    def sent(self, target: JointVec) -> None:
+        """Remember what the robot really sent; the next step is measured from it."""
+        check_finite(target, "target sent by the robot")
+        position = np.array(target, dtype=np.float64)
+        self._motion = Motion(position, position - self._motion.position, self._wanted)
+
+    def brake(self) -> JointVec:
+        """Return the next target of a motion that comes to rest as fast as the acceleration allows; then it stays there.
+
+        A standstill at once would be one step of any size, which high follow would try to make.
+
+        Raises:
+            RejectedError: Braking would lead out of a workspace box.
+        """
+        step, change = self._motion.step, self._limits.max_step_change
+        slower = np.sign(step) * np.maximum(np.abs(step) - change, 0.0)
+        position = self._motion.position
+        # A start outside the range is legal, so braking must not be turned into a jump into it.
+        lower, upper = np.minimum(self._limits.lower, position), np.maximum(self._limits.upper, position)
+        self._wanted = np.clip(position + slower, lower, upper)
+        check_boxes(self._wanted, self._limits)
+        return self._wanted.copy()
+
+    def restart(self, state: JointVec) -> None:
+        """Go on from a measured state after a hold, as if the run began: the first-jump check applies to the next target.
+
+        Raises:
+            RejectedError: The arms must not start from this state.
+        """
+        check_start(state)
+        check_boxes(state, self._limits)
+        self._motion = Motion.at_rest(np.array(state, dtype=np.float64))
+        self._wanted = self._motion.target
+        self._is_first = True
+        self._limit_ticks_in_a_row = 0
+
+    def held(self) -> None:
+        """Remember that no target was sent for a while, so that the arms came to rest at the last one."""
+        self._motion = Motion.at_rest(self._motion.position)
+
+    def _count(self, limited: Limited) -> None:
+        self.range_clamps += limited.over_range
+        self.speed_clamps += limited.over_speed
+        self.clamped_ticks += bool(limited.over_range.any() or limited.over_speed.any())
+        joints_over = [i for i in _JOINTS if limited.over_range[i]]
+        self._limit_ticks_in_a_row = self._limit_ticks_in_a_row + 1 if joints_over else 0
+        if self._limit_ticks_in_a_row > self._limits.max_limit_ticks:
+            names = ", ".join(spec.DIM_NAMES[i] for i in joints_over)
+            raise RejectedError(
+                f"target: outside the joint range for {self._limit_ticks_in_a_row} steps in a row ({names}); "
+                "the policy does not fit this scene"
+            )

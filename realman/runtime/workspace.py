@@ -1,0 +1,49 @@
+"""Where an arm's tool may be: a box in the arm's own base frame."""
+
+import dataclasses
+
+import numpy as np
+
+from realman.errors import RejectedError
+from realman.errors import SiteError
+from realman.kinematics import ArmVec
+from realman.kinematics import forward
+
+_AXES = "xyz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A box for the tool's tip, metres, in the base frame of one arm: z points from the arm's foot along its column."""
+
+    lower_m: tuple[float, float, float]
+    upper_m: tuple[float, float, float]
+    tool_length_m: float = 0.0
+    """Distance of the tip from the flange along the flange's axis; 0 watches the flange itself."""
+
+    def __post_init__(self) -> None:
+        for axis, low, high in zip(_AXES, self.lower_m, self.upper_m, strict=True):
+            if not (np.isfinite([low, high]).all() and low < high):
+                raise SiteError(
+                    f"workspace box: {axis} is {low}..{high} m; expected finite numbers, the lower one first"
+                )
+
+    def tip_m(self, joints: ArmVec) -> np.ndarray:
+        """Position of the tool's tip (3,), m."""
+        flange = forward(joints)
+        return flange[:3, 3] + self.tool_length_m * flange[:3, 2]
+
+    def check(self, joints: ArmVec, name: str) -> None:
+        """Refuse joints that bring the tip out of the box.
+
+        Raises:
+            RejectedError: Names every axis that is out.
+        """
+        tip_m = self.tip_m(joints)
+        out = [
+            f"{axis} = {value:.3f} m (box {low:g}..{high:g})"
+            for axis, value, low, high in zip(_AXES, tip_m, self.lower_m, self.upper_m, strict=True)
+            if not low <= value <= high
+        ]
+        if out:
+            raise RejectedError(f"{name}: the tool would be outside its workspace box: {', '.join(out)}")

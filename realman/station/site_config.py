@@ -1,0 +1,173 @@
+"""The robot site's settings, a frozen dataclass read from `site.toml`, and the robot that they name.
+
+`examples/realman/site.example.toml` shows every key; units are in the names. Secrets are not in the file: an API key, where
+the server asks for one, comes from the environment variable REALMAN_API_KEY.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from realman import spec
+from realman.errors import SiteError
+from realman.robots.cameras.settings import CameraSettings
+from realman.robots.cameras.settings import open_cameras
+from realman.robots.replay import ReplayRobot
+from realman.robots.rm65 import GripperSettings
+from realman.robots.rm65 import Rm65Robot
+from realman.robots.rm65 import Rm65Settings
+from realman.robots.robot import Robot
+from realman.runtime.chunks import BLEND_STEPS
+from realman.runtime.chunks import Execution
+from realman.runtime.safety import SafetySettings
+from realman.station import toml_config
+
+RobotName = Literal["sim", "emulated", "replay", "rm65"]
+"""'sim': simulated arms in simulated time. 'emulated': the driver and the vendor's SDK against emulated controllers, in
+real time. 'replay': a recorded episode or the log of a run. 'rm65': the real arms."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerSettings:
+    """Where the policy server is and how long to wait for it."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    connect_timeout_s: float = 30.0
+    """How long to wait for the server to come up, s."""
+    reply_timeout_s: float = 30.0
+    """How long one prediction may take before the run is stopped, s."""
+    jpeg_quality: int | None = None
+    """Send images as JPEG of this quality, 1..100, a tenth of the bytes, for a slow network; None sends pixels."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536:
+            raise SiteError(f"server: 'port' is {self.port}; expected 1..65535")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise SiteError(f"server: 'jpeg_quality' is {self.jpeg_quality}; expected 1..100")
+        for name in ("connect_timeout_s", "reply_timeout_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise SiteError(f"server: '{name}' is {getattr(self, name)}; expected a finite time greater than 0 s")
+
+
+@dataclasses.dataclass(frozen=True)
+class SimSettings:
+    """The simulated cell, for robot = "sim" and "emulated"."""
+
+    task_seed: int = 0
+    """Which scene: object poses and start pose are drawn from it."""
+    realtime: bool = False
+    """Keep wall-clock time, as real arms do, instead of running as fast as possible. Emulated arms always do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplaySettings:
+    """What robot = "replay" plays."""
+
+    path: str | None = None
+    """A recording (episode_<n>.hdf5), which has pictures to predict from, or a run.npz, which has none."""
+    fps: int = spec.DEFAULT_FPS
+    """Frames a second of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One robot with its server and limits."""
+
+    robot: RobotName = "sim"
+    """Which robot; see `RobotName`."""
+    prompt: str | None = None
+    """Task text sent to the policy; None leaves it to the server's default."""
+    execution: Execution = "sync"
+    """How chunks are played; see `realman.runtime.chunks`."""
+    blend_steps: int = BLEND_STEPS
+    """Steps of a cross-fade, for execution = "blend"."""
+    server: ServerSettings = dataclasses.field(default_factory=ServerSettings)
+    safety: SafetySettings = dataclasses.field(default_factory=SafetySettings)
+    rm65: Rm65Settings = dataclasses.field(default_factory=Rm65Settings)
+    cameras: dict[str, CameraSettings] = dataclasses.field(default_factory=dict)
+    """Cameras of the real robot by name."""
+    sim: SimSettings = dataclasses.field(default_factory=SimSettings)
+    replay: ReplaySettings = dataclasses.field(default_factory=ReplaySettings)
+
+    def __post_init__(self) -> None:
+        if self.blend_steps < 1:
+            raise SiteError(f"site: 'blend_steps' is {self.blend_steps}; expected 1 or more")
+        if unknown := [name for name in self.cameras if name not in spec.CAMERAS]:
+            raise SiteError(f"cameras: '{unknown[0]}' is no camera of this robot; known: {', '.join(spec.CAMERAS)}")
+
+    @property
+    def is_real(self) -> bool:
+        """Whether something real can move."""
+        return self.robot == "rm65"
+
+    @property
+    def has_real_time(self) -> bool:
+        """Whether the robot goes on while nobody sends; else its time advances with each target."""
+        return self.robot in ("emulated", "rm65")
+
+
+SIM_SITE = Site(
+    # What the simulated cell is for; realman.robots.sim.task says the same.
+    prompt="pick up the cube and place it in the tray",
+    safety=SafetySettings(
+        max_joint_speed_deg_s=225.0,
+        max_first_jump_deg=360.0,
+        max_limit_ticks=1_000_000,
+        max_joint_acceleration_deg_s2=100_000.0,
+        # Drawing four cameras without a graphics card takes a while, and so does predicting.
+        max_observation_age_ms=10_000.0,
+        max_policy_age_ms=60_000.0,
+        max_overrun_ms=10_000.0,
+        max_late_ticks=1_000_000,
+    ),
+    rm65=Rm65Settings(
+        max_state_age_s=20.0,
+        max_camera_age_s=20.0,
+        reply_timeout_s=20.0,
+        stop_timeout_s=20.0,
+        connect_timeout_s=60.0,
+        gripper=GripperSettings(max_age_s=20.0),
+    ),
+)
+"""The site when no file is given: a simulated robot, where the whole speed is free, a lost policy harms nothing and the
+computer may be slow."""
+
+
+def open_robot(site: Site) -> Robot:
+    """Make the robot that the site names; it is not connected yet.
+
+    Raises:
+        SiteError: The robot is not available in this installation.
+    """
+    if site.robot == "rm65":
+        if not site.cameras:
+            raise SiteError("site: robot = 'rm65' needs its cameras; add tables such as [cameras.cam_high]")
+        return Rm65Robot(site.rm65, open_cameras(site.cameras))
+    if site.robot == "replay":
+        if site.replay.path is None:
+            raise SiteError("site: robot = 'replay' needs what to play; add [replay] path = \"...\", or --replay")
+        return ReplayRobot(Path(site.replay.path), site.replay.fps)
+    try:
+        if site.robot == "sim":
+            from realman.robots.sim.robot import SimRobot
+
+            return SimRobot(task_seed=site.sim.task_seed)
+        from realman.robots.emulator.robot import EmulatedRobot
+
+        return EmulatedRobot(site.sim.task_seed, settings=site.rm65)
+    except ModuleNotFoundError as e:
+        if e.name is None or e.name.partition(".")[0] != "mujoco":
+            raise
+        raise SiteError(f"site: robot = '{site.robot}' needs the package 'mujoco'; install realman-openpi[sim]") from e
+
+
+def load_site(path: Path) -> Site:
+    """Read `site.toml`.
+
+    Raises:
+        SiteError: No such file, not TOML, an unknown key (with the nearest known one), a wrong type or value.
+    """
+    if not path.is_file():
+        raise SiteError(f"{path}: no such file; copy examples/realman/site.example.toml")
+    return toml_config.load(path, Site)
