@@ -12,9 +12,9 @@ import tyro
 
 from openpi.shared import cli
 from openpi.training import config as _config
-from openpi.training import norm_stats
-from openpi.training import norm_stats_report
-from openpi.training.train_config import TrainConfig
+from openpi.training.configs.train_config import TrainConfig
+from openpi.training.stats import norm_stats
+from openpi.training.stats import norm_stats_report
 
 logger = logging.getLogger(__name__)
 

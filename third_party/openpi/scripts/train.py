@@ -12,10 +12,10 @@ import jax
 from openpi.shared import cli
 from openpi.shared import compile_cache
 from openpi.training import config as _config
-from openpi.training import distributed
-from openpi.training import host_memory
-from openpi.training import train_loop
-from openpi.training.train_config import TrainConfig
+from openpi.training.configs.train_config import TrainConfig
+from openpi.training.host import distributed
+from openpi.training.host import host_memory
+from openpi.training.run import train_loop
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from openpi.policies import checkpoint_folder
 from openpi.policies import run_settings
 from openpi.shared import errors
 from openpi.shared import normalize
-from openpi.training.data_config import DataConfig
-from openpi.training.train_config import TrainConfig
+from openpi.training.configs.data_config import DataConfig
+from openpi.training.configs.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 

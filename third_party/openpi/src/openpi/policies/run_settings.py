@@ -13,8 +13,8 @@ from typing import Any
 
 from openpi.policies import checkpoint_folder
 from openpi.shared import errors
-from openpi.training import run_config
-from openpi.training.train_config import TrainConfig
+from openpi.training.configs.train_config import TrainConfig
+from openpi.training.run import run_config
 
 logger = logging.getLogger(__name__)
 

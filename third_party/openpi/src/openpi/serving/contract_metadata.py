@@ -13,8 +13,8 @@ from openpi.policies import bundle as _bundle
 from openpi.policies import checkpoint_folder
 from openpi.policies import policy as _policy
 from openpi.shared import normalize
-from openpi.training.data_config import DataConfig
-from openpi.training.train_config import TrainConfig
+from openpi.training.configs.data_config import DataConfig
+from openpi.training.configs.train_config import TrainConfig
 from openpi_client import protocol
 
 FEATURES = (

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from openpi.shared.errors import DataError
-from openpi.training.lerobot_dataset import LeRobotDataset
+from openpi.training.lerobot.dataset import LeRobotDataset
 from openpi_client import base_policy as _base_policy
 
 ACTION_KEY = "action"

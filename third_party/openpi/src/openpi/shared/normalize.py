@@ -21,7 +21,7 @@ PROVENANCE_NAME = "norm_stats.provenance.json"
 """Lies beside the statistics, not in their file, which the original's reader must understand."""
 
 Provenance: TypeAlias = Mapping[str, Any]
-"""What statistics were computed from; plain JSON values, made and read by `openpi.training.stats_provenance`."""
+"""What statistics were computed from; plain JSON values, made and read by `openpi.training.stats.provenance`."""
 
 _DIGEST_KEY = "norm_stats_sha256"
 """Ties the two files together: after `norm_stats.json` was edited or replaced its provenance means nothing."""

@@ -20,10 +20,10 @@ from openpi.policies import checkpoint_folder
 from openpi.shared import errors
 from openpi.shared import normalize
 from openpi.shared import storage_errors
-from openpi.training import checkpoint_tree
-from openpi.training.data_config import DataConfig
+from openpi.training.configs.data_config import DataConfig
 from openpi.training.data_loader import LoaderState
-from openpi.training.train_state import TrainState
+from openpi.training.step import checkpoint_tree
+from openpi.training.step.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 

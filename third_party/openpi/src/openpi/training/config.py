@@ -14,17 +14,17 @@ import tyro
 from openpi.shared import errors
 from openpi.training.configs import debug as _debug_configs
 from openpi.training.configs import robots as _robot_configs
-from openpi.training.data_config import AssetsConfig
-from openpi.training.data_config import DataConfig
-from openpi.training.data_config import DataConfigFactory
-from openpi.training.data_config import FakeDataConfig
-from openpi.training.data_config import GroupFactory
-from openpi.training.data_config import ModelTransformFactory
-from openpi.training.data_config import SimpleDataConfig
-from openpi.training.robot_data_config import LeRobotAlohaDataConfig
-from openpi.training.robot_data_config import LeRobotDROIDDataConfig
-from openpi.training.robot_data_config import LeRobotLiberoDataConfig
-from openpi.training.train_config import TrainConfig
+from openpi.training.configs.data_config import AssetsConfig
+from openpi.training.configs.data_config import DataConfig
+from openpi.training.configs.data_config import DataConfigFactory
+from openpi.training.configs.data_config import FakeDataConfig
+from openpi.training.configs.data_config import GroupFactory
+from openpi.training.configs.data_config import ModelTransformFactory
+from openpi.training.configs.data_config import SimpleDataConfig
+from openpi.training.configs.robot_data_config import LeRobotAlohaDataConfig
+from openpi.training.configs.robot_data_config import LeRobotDROIDDataConfig
+from openpi.training.configs.robot_data_config import LeRobotLiberoDataConfig
+from openpi.training.configs.train_config import TrainConfig
 
 __all__ = [
     "AssetsConfig",

@@ -12,14 +12,14 @@ import numpy as np
 
 from openpi.models import model as _model
 from openpi.shared import errors
-from openpi.training import data_flags
-from openpi.training import datasets
-from openpi.training import early_fit
-from openpi.training import free_space
-from openpi.training import stats_provenance
-from openpi.training.data_config import FAKE_REPO_ID
-from openpi.training.data_config import DataConfig
-from openpi.training.train_config import TrainConfig
+from openpi.training.configs.data_config import FAKE_REPO_ID
+from openpi.training.configs.data_config import DataConfig
+from openpi.training.configs.train_config import TrainConfig
+from openpi.training.host import free_space
+from openpi.training.samples import datasets
+from openpi.training.samples import early_fit
+from openpi.training.stats import data_flags
+from openpi.training.stats import provenance as stats_provenance
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from openpi.models import pi0_config
 from openpi.training import weight_loaders
-from openpi.training.data_config import FakeDataConfig
-from openpi.training.train_config import TrainConfig
+from openpi.training.configs.data_config import FakeDataConfig
+from openpi.training.configs.train_config import TrainConfig
 
 
 def get_configs() -> list[TrainConfig]:

@@ -4,9 +4,9 @@ import dataclasses
 
 from openpi.models import gemma
 from openpi.models import pi0_config
+from openpi.training.configs.train_config import TrainConfig
 from openpi.training.misc import realman_config
 from openpi.training.optimizer import CosineDecaySchedule
-from openpi.training.train_config import TrainConfig
 
 _NUM_STEPS = 600
 

@@ -6,16 +6,16 @@ from openpi.models import model as _model
 from openpi.models import pi0_config
 from openpi.models import pi0_fast
 from openpi.training import weight_loaders
-from openpi.training.data_config import AssetsConfig
-from openpi.training.data_config import DataConfig
-from openpi.training.data_config import SimpleDataConfig
+from openpi.training.configs.data_config import AssetsConfig
+from openpi.training.configs.data_config import DataConfig
+from openpi.training.configs.data_config import SimpleDataConfig
+from openpi.training.configs.robot_data_config import LeRobotAlohaDataConfig
+from openpi.training.configs.robot_data_config import LeRobotDROIDDataConfig
+from openpi.training.configs.robot_data_config import LeRobotLiberoDataConfig
+from openpi.training.configs.robot_data_config import droid_transforms
+from openpi.training.configs.train_config import TrainConfig
 from openpi.training.optimizer import AdamW
 from openpi.training.optimizer import CosineDecaySchedule
-from openpi.training.robot_data_config import LeRobotAlohaDataConfig
-from openpi.training.robot_data_config import LeRobotDROIDDataConfig
-from openpi.training.robot_data_config import LeRobotLiberoDataConfig
-from openpi.training.robot_data_config import droid_transforms
-from openpi.training.train_config import TrainConfig
 import openpi.transforms as _transforms
 
 _CHECKPOINTS = "gs://openpi-assets/checkpoints"

@@ -1,0 +1,226 @@
+"""Checkpoints: the original's files load, ours have the same layout, and nothing is lost on the way."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from flax import nnx
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from openpi.models import gemma_config
+from openpi.models import model as _model
+from openpi.models import pi0_config
+from openpi.policies import checkpoint_folder
+from openpi.shared import errors
+from openpi.shared import nnx_utils
+from openpi.shared import normalize
+from openpi.training import checkpoints
+from openpi.training import sharding
+from openpi.training.configs.data_config import DataConfig
+from openpi.training.configs.train_config import TrainConfig
+from openpi.training.step import train_state
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
+GOLDEN_STEP = 7
+ASSET_ID = "realman/demo"
+
+
+def golden_config(**overrides) -> TrainConfig:
+    size = gemma_config.Config(width=64, depth=3, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=16, vocab_size=512)
+    fields = json.loads((GOLDEN / "pi0.json").read_text())["config"]
+    fields |= {
+        "paligemma_variant": size,
+        "action_expert_variant": gemma_config.Config(
+            width=32, depth=3, mlp_dim=96, num_heads=4, num_kv_heads=1, head_dim=16, vocab_size=512
+        ),
+        "vision_variant": "mu/16",
+    }
+    return TrainConfig(name="golden", exp_name="golden", model=pi0_config.Pi0Config(**fields), **overrides)
+
+
+def stats() -> dict[str, normalize.NormStats]:
+    vector = np.arange(14.0)
+    return {
+        key: normalize.NormStats(mean=vector, std=vector + 1, q01=-vector, q99=vector) for key in ("state", "actions")
+    }
+
+
+def open_dir(path: pathlib.Path, *, resume: bool = True, overwrite: bool = False):
+    return checkpoints.initialize_checkpoint_dir(path, keep_period=None, overwrite=overwrite, resume=resume)
+
+
+def restore(config: TrainConfig, path: pathlib.Path):
+    manager, resuming = open_dir(path)
+    assert resuming
+    mesh = sharding.make_mesh(1)
+    return checkpoints.restore_state(
+        manager, train_state.abstract_train_state(config), train_state.state_sharding(config, mesh)
+    )
+
+
+@pytest.fixture(scope="module")
+def golden_copy(tmp_path_factory) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(GOLDEN / "pi0_checkpoint", tmp_path_factory.mktemp("golden") / "run"))
+
+
+@pytest.fixture(scope="module")
+def golden_state(golden_copy) -> train_state.TrainState:
+    state, loader_state = restore(golden_config(), golden_copy)
+    assert loader_state is None  # the original stores no position
+    return state
+
+
+def flat(state: nnx.State) -> dict[str, jax.Array]:
+    return flax.traverse_util.flatten_dict(nnx_utils.to_pure_dict(state), sep="/")
+
+
+def keys_on_disk(item: pathlib.Path) -> dict[str, str]:
+    """Path and kind of every leaf of an orbax item."""
+    tree = json.loads((item / "_METADATA").read_text())["tree_metadata"]
+    kinds = {path: entry["value_metadata"]["value_type"] for path, entry in tree.items()}
+    if "('step',)" in kinds:
+        kinds["('step',)"] = "number"  # the golden run's counter had never been on a device
+    return kinds
+
+
+def test_averaged_parameters_of_the_original_checkpoint_are_read_leaf_by_leaf(golden_state):
+    wanted = json.loads((GOLDEN / "pi0_checkpoint_ema_sums.json").read_text())
+    averaged = flat(golden_state.ema_params)
+    assert averaged.keys() == wanted.keys()
+    for path, (total, absolute) in wanted.items():
+        leaf = np.asarray(averaged[path], np.float64)
+        np.testing.assert_allclose([leaf.sum(), np.abs(leaf).sum()], [total, absolute], rtol=1e-6, atol=1e-6 * absolute)
+
+
+def test_raw_parameters_and_optimizer_of_the_original_checkpoint_are_read(golden_state):
+    assert golden_state.step.dtype == jnp.int32
+    raw, averaged = flat(golden_state.params), flat(golden_state.ema_params)
+    assert any(not np.array_equal(raw[path], averaged[path]) for path in raw)
+    adam = golden_state.opt_state[1][0]
+    assert flat(adam.mu).keys() == flat(adam.nu).keys() == raw.keys()
+    assert all(leaf.shape == raw[path].shape for path, leaf in flat(adam.nu).items())
+
+
+def test_a_saved_checkpoint_has_the_layout_of_the_original(golden_state, golden_copy, tmp_path):
+    manager, resuming = open_dir(tmp_path / "run")
+    assert not resuming
+    data_config = DataConfig(asset_id=ASSET_ID, norm_stats=stats(), norm_stats_provenance={"action_horizon": 6})
+    loader = {"position": 0, "seed": 42}
+    checkpoints.save_state(manager, golden_state, data_config, loader, GOLDEN_STEP, rtc_max_delay=10)
+    manager.wait_until_finished()
+    ours, theirs = tmp_path / "run" / str(GOLDEN_STEP), golden_copy / str(GOLDEN_STEP)
+    assert {path.name for path in ours.iterdir() if path.is_dir()} == {"assets", "params", "train_state"}
+    for item in ("params", "train_state"):
+        assert keys_on_disk(ours / item) == keys_on_disk(theirs / item)
+        assert (ours / item / "manifest.ocdbt").is_file()
+    assert (ours / "assets" / ASSET_ID / "norm_stats.json").is_file()
+    # Our own addition: what the statistics are of.
+    assert normalize.load_provenance(ours / "assets" / ASSET_ID)["action_horizon"] == 6
+    handlers = json.loads((ours / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
+    assert handlers.keys() == {"assets", "params", "train_state"}
+    assert checkpoint_folder.rtc_max_delay(ours) == 10
+    assert checkpoint_folder.rtc_max_delay(theirs) is None
+
+
+@pytest.mark.parametrize("with_average", [True, False])
+def test_a_state_comes_back_bit_for_bit_with_the_loader_position(golden_state, tmp_path, with_average):
+    state = golden_state.replace(step=jnp.int32(12))
+    if not with_average:
+        state = state.replace(ema_params=None)
+    config = golden_config(ema_decay=0.99 if with_average else None)
+    manager, _ = open_dir(tmp_path / "run")
+    checkpoints.save_state(manager, state, DataConfig(), {"position": 96, "seed": 5}, 11)
+    manager.wait_until_finished()
+    assert not list((tmp_path / "run" / "11" / "assets").rglob("norm_stats.json"))
+
+    restored, loader_state = restore(config, tmp_path / "run")
+    assert loader_state == {"position": 96, "seed": 5}
+    for got, want in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+
+
+def test_served_parameters_are_the_averaged_ones(golden_copy, golden_state):
+    served = _model.restore_params(golden_copy / str(GOLDEN_STEP) / "params", restore_type=np.ndarray)
+    for path, leaf in flax.traverse_util.flatten_dict(served, sep="/").items():
+        np.testing.assert_array_equal(leaf, flat(golden_state.ema_params)[path])
+
+
+def test_an_existing_folder_is_left_alone_without_a_flag(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(checkpoints.CheckpointExistsError, match=r"--resume.*--overwrite.*--exp-name"):
+        open_dir(tmp_path / "run", resume=False)
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_starts_with_an_empty_folder(tmp_path):
+    (tmp_path / "run" / "3").mkdir(parents=True)
+    _, resuming = open_dir(tmp_path / "run", resume=False, overwrite=True)
+    assert not resuming
+    assert not (tmp_path / "run" / "3").exists()
+
+
+def test_resume_without_a_checkpoint_starts_afresh(tmp_path, caplog):
+    _, resuming = open_dir(tmp_path / "run")
+    assert not resuming
+    assert "no checkpoint to resume from" in caplog.text
+
+
+def test_a_checkpoint_of_another_model_is_refused_in_one_line(golden_copy):
+    config = golden_config()
+    other = pi0_config.Pi0Config(
+        **{field: getattr(config.model, field) for field in ("dtype", "paligemma_variant", "action_expert_variant")},
+        vision_variant="mu/16",
+        action_dim=20,
+    )
+    with pytest.raises(checkpoints.errors.DataError, match="does not fit this config"):
+        restore(TrainConfig(name="x", exp_name="x", model=other), golden_copy)
+
+
+def cut_off(path: pathlib.Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("fault", ["no params", "no train_state", "data cut off", "metadata cut off"])
+def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, fault):
+    run = pathlib.Path(shutil.copytree(GOLDEN / "pi0_checkpoint", tmp_path / "run"))
+    step, before = run / str(GOLDEN_STEP), run / str(GOLDEN_STEP - 1)
+    shutil.copytree(step, before)
+    if fault.startswith("no "):
+        shutil.rmtree(step / fault.removeprefix("no "))
+    elif fault == "metadata cut off":
+        cut_off(step / "train_state/_METADATA")
+    else:
+        for path in (step / "train_state/d").iterdir():
+            cut_off(path)
+    words = rf"{step}: the checkpoint is damaged \(.+\); move it away to resume at step {GOLDEN_STEP - 1}"
+    with pytest.raises(errors.DataError, match=words):
+        restore(golden_config(), run)
+    shutil.rmtree(before)
+    with pytest.raises(errors.DataError, match="copy it here again, or begin a run with another --exp-name"):
+        restore(golden_config(), run)
+
+
+def test_arrays_that_are_cut_off_are_told_of_in_one_line(tmp_path):
+    """In a process of its own: what other reads of the same file find is printed at the end of one."""
+    shutil.copytree(GOLDEN / "pi0_checkpoint" / str(GOLDEN_STEP) / "params", tmp_path / "params")
+    for path in tmp_path.rglob("d/*"):
+        if path.stat().st_size > 10_000:
+            cut_off(path)
+    code = (
+        "import logging\nlogging.getLogger('absl').setLevel(logging.WARNING)\n"
+        "from openpi.models.checkpoint_params import restore_params\nfrom openpi.shared import cli\n"
+        f"cli.run(lambda _: restore_params({str(tmp_path / 'params')!r}), lambda: None)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path}/params: cannot read parameters (")
+    assert line.endswith("copy it again, or take another")

@@ -1,0 +1,71 @@
+"""The config that is stored with a run, and what a resume says about another one."""
+
+import dataclasses
+import json
+
+import pytest
+
+from openpi.shared import errors
+from openpi.training import config as _config
+from openpi.training.optimizer import CosineDecaySchedule
+from openpi.training.run import run_config
+
+
+def stored(config, directory):
+    return json.loads(run_config.store(config, directory).read_text())
+
+
+@pytest.mark.parametrize("config", _config._CONFIGS, ids=lambda config: config.name)
+def test_every_config_can_be_stored_and_equals_itself(config, tmp_path):
+    text = stored(config, tmp_path)
+    assert text["config"]["name"] == config.name
+    assert text["changes"] == []
+    assert "jax" in text["versions"]
+    assert "0x" not in json.dumps(text["config"])  # no addresses of objects, which differ in every process
+    run_config.check_resume(config, tmp_path)
+
+
+def test_what_may_change_is_named_and_remembered_with_its_step(tmp_path, caplog):
+    config = _config.get_config("pi0_realman")
+    run_config.store(config, tmp_path)
+    lower = dataclasses.replace(
+        config, batch_size=16, resume=True, lr_schedule=CosineDecaySchedule(peak_lr=1e-5), num_workers=7
+    )
+    run_config.check_resume(lower, tmp_path)
+    assert "lr_schedule.peak_lr: 2.5e-05 -> 1e-05" in caplog.text
+    assert "batch_size: 32 -> 16" in caplog.text
+    assert "resume" not in caplog.text
+    run_config.store(lower, tmp_path, step=300)
+    (change,) = json.loads((tmp_path / run_config.FILE_NAME).read_text())["changes"]
+    assert change["step"] == 300
+    assert set(change["changed"]) == {"batch_size", "lr_schedule.peak_lr", "num_workers"}
+
+
+def test_a_resume_may_keep_no_pictures(tmp_path):
+    config = _config.get_config("pi0_realman")
+    run_config.store(config, tmp_path)
+    run_config.check_resume(
+        dataclasses.replace(config, data=dataclasses.replace(config.data, keep_pictures=False)), tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("model.action_horizon", 25, "model.action_horizon: 50 -> 25"),
+        ("data.repo_id", "realman/other", "data.repo_id: realman/dual_arm -> realman/other"),
+        ("freeze_image_tower", True, "freeze_image_tower: False -> True"),
+    ],
+)
+def test_what_gives_parameters_their_meaning_may_not_change(tmp_path, field, value, words):
+    config = _config.get_config("pi0_realman")
+    run_config.store(config, tmp_path)
+    part, _, name = field.partition(".")
+    value = dataclasses.replace(getattr(config, part), **{name: value}) if name else value
+    with pytest.raises(errors.ConfigError, match="begun with another config") as info:
+        run_config.check_resume(dataclasses.replace(config, **{part: value}), tmp_path)
+    assert words in str(info.value)
+
+
+def test_a_run_of_an_older_program_can_be_resumed(tmp_path):
+    run_config.check_resume(_config.get_config("pi0_realman"), tmp_path)

@@ -1,1 +1,0 @@
-"""The parts of `openpi.transforms`, which is their public name."""

@@ -1,0 +1,1 @@
+"""What a run is told: training and data configs, the robots' presets, mixtures, validation episodes."""

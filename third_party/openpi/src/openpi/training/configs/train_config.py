@@ -1,0 +1,148 @@
+"""`TrainConfig`: everything that decides a training run, and the few values that follow from it."""
+
+import dataclasses
+import pathlib
+from typing import Annotated, Any, Literal
+
+from flax import nnx
+import tyro
+
+from openpi.models import model as _model
+from openpi.models import pi0_config
+from openpi.models import stacking
+from openpi.shared import errors
+from openpi.shared import nnx_utils
+from openpi.training import optimizer as _optimizer
+from openpi.training import weight_loaders
+from openpi.training.configs import data_config as _data_config
+
+Filter = nnx.filterlib.Filter
+
+_IMAGE_TOWER = nnx_utils.PathRegex(".*PaliGemma/img/.*")
+
+_LEAST = {
+    **dict.fromkeys(("num_train_steps", "batch_size", "grad_accumulation", "log_interval"), 1),
+    **dict.fromkeys(("save_interval", "keep_period", "validation_interval", "validation_samples"), 1),
+    **dict.fromkeys(("seed", "num_workers"), 0),
+    "max_loss_growth": 1,
+}
+"""The smallest value of each number; those that may be None are looked at when they are not."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Values are set in a registered config and overridden by flags of the same name."""
+
+    # Unique name; also the folder of assets and checkpoints.
+    name: Annotated[str, tyro.conf.Suppress]
+    # Project under which wandb lists the run.
+    project_name: str = "openpi"
+    # Name of this run, a folder below the config's checkpoints.
+    exp_name: str = tyro.MISSING
+    # The network. Some fields (action_dim, action_horizon, max_token_len) also shape the data.
+    model: _model.BaseModelConfig = dataclasses.field(default_factory=pi0_config.Pi0Config)
+    # Where the initial parameters come from; the default keeps the random ones.
+    weight_loader: weight_loaders.WeightLoader = dataclasses.field(default_factory=weight_loaders.NoOpWeightLoader)
+    # Read by the original project's PyTorch trainer only.
+    pytorch_weight_path: str | None = None
+    # Read by the original project's PyTorch trainer only.
+    pytorch_training_precision: Literal["bfloat16", "float32"] = "bfloat16"
+    # Learning rate as a function of the step.
+    lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(default_factory=_optimizer.CosineDecaySchedule)
+    # How gradients become updates.
+    optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)
+    # Decay per step of the averaged parameters that checkpoints hold; None: the raw parameters are saved.
+    ema_decay: float | None = 0.99
+    # Which parameters stay as loaded (kept in bfloat16, without optimizer state).
+    freeze_filter: Annotated[Filter, tyro.conf.Suppress] = dataclasses.field(default_factory=nnx.Nothing)
+    # What is trained on.
+    data: _data_config.DataConfigFactory = dataclasses.field(default_factory=_data_config.FakeDataConfig)
+    # Folder of normalisation statistics, one sub-folder a config.
+    assets_base_dir: str = "./assets"
+    # Folder of checkpoints, one sub-folder a config.
+    checkpoint_base_dir: str = "./checkpoints"
+    # Seed of initial parameters, noise and sample order.
+    seed: int = 42
+    # Samples a step over all devices.
+    batch_size: int = 32
+    # Threads that read and decode samples.
+    num_workers: int = 2
+    # Steps of the whole run, those before a resume included.
+    num_train_steps: int = 30_000
+    # Steps between two log lines.
+    log_interval: int = 100
+    # Steps between two checkpoints.
+    save_interval: int = 1000
+    # Checkpoints of steps divisible by it are never deleted; None: only the newest is kept.
+    keep_period: int | None = 5000
+    # Delete the run's folder if it exists.
+    overwrite: bool = False
+    # Go on from the run's newest checkpoint.
+    resume: bool = False
+    # Report to wandb too; the log in the run's folder is always written.
+    wandb_enabled: bool = False
+    # Sent to every client of a server of this config.
+    policy_metadata: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
+    # Devices that share one copy of the parameters; 1: every device holds all of them.
+    fsdp_devices: int = 1
+
+    # Parts of a batch that are done one after the other: less memory for activations, the same losses.
+    grad_accumulation: int = 1
+    # Leave the image tower as it was loaded.
+    freeze_image_tower: bool = False
+    # What layers compute again in the backward pass: all ("full", least memory), all but the products with weights
+    # ("dots"), or nothing ("none", least to compute).
+    remat: stacking.Remat = "full"
+    # Steps between two validations, where --data.validation keeps episodes out; None: with every checkpoint.
+    validation_interval: int | None = None
+    # Samples that a validation looks at; always the same ones.
+    validation_samples: int = 256
+    # Stop when the mean loss of 20 steps is so many times the lowest one of the run; None: never.
+    max_loss_growth: float | None = 100.0
+    # Write TensorBoard files too, into the run's folder.
+    tensorboard: bool = False
+    # Address host:port of process 0 of a run on several hosts; else JAX_COORDINATOR_ADDRESS, else there is one process.
+    coordinator_address: str | None = None
+    # Number of processes; else JAX_NUM_PROCESSES.
+    num_processes: int | None = None
+    # Number of this process, from 0; else JAX_PROCESS_ID.
+    process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise errors.ConfigError(
+                f"config '{self.name}': --resume and --overwrite exclude each other; give one of them"
+            )
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise errors.ConfigError(f"config '{self.name}': {name} is {value}, expected at least {least}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise errors.ConfigError(f"config '{self.name}': ema_decay is {self.ema_decay:g}, expected 0 to below 1")
+        if self.validation_interval is not None and self.data.validation.is_empty:
+            raise errors.ConfigError(
+                f"config '{self.name}': validation_interval is {self.validation_interval}, but no episodes are kept out; "
+                "add --data.validation.fraction 0.1"
+            )
+
+    @property
+    def assets_dirs(self) -> pathlib.Path:
+        """Folder of this config's assets, absolute."""
+        return (pathlib.Path(self.assets_base_dir) / self.name).resolve()
+
+    @property
+    def checkpoint_dir(self) -> pathlib.Path:
+        """Folder of this run's checkpoints, absolute.
+
+        Raises:
+            ConfigError: `exp_name` is not set.
+        """
+        if self.exp_name is tyro.MISSING or not self.exp_name:
+            raise errors.ConfigError(f"config '{self.name}': exp_name is not set; give the run a name with --exp-name")
+        return (pathlib.Path(self.checkpoint_base_dir) / self.name / self.exp_name).resolve()
+
+    @property
+    def trainable_filter(self) -> Filter:
+        """The parameters that the optimizer changes."""
+        frozen = (self.freeze_filter, *([_IMAGE_TOWER] if self.freeze_image_tower else []))
+        return nnx.All(nnx.Param, *(nnx.Not(each) for each in frozen))

@@ -1,0 +1,145 @@
+"""Training in several processes, one for each host: joining them, and the few things that all must agree on.
+
+Every process runs the same command, with its own --process-id:
+
+    train.py pi0_realman --exp-name big --coordinator-address 10.0.0.1:9876 --num-processes 2 --process-id 0
+
+The folder of the run must be one that all hosts share. Process 0 writes the logs; checkpoints are written together.
+"""
+
+from collections.abc import Callable
+import os
+import pathlib
+from typing import Any, TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from openpi.shared import errors
+from openpi.training.configs.train_config import TrainConfig
+
+T = TypeVar("T")
+
+# Longest wait for the other processes to join, s.
+_JOIN_TIMEOUT_S = 300
+
+
+def initialize(config: TrainConfig) -> None:
+    """Join the other processes if the config or the environment names any; comes before any other use of JAX.
+
+    Raises:
+        ConfigError: Only part of what is needed is given, or the others did not come.
+    """
+    given = {
+        "--coordinator-address": config.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS"),
+        "--num-processes": _number(config.num_processes, "JAX_NUM_PROCESSES"),
+        "--process-id": _number(config.process_id, "JAX_PROCESS_ID"),
+    }
+    missing = [flag for flag, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return
+    if missing:
+        raise errors.ConfigError(f"several processes: {' and '.join(missing)} not given; each process needs all three")
+    address, count, index = given.values()
+    if not 0 <= index < count:
+        raise errors.ConfigError(f"several processes: --process-id is {index}, expected 0 to {count - 1}")
+    # Without an implementation of their collectives CPUs cannot work together; no effect on accelerators.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(address, count, index, initialization_timeout=_JOIN_TIMEOUT_S)
+    except (RuntimeError, ValueError) as e:
+        raise errors.ConfigError(
+            f"several processes: process {index} of {count} could not join at {address}: {str(e).splitlines()[0]}"
+        ) from e
+
+
+def _number(flag: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if flag is not None or text is None:
+        return flag
+    if not text.isdecimal():
+        raise errors.ConfigError(f"several processes: {variable} is '{text}', expected a number")
+    return int(text)
+
+
+def is_first() -> bool:
+    """Tell whether this process is the one that writes the logs."""
+    return jax.process_index() == 0
+
+
+def is_several() -> bool:
+    """Tell whether there are other processes."""
+    return jax.process_count() > 1
+
+
+def replicate(tree: Any, sharding: jax.sharding.NamedSharding) -> Any:
+    """Put values that are the same in every process on all devices.
+
+    Args:
+        tree: Pytree of arrays; random keys are taken too.
+        sharding: A replicated one.
+    """
+
+    def put(leaf: Any) -> jax.Array:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree)
+
+
+def first_then_others(step: Callable[[], T], others: Callable[[], T]) -> T:
+    """Do `step` in process 0, then `others` in the other ones; an error in one of them ends all.
+
+    Raises:
+        UserError: What was raised in this process, or that another process failed.
+    """
+    if not is_several():
+        return step()
+    result = error = None
+    for is_mine, action in ((is_first(), step), (not is_first(), others)):
+        if is_mine:
+            try:
+                result = action()
+            except errors.UserError as e:
+                error = e
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.array([error is not None])))
+        if error is not None:
+            raise error
+        if failed.size:
+            raise errors.ConfigError(f"process {failed[0]} cannot begin; its own output says why")
+    return result
+
+
+def first_decides(question: Callable[[], bool]) -> bool:
+    """Return what process 0 answers, in all processes.
+
+    Raises:
+        UserError: Process 0 could not answer.
+    """
+    answer = []
+    first_then_others(lambda: answer.append(question()), lambda: answer.append(False))
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(answer[0]))) if is_several() else answer[0]
+
+
+def check_shared(path: pathlib.Path) -> None:
+    """See whether a file that process 0 has written is there for this process too.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not path.exists():
+        raise errors.ConfigError(
+            f"{path.parent}: process {jax.process_index()} does not see what process 0 has written there; "
+            "set --checkpoint-base-dir to a folder that all hosts share"
+        )
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """Return the rows of an array, split along dimension 0 or not at all, that lie on the devices of this process."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    by_start = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(by_start[start]) for start in sorted(by_start)])

@@ -1,0 +1,112 @@
+"""The number columns of a LeRobot dataset (state, action, timestamps, indices), read without touching an image."""
+
+from collections.abc import Callable, Sequence
+import concurrent.futures
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from openpi.shared import errors
+from openpi.training.lerobot.metadata import Episode
+from openpi.training.lerobot.metadata import LeRobotMetadata
+
+# Largest difference between a timestamp step and 1 / fps, s: LeRobot's own tolerance.
+_TIMESTAMP_TOLERANCE_S = 1e-4
+
+
+def read_columns(
+    metadata: LeRobotMetadata, keys: Sequence[str], on_episode: Callable[[], Any] = lambda: None
+) -> dict[str, np.ndarray]:
+    """Read columns of all episodes, in episode order.
+
+    Args:
+        metadata: The dataset.
+        keys: Keys of number columns.
+        on_episode: Called once per episode read, for a progress bar.
+
+    Returns:
+        By key: (total_frames, d) for vectors, (total_frames,) for features of shape [1]; the stored dtype.
+
+    Raises:
+        MissingFileError: An episode's file is missing.
+        DataError: Columns are missing, or a file contradicts the metadata.
+    """
+    absent = [key for key in keys if key not in metadata.column_keys]
+    if absent:
+        raise errors.DataError(f"{metadata.root}: no columns {absent}; found {list(metadata.column_keys)}")
+
+    def read(episode: Episode) -> dict[str, np.ndarray]:
+        columns = _read_episode(metadata, episode, keys)
+        on_episode()
+        return columns
+
+    # Decompression and file access leave the interpreter lock.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        per_episode = list(pool.map(read, metadata.episodes))
+    return {key: np.concatenate([columns[key] for columns in per_episode]) for key in keys}
+
+
+def open_parquet(path: pathlib.Path, what: str) -> pq.ParquetFile:
+    """Open a parquet file; only its footer is read.
+
+    Raises:
+        MissingFileError: It is not there.
+        DataError: It is not a parquet file.
+    """
+    try:
+        return pq.ParquetFile(path)
+    except FileNotFoundError as e:
+        raise errors.MissingFileError(
+            f"{path}: {what} is missing; copy the file back, or convert the recordings again with 'make convert'"
+        ) from e
+    except pa.ArrowInvalid as e:
+        reason = str(e).splitlines()[0]
+        raise errors.DataError(
+            f"{path}: {what} cannot be read ({reason}); convert the recordings again with 'make convert'"
+        ) from e
+
+
+def _read_episode(metadata: LeRobotMetadata, episode: Episode, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    path = metadata.data_path(episode.index)
+    with open_parquet(path, f"episode {episode.index}") as file:
+        absent = [key for key in keys if key not in file.schema_arrow.names]
+        if absent:
+            raise errors.DataError(f"{path}: columns {absent} are missing; found {file.schema_arrow.names}")
+        table = file.read(columns=list(keys), use_threads=False)
+    if table.num_rows != episode.length:
+        raise errors.DataError(
+            f"{path}: found {table.num_rows} frames, expected {episode.length} (meta/episodes.jsonl)"
+        )
+    columns = {key: _to_numpy(table[key], metadata.features[key], f"{path}: '{key}'") for key in keys}
+    if "timestamp" in columns:
+        _check_timestamps(columns["timestamp"], metadata.fps, path)
+    return columns
+
+
+def _to_numpy(column: pa.ChunkedArray, feature: Any, place: str) -> np.ndarray:
+    array = column.combine_chunks()
+    shape = tuple(feature["shape"])
+    if not pa.types.is_nested(array.type):
+        return array.to_numpy(zero_copy_only=False)
+    values = array.flatten()
+    while pa.types.is_nested(values.type):
+        values = values.flatten()
+    flat = values.to_numpy(zero_copy_only=False)
+    if flat.size != len(array) * int(np.prod(shape)):
+        raise errors.DataError(f"{place}: found {flat.size} values in {len(array)} frames, expected shape {shape} each")
+    return flat.reshape(len(array), *shape)
+
+
+def _check_timestamps(timestamps: np.ndarray, fps: float, path: pathlib.Path) -> None:
+    steps = np.diff(timestamps.astype(np.float64))
+    wrong = np.flatnonzero(np.abs(steps - 1 / fps) > _TIMESTAMP_TOLERANCE_S)
+    if wrong.size:
+        frame = int(wrong[0]) + 1
+        raise errors.DataError(
+            f"{path}: frame {frame} comes {steps[frame - 1]:.6f} s after the one before, expected {1 / fps:.6f} s "
+            f"({fps} fps in meta/info.json); convert the recordings again with the right --fps"
+        )

@@ -1,0 +1,140 @@
+"""Reader of LeRobot v2.0 and v2.1 datasets: numpy in, numpy out, images decoded only when and where they are asked for."""
+
+from collections.abc import Mapping, Sequence
+import copy
+import pathlib
+from typing import Any, Self
+
+import numpy as np
+
+from openpi.shared import errors
+from openpi.training.lerobot import columns as lerobot_columns
+from openpi.training.lerobot import metadata as lerobot_metadata
+from openpi.training.lerobot.fitted_images import FittedPictures
+from openpi.training.lerobot.images import ParquetImages
+from openpi.training.lerobot.images import VideoImages
+
+
+class LeRobotDataset:
+    """A dataset on disk as a sequence of frames. Number columns are held in memory, images are not.
+
+    Reading items is safe from many threads. A frame is a flat dict with the dataset's dotted keys:
+
+    * vectors: float32 (d,); sequence keys: (action_horizon, d), the frame's own row and those that follow, the
+      episode's last row repeated beyond its end, and `<key>_is_pad` bool (action_horizon,), True for the repeats;
+    * images: uint8 (3, h, w), RGB;
+    * `timestamp` (s), `frame_index`, `episode_index`, `index`, `task_index`: numpy scalars; `task`: str.
+    """
+
+    def __init__(
+        self,
+        repo_id: str,
+        *,
+        root: pathlib.Path | str | None = None,
+        action_sequence_keys: Sequence[str] = ("action",),
+        action_horizon: int = 1,
+        image_keys: Sequence[str] | None = None,
+        column_keys: Sequence[str] | None = None,
+        shrink_jpeg_to: tuple[int, int] | None = None,
+    ) -> None:
+        """Read the metadata and the number columns.
+
+        Args:
+            repo_id: Name of the dataset.
+            root: Folder of the dataset itself; None: $HF_LEROBOT_HOME (or ./data/lerobot) / repo_id.
+            action_sequence_keys: Columns that are read as windows.
+            action_horizon: Length of the windows, frames.
+            image_keys: Cameras to decode; None: all.
+            column_keys: Number columns to hold, besides those that number the frames; None: all.
+            shrink_jpeg_to: Height and width, px, that images will be fitted into: JPEGs may then be decoded smaller.
+                Faster and not quite the same picture.
+
+        Raises:
+            MissingFileError: The dataset or one of its files is missing.
+            DataError: It cannot be read, or lacks something that was asked for.
+        """
+        self.repo_id = repo_id
+        self.meta = lerobot_metadata.load_metadata(repo_id, root)
+        self.image_keys = tuple(self.meta.camera_keys if image_keys is None else image_keys)
+        self._sequence_keys = tuple(action_sequence_keys)
+        self._check_keys()
+        wanted = (
+            self.meta.column_keys
+            if column_keys is None
+            else {*column_keys, *lerobot_metadata.INDEX_KEYS, *action_sequence_keys}
+        )
+        keys = [key for key in self.meta.column_keys if key in wanted]
+        self._columns = lerobot_columns.read_columns(self.meta, keys)
+        self._window = np.arange(action_horizon)
+        # First frame of each episode, to find the episode of a frame.
+        self._starts = np.array([episode.first_frame for episode in self.meta.episodes])
+        video_keys = [key for key in self.image_keys if self.meta.is_video(key)]
+        picture_keys = [key for key in self.image_keys if not self.meta.is_video(key)]
+        self._sources = [
+            (source, keys)
+            for source, keys in (
+                (ParquetImages(self.meta, shrink_jpeg_to), picture_keys),
+                (VideoImages(self.meta), video_keys),
+            )
+            if keys
+        ]
+        self._fitted: FittedPictures | None = None
+
+    def with_fitted(self, pictures: FittedPictures) -> Self:
+        """Return the same dataset with images (3, h, w) of the size of `pictures`."""
+        fitted = copy.copy(self)
+        fitted._fitted = pictures
+        return fitted
+
+    def _check_keys(self) -> None:
+        problems = [f"camera '{key}'" for key in self.image_keys if key not in self.meta.camera_keys]
+        problems += [f"column '{key}'" for key in self._sequence_keys if key not in self.meta.column_keys]
+        if problems:
+            raise errors.DataError(
+                f"{self.meta.root}: has no {', no '.join(problems)}; found cameras {list(self.meta.camera_keys)}, "
+                f"columns {list(self.meta.column_keys)}"
+            )
+
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """The number columns held, by key; not to be changed."""
+        return self._columns
+
+    def __len__(self) -> int:
+        return self.meta.total_frames
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Read frame `index`, counted over all episodes.
+
+        Raises:
+            IndexError: There is no such frame.
+            DataError: An image cannot be decoded (the message names episode, frame and camera).
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.repo_id}: frame {index} is outside 0..{len(self) - 1}")
+        position = int(np.searchsorted(self._starts, index, side="right")) - 1
+        episode = self.meta.episodes[position]
+        frame = int(index) - episode.first_frame
+
+        item: dict[str, Any] = {key: column[index] for key, column in self._columns.items()}
+        window = frame + self._window
+        for key in self._sequence_keys:
+            item[key] = self._columns[key][episode.first_frame + np.minimum(window, episode.length - 1)]
+            item[f"{key}_is_pad"] = window >= episode.length
+        for source, keys in self._sources:
+            if self._fitted is None:
+                images = source.read(episode.index, frame, keys)
+            else:
+                images = self._fitted.read(episode, frame, keys, source.read)
+            item.update({key: image.transpose(2, 0, 1) for key, image in images.items()})
+        item["task"] = self._task(item)
+        return item
+
+    def _task(self, item: dict[str, Any]) -> str:
+        task_index = int(item["task_index"])
+        if task_index not in self.meta.tasks:
+            raise errors.DataError(
+                f"{self.meta.root}: frame {int(item['index'])} has task_index {task_index}, which meta/tasks.jsonl lacks; "
+                "convert the recordings again with 'make convert'"
+            )
+        return self.meta.tasks[task_index]

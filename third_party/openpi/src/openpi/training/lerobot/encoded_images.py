@@ -1,0 +1,167 @@
+"""Where the encoded pictures of an episode lie, so that one frame is read without its neighbours.
+
+Our writer puts one frame into a row group, uncompressed: each picture is a run of bytes of the parquet file. Other writers
+(LeRobot's own) put a whole episode into one compressed row group; its pictures are unpacked into a file beside it, once.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import logging
+import os
+import pathlib
+import shutil
+import threading
+import uuid
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from openpi.training.lerobot import columns as lerobot_columns
+from openpi.training.lerobot.metadata import LeRobotMetadata
+
+logger = logging.getLogger(__name__)
+
+# Folder of unpacked pictures, in the dataset's own.
+UNPACKED = ".frames"
+# A row group of more picture bytes than this is unpacked; a smaller one is read whole.
+_MAX_GROUP_BYTES = 16 * 2**20
+# What stands before a picture in its column chunk: a page header and two runs of levels, some tens of bytes.
+_MAX_PREAMBLE_BYTES = 256
+# Frames that are unpacked at once; bounds memory beyond the decompressed row group.
+_UNPACK_ROWS = 16
+
+_unpacking = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Runs:
+    """Pictures of one camera of one episode as runs of bytes of a file."""
+
+    path: pathlib.Path
+    # int64 (t, 2): offset and size by frame, bytes.
+    spans: np.ndarray
+    # Whether a run is a column chunk that ends with the picture, not the bare picture.
+    is_chunk: bool
+
+    def read(self, frame: int) -> bytes | None:
+        """Return the encoded picture of a frame; None if the cell is empty."""
+        offset, size = self.spans[frame].tolist()
+        with self.path.open("rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, offset)
+        return _last_value(data) if self.is_chunk else data or None
+
+
+def _last_value(chunk: bytes) -> bytes | None:
+    """The only value of an uncompressed column chunk: it ends the chunk, after its own length."""
+    for start in range(min(len(chunk) - 4, _MAX_PREAMBLE_BYTES)):
+        if int.from_bytes(chunk[start : start + 4], "little") == len(chunk) - start - 4:
+            return chunk[start + 4 :] or None
+    return None
+
+
+def find(metadata: LeRobotMetadata, episode_index: int, keys: Sequence[str]) -> dict[str, Runs] | None:
+    """Locate an episode's pictures, unpacking them where single ones cannot be read.
+
+    Args:
+        metadata: The dataset.
+        episode_index: Index of the episode.
+        keys: Cameras.
+
+    Returns:
+        The pictures by camera; None where the row groups are small enough to be read whole, or there is no room to
+        unpack them.
+
+    Raises:
+        MissingFileError: The episode's file is missing.
+        DataError: It is not a parquet file.
+    """
+    path = metadata.data_path(episode_index)
+    with lerobot_columns.open_parquet(path, f"episode {episode_index}") as file:
+        spans = _chunk_spans(file.metadata, keys)
+        if spans is not None:
+            runs = {key: Runs(path, found, is_chunk=True) for key, found in spans.items()}
+            # A page may be built in another way than ours.
+            if all(run.read(0) is not None for run in runs.values()):
+                return runs
+        if _largest_group_bytes(file.metadata, keys) <= _MAX_GROUP_BYTES:
+            return None
+    with _unpacking:
+        return {key: _unpack(metadata, path, key) for key in keys} if _has_room(metadata, path) else None
+
+
+def _picture_columns(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, int]:
+    paths = {footer.schema.column(i).path: i for i in range(len(footer.schema))}
+    return {key: paths[f"{key}.bytes"] for key in keys if f"{key}.bytes" in paths}
+
+
+def _chunk_spans(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Offset and size of each picture's column chunk; None if a chunk is compressed or holds several."""
+    if footer.num_row_groups != footer.num_rows or not footer.num_rows:
+        return None
+    columns = _picture_columns(footer, keys)
+    spans = {key: np.empty((footer.num_rows, 2), np.int64) for key in columns}
+    for row in range(footer.num_rows):
+        group = footer.row_group(row)
+        for key, column in columns.items():
+            chunk = group.column(column)
+            if chunk.compression != "UNCOMPRESSED" or chunk.dictionary_page_offset is not None:
+                return None
+            spans[key][row] = chunk.data_page_offset, chunk.total_compressed_size
+    return spans if spans.keys() == set(keys) else None
+
+
+def _largest_group_bytes(footer: pq.FileMetaData, keys: Sequence[str]) -> int:
+    columns = _picture_columns(footer, keys).values()
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    return max((sum(group.column(i).total_compressed_size for i in columns) for group in groups), default=0)
+
+
+def _has_room(metadata: LeRobotMetadata, path: pathlib.Path) -> bool:
+    folder = metadata.root / UNPACKED
+    if not folder.exists():
+        logger.warning(
+            "%s: pictures are stored a whole episode in a row group; each episode is unpacked into %s when first read",
+            metadata.root,
+            folder,
+        )
+    try:
+        folder.mkdir(exist_ok=True)
+        return os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2 * path.stat().st_size
+    except OSError:
+        return False
+
+
+def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> Runs:
+    """Write the pictures of a camera one after the other, and their places beside them; taken as they are if there already."""
+    stem = metadata.root / UNPACKED / key / path.stem
+    pictures, index = stem.with_suffix(".bin"), stem.with_suffix(".npy")
+    status = path.stat()
+    version = [status.st_size, status.st_mtime_ns]
+    if pictures.exists() and index.exists():
+        stored = np.load(index)
+        if stored[0].tolist() == version:
+            return Runs(pictures, stored[1:], is_chunk=False)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    spans, end = [version], 0
+    # Other processes, of this or another machine, may unpack the same episode.
+    mark = uuid.uuid4().hex
+    part = pictures.with_name(f"{pictures.name}.{mark}")
+    try:
+        with pq.ParquetFile(path) as file, part.open("wb") as target:
+            for batch in file.iter_batches(_UNPACK_ROWS, columns=[key], use_threads=False):
+                for cell in batch.column(0):
+                    data = cell["bytes"].as_py() if cell.is_valid else None
+                    spans.append([end, len(data or b"")])
+                    end += target.write(data or b"")
+        part.replace(pictures)
+    finally:
+        part.unlink(missing_ok=True)
+    part_index = index.with_name(f"{mark}.{index.name}")
+    np.save(part_index, np.array(spans, np.int64))
+    part_index.replace(index)
+    return Runs(pictures, np.array(spans[1:], np.int64), is_chunk=False)
+
+
+def weigh(runs: Mapping[str, Runs] | None) -> int:
+    """Bytes of memory that the places of an episode's pictures take."""
+    return 1 if runs is None else sum(run.spans.nbytes for run in runs.values())

@@ -1,0 +1,88 @@
+"""Where a run reports to: its own log always, TensorBoard files and wandb when asked to; in process 0 alone."""
+
+from collections.abc import Mapping
+import logging
+import pathlib
+from typing import Any
+
+import psutil
+
+from openpi.models import model as _model
+from openpi.training.configs.train_config import TrainConfig
+from openpi.training.host import distributed
+from openpi.training.reports import run_log
+from openpi.training.reports import tensorboard_log
+from openpi.training.reports.wandb_log import WandbLog
+
+logger = logging.getLogger(__name__)
+
+
+def check_installed(config: TrainConfig) -> None:
+    """Look for what the config asks for.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    if config.tensorboard:
+        tensorboard_log.check_installed()
+
+
+class RunReports:
+    """All reports of one run."""
+
+    def __init__(self, config: TrainConfig, directory: pathlib.Path, first_step: int) -> None:
+        """Open them; a resumed run goes on in the same files."""
+        self._directory = directory
+        self._is_first = distributed.is_first()
+        self._log = run_log.RunLog(directory, first_step, writes=self._is_first)
+        self._others: list[Any] = []
+        self._wandb = WandbLog(config, directory, resuming=first_step > 0) if self._is_first else None
+        if self._wandb is not None:
+            self._others.append(self._wandb)
+        if config.tensorboard and self._is_first:
+            self._others.append(tensorboard_log.TensorBoardLog(directory, first_step))
+
+    @property
+    def lines(self) -> list[dict[str, float]]:
+        """All that was logged of training, resumed parts included."""
+        return self._log.lines
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report on training; the memory of this process, GiB, is added."""
+        memory_gib = psutil.Process().memory_info().rss / 2**30
+        metrics = {**metrics, "memory_gib": memory_gib}
+        self._log.write(step, metrics)
+        for report in self._others:
+            report.write(step, metrics)
+        if self._is_first:
+            logger.info(
+                "step %d: loss %.4f, grad_norm %.3f, param_norm %.2f, %.1f samples/s, loader wait %.0f %%, %.1f GiB",
+                *(step, metrics["loss"], metrics["grad_norm"], metrics["param_norm"], metrics["samples_per_s"]),
+                *(100 * metrics["loader_wait"], memory_gib),
+            )
+
+    def write_validation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Report on a validation."""
+        self._log.write_validation(step, metrics)
+        for report in self._others:
+            report.write(step, metrics)
+
+    def write_views(self, observation: _model.Observation) -> None:
+        """Keep what the model sees of the first samples (of this process)."""
+        if not self._is_first:
+            return
+        local = observation.replace(
+            images={name: distributed.local_rows(image) for name, image in observation.images.items()}
+        )
+        path = run_log.save_camera_views(self._directory, local)
+        if self._wandb is not None:
+            self._wandb.write_image(0, "camera_views", path)
+
+    def draw_curves(self) -> None:
+        """Draw all that was logged so far."""
+        self._log.draw_curves()
+
+    def finish(self) -> None:
+        """Write what is left."""
+        for report in self._others:
+            report.finish()

@@ -1,0 +1,1 @@
+"""Normalization statistics: computed exactly, stored with their provenance, checked before training."""

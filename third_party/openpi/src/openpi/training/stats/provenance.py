@@ -1,0 +1,177 @@
+"""What normalisation statistics were computed from, and whether that is what a run trains on."""
+
+from collections.abc import Mapping, Sequence
+import datetime as dt
+import hashlib
+import platform
+from typing import Any
+
+import numpy as np
+
+from openpi.shared.normalize import Provenance
+from openpi.training.configs.data_config import DataConfig
+from openpi.training.lerobot.metadata import INDEX_KEYS
+from openpi.training.lerobot.metadata import LeRobotMetadata
+from openpi.training.samples import datasets
+import openpi.transforms as _transforms
+
+_FORMAT = 1
+# Stands in for every camera: robot transforms want images, the statistics do not depend on them.
+_DUMMY_IMAGE = np.zeros((3, 1, 1), np.uint8)
+# Rounding between platforms, in the units of the data.
+_PROBE_TOLERANCE = 1e-4
+
+
+def stats_keys(metadata: LeRobotMetadata, used: set[str] | None) -> list[str]:
+    """Return the columns that statistics are computed from.
+
+    Args:
+        metadata: The dataset.
+        used: Keys that the config reads; None: all.
+    """
+    return [key for key in metadata.column_keys if key not in INDEX_KEYS and (used is None or key in used)]
+
+
+def stand_ins(metadata: LeRobotMetadata) -> dict[str, Any]:
+    """Return values for the keys of a frame that transforms ask for and statistics ignore."""
+    return dict.fromkeys(metadata.camera_keys, _DUMMY_IMAGE) | dict.fromkeys(INDEX_KEYS, 0) | {"task": "", "prompt": ""}
+
+
+def dataset_facts(
+    repo_id: str, share: float, metadata: LeRobotMetadata, columns: Mapping[str, np.ndarray], keys: Sequence[str]
+) -> dict[str, Any]:
+    """Describe a dataset by what statistics depend on: pictures, task texts and the way of storage may change.
+
+    Args:
+        repo_id: Its name.
+        share: Its share of the samples.
+        metadata: Its `meta/` folder.
+        columns: Its number columns, by key.
+        keys: Those that count.
+    """
+    digest = hashlib.sha256()
+    digest.update(repr((metadata.fps, [episode.length for episode in metadata.episodes])).encode())
+    for key in sorted(keys):
+        column = np.ascontiguousarray(columns[key])
+        digest.update(f"{key} {column.dtype.str} {column.shape}".encode())
+        digest.update(column.data)
+    return {
+        "repo_id": repo_id,
+        "share": share,
+        "episodes": len(metadata.episodes),
+        "frames": metadata.total_frames,
+        "fps": metadata.fps,
+        "columns": {key: list(columns[key].shape[1:]) for key in sorted(keys)},
+        "sha256": digest.hexdigest(),
+    }
+
+
+def describe(
+    data_config: DataConfig, action_horizon: int, facts: Sequence[Mapping[str, Any]], metadata: LeRobotMetadata
+) -> dict[str, Any]:
+    """Return the part of a provenance that says what statistics are of.
+
+    Args:
+        data_config: Names the transforms.
+        action_horizon: Length of the windows of actions, frames.
+        facts: Of each dataset, from `dataset_facts`.
+        metadata: Of the first dataset.
+    """
+    chain = [*data_config.repack_transforms.inputs, *data_config.data_transforms.inputs]
+    return {
+        "datasets": [dict(of_dataset) for of_dataset in facts],
+        "action_horizon": action_horizon,
+        "transforms": [repr(transform) for transform in chain],
+        "probe": _probe(chain, data_config, metadata),
+    }
+
+
+def _probe(
+    chain: Sequence[_transforms.DataTransformFn], data_config: DataConfig, metadata: LeRobotMetadata
+) -> dict[str, list]:
+    """What the transforms make of a frame of distinct numbers: tells orders, masks and units apart, whatever their names."""
+    sample = stand_ins(metadata)
+    for position, key in enumerate(stats_keys(metadata, None)):
+        shape = metadata.features[key]["shape"]
+        size = int(np.prod(shape))
+        sample[key] = (0.1 + 0.8 * (np.arange(size) + 0.1 * position) / size).reshape(shape).astype(np.float32)
+    for key in data_config.action_sequence_keys:
+        sample[key] = np.stack([sample[key], sample[key] + 0.05])
+    result = datasets.apply(_transforms.compose(chain), sample, f"dataset '{metadata.repo_id}'")
+    return {key: np.asarray(result[key], np.float64).round(6).tolist() for key in ("state", "actions")}
+
+
+def make(basis: Mapping[str, Any], **computed: Any) -> Provenance:
+    """Return the provenance to store beside statistics.
+
+    Args:
+        basis: From `describe`.
+        computed: How they were computed: further plain values.
+    """
+    return {
+        "format": _FORMAT,
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "of": "all episodes, those kept out for validation included",
+        **computed,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        **basis,
+    }
+
+
+def data_differences(found: Provenance, expected: Mapping[str, Any]) -> list[str]:
+    """Say how the datasets or the horizon of statistics differ from those of a run (`describe`); empty if they do not."""
+    theirs, ours = found["datasets"], expected["datasets"]
+    problems = []
+    if sorted(facts["sha256"] for facts in theirs) != sorted(facts["sha256"] for facts in ours):
+        problems.append(_compare_datasets(theirs, ours))
+    elif any(abs(a - b) > 1e-6 for a, b in zip(_shares(theirs), _shares(ours), strict=True)):
+        problems.append(f"they weigh the datasets {_text(theirs)}, training weighs them {_text(ours)}")
+    if found["action_horizon"] != expected["action_horizon"]:
+        problems.append(
+            f"they are of an action horizon of {found['action_horizon']} frames, training has {expected['action_horizon']}"
+        )
+    return problems
+
+
+def _shares(described: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [facts["share"] for facts in sorted(described, key=lambda facts: facts["sha256"])]
+
+
+def _compare_datasets(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> str:
+    if [facts["repo_id"] for facts in theirs] != [facts["repo_id"] for facts in ours]:
+        return f"they are of {_text(theirs)}, training reads {_text(ours)}"
+    changes = []
+    for before, now in zip(theirs, ours, strict=True):
+        named = [
+            f"{name} {before[name]} then, {now[name]} now"
+            for name in ("fps", "columns", "episodes", "frames")
+            if before[name] != now[name]
+        ]
+        if before["sha256"] != now["sha256"]:
+            changes.append(f"'{now['repo_id']}' has changed since ({'; '.join(named) or 'other states or actions'})")
+    return ", ".join(changes)
+
+
+def _text(described: Sequence[Mapping[str, Any]]) -> str:
+    texts = [f"'{facts['repo_id']}' ({facts['episodes']} episodes, {facts['frames']} frames)" for facts in described]
+    if len(texts) > 1:
+        texts = [f"{text} with {facts['share']:.1%}" for text, facts in zip(texts, described, strict=True)]
+    return " + ".join(texts)
+
+
+def transform_differences(found: Provenance, expected: Mapping[str, Any]) -> list[str]:
+    """Say how the transforms of statistics differ from those of a run (`describe`); empty if they act alike."""
+    if _same_probe(found["probe"], expected["probe"]):
+        return []
+    theirs, ours = found["transforms"], expected["transforms"]
+    only_theirs = [text for text in theirs if text not in ours] or ["other code under the same names"]
+    only_ours = [text for text in ours if text not in theirs] or ["none of these"]
+    return [f"they were computed with {'; '.join(only_theirs)}, training has {'; '.join(only_ours)}"]
+
+
+def _same_probe(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    return all(
+        np.shape(found[key]) == np.shape(expected[key])
+        and np.allclose(found[key], expected[key], rtol=0, atol=_PROBE_TOLERANCE)
+        for key in expected
+    )
