@@ -24,27 +24,27 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from realman import chunks
 from realman import cli
-from realman import control
-from realman import seams
 from realman import spec
 from realman.arrays import Image
-from realman.cameras.threads import ThreadedCameras
-from realman.client import Prediction
-from realman.emulator import Emulator
-from realman.emulator.controller import motion_commands
-from realman.emulator.settings import HOSTS
-from realman.emulator.settings import free_ports
-from realman.emulator.settings import two_arms
 from realman.errors import RobotError
+from realman.evaluation import seams
 from realman.pacing import Pacer
-from realman.rm65 import GripperSettings
-from realman.rm65 import Rm65Robot
-from realman.rm65 import Rm65Settings
-from realman.robot import connected
-from realman.safety import Limits
-from realman.safety import SafetySettings
+from realman.robots.cameras.threads import ThreadedCameras
+from realman.robots.emulator import Emulator
+from realman.robots.emulator.controller import motion_commands
+from realman.robots.emulator.settings import HOSTS
+from realman.robots.emulator.settings import free_ports
+from realman.robots.emulator.settings import two_arms
+from realman.robots.rm65 import GripperSettings
+from realman.robots.rm65 import Rm65Robot
+from realman.robots.rm65 import Rm65Settings
+from realman.robots.robot import connected
+from realman.runtime import chunks
+from realman.runtime import control
+from realman.runtime.client import Prediction
+from realman.runtime.safety import Limits
+from realman.runtime.safety import SafetySettings
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES_HZ = (50.0, 100.0)
@@ -215,7 +215,7 @@ def _emulate(port: int, push_port: int, ready: Any, done: Any) -> None:
 
 
 def played_chunks(args: Args) -> dict[str, Any]:
-    """Stalls and jumps at the seams, per way to play chunks and delay of a prediction; see `realman.seams`."""
+    """Stalls and jumps at the seams, per way to play chunks and delay of a prediction; see `realman.evaluation.seams`."""
     t = np.arange(args.frames)[:, None] / 50
     recorded = 0.5 * np.sin(0.6 * t + 0.4 * np.arange(spec.NUM_DIMS))
     predict = seams.wandering_copy(recorded, 50)

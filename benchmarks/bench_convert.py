@@ -30,7 +30,7 @@ from rich.table import Table
 
 from realman import cli
 from realman import spec
-from realman.verify import environment
+from realman.data.verify import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE_EVERY_S = 0.1
@@ -165,7 +165,7 @@ def convert(source: Path, target: Path, workers: int, *flags: str, is_cold: bool
     shutil.rmtree(target, ignore_errors=True)
     settle(source, is_cold=is_cold)
     settings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-m", "realman.convert", "--raw-dir", str(source), "--root", str(target.parent)]
+    command = [sys.executable, "-m", "realman.data.convert", "--raw-dir", str(source), "--root", str(target.parent)]
     command += ["--repo-id", target.name, "--workers", str(workers), *flags]
     started = time.perf_counter()
     process = psutil.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

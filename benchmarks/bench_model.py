@@ -37,9 +37,9 @@ from openpi.models import pi0_config
 from openpi.models.pi0 import Pi0
 from openpi.policies import program_shapes
 from openpi.shared import nnx_utils
-from openpi.training import train_state
-from openpi.training import train_step
-from openpi.training.train_config import TrainConfig
+from openpi.training.configs.train_config import TrainConfig
+from openpi.training.step import train_state
+from openpi.training.step import train_step
 
 # Tokens of a short instruction such as "fold the towel", with its beginning and end.
 SHORT_PROMPT = 8

@@ -26,7 +26,7 @@ import numbers_dataset
 import numpy as np
 
 from realman import cli
-from realman.verify import environment
+from realman.data.verify import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "third_party/openpi/scripts/compute_norm_stats.py"
@@ -182,7 +182,7 @@ def make_dataset(args: Args, name: str) -> Path:
         command = [
             sys.executable,
             "-m",
-            "realman.convert",
+            "realman.data.convert",
             "--raw-dir",
             str(recordings),
             "--root",
@@ -224,7 +224,7 @@ def dump_path(args: Args, root: Path) -> Path:
 
 def differences(args: Args, root: Path) -> tuple[str, str]:
     """Compare the official items with ours, key by key: the largest difference, and of what."""
-    from openpi.training.lerobot_dataset import LeRobotDataset
+    from openpi.training.lerobot.dataset import LeRobotDataset
 
     dataset = LeRobotDataset(f"bench/{root.name}", action_horizon=50)
     numbers, levels = 0.0, 0

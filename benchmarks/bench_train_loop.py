@@ -74,7 +74,7 @@ class Workplace:
             self.env["HF_LEROBOT_HOME"] = str(folder / "lerobot")
             self._call(
                 "-m",
-                "realman.sim.record",
+                "realman.robots.sim.record",
                 "--out-dir",
                 folder / "sample",
                 "--num-episodes",

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from realman import spec
-from realman.dataset import layout
-from realman.dataset.parquet import EpisodeTable
+from realman.data.dataset import layout
+from realman.data.dataset.parquet import EpisodeTable
 
 FPS = 50
 _SIZE = (48, 64)

@@ -18,8 +18,8 @@ import jax
 
 from openpi.training import config as _config
 from openpi.training import data_loader
-from openpi.training import lerobot_metadata
-from openpi.training import lerobot_pictures
+from openpi.training.lerobot import encoded_images as lerobot_pictures
+from openpi.training.lerobot import metadata as lerobot_metadata
 
 BATCH_SIZE = 16
 NUM_THREADS = 2
