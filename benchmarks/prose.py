@@ -9,6 +9,7 @@ import dataclasses
 import io
 from pathlib import Path
 import re
+import subprocess
 import tokenize
 
 CODE_FOLDERS = ("realman", "third_party/openpi", "examples", "benchmarks", "patches")
@@ -53,17 +54,32 @@ class Text:
     text: str
 
 
-def texts(root: Path) -> Iterator[Text]:
-    """Every text of the tree below `root` that a person reads."""
-    for path in sorted(root.rglob("*")):
+def tracked(root: Path) -> list[Path]:
+    """The files of the tree, without what was installed or made in it."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=root,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    # An unpacked archive has no listing, and nothing but the tree in it.
+    names = listing.stdout.splitlines() if (root / ".git").exists() else None
+    paths = root.rglob("*") if names is None else (root / name for name in names)
+    return sorted(path for path in paths if path.is_file())
+
+
+def texts(root: Path, below: str = "") -> Iterator[Text]:
+    """Every text that a person reads, of the files whose path from `root` begins with `below`."""
+    for path in tracked(root):
         name = path.relative_to(root).as_posix()
-        if any(part.startswith(".") for part in path.relative_to(root).parts[:-1]) or name in SKIPPED:
+        if name in SKIPPED or not name.startswith(below):
             continue
-        if path.suffix == ".md" and not name.startswith(("data/", "build/", "site/")):
+        if path.suffix == ".md":
             yield from _document(name, path.read_text(encoding="utf-8"))
         elif path.suffix == ".py" and name.startswith(CODE_FOLDERS):
             yield from _module(name, path.read_text(encoding="utf-8"))
-        elif path.name == "Makefile" or (path.suffix in (".sh", ".toml") and not name.startswith(("data/", "tests/"))):
+        elif path.name == "Makefile" or (path.suffix in (".sh", ".toml") and not name.startswith("tests/")):
             yield from _remarks(name, path.read_text(encoding="utf-8"))
 
 
@@ -99,21 +115,21 @@ def _module(name: str, source: str) -> Iterator[Text]:
                     yield Text(name, node.lineno + offset, kind, line)
 
 
-def banned_phrases(root: Path) -> list[str]:
+def banned_phrases(root: Path, below: str = "") -> list[str]:
     """Places with a banned phrase, each with what to write instead."""
     found = []
-    for text in texts(root):
+    for text in texts(root, below):
         for match in _BANNED.finditer(text.text):
-            better = next(b for p, b in BANNED.items() if re.fullmatch(p, match.group(), re.IGNORECASE) or re.search(p, text.text, re.IGNORECASE))
+            better = next(b for p, b in BANNED.items() if re.match(p, text.text[match.start() :], re.IGNORECASE))
             found.append(f"{text.file}:{text.line}: '{match.group()}' in a {text.kind}; write: {better}")
     return found
 
 
-def semicolons(root: Path) -> list[str]:
+def semicolons(root: Path, below: str = "") -> list[str]:
     """Places where a semicolon joins two clauses."""
     return [
         f"{text.file}:{text.line}: semicolon in a {text.kind}: {text.text.strip()[:100]}"
-        for text in texts(root)
+        for text in texts(root, below)
         for _ in _SEMICOLON.finditer(text.text)
     ]
 
@@ -135,14 +151,15 @@ def sentences_with_you(root: Path) -> tuple[int, int]:
     return sum(bool(re.search(r"\byour?s?\b", s, re.IGNORECASE)) for s in sentences), len(sentences)
 
 
-def _docstrings(root: Path) -> Iterator[tuple[str, int, str]]:
-    for folder in CODE_FOLDERS:
-        for path in sorted((root / folder).rglob("*.py")):
+def _docstrings(root: Path, below: str = "") -> Iterator[tuple[str, int, str]]:
+    for path in tracked(root):
+        name = path.relative_to(root).as_posix()
+        if path.suffix == ".py" and name.startswith(CODE_FOLDERS) and name.startswith(below):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                     docstring = ast.get_docstring(node)
                     if docstring:
-                        yield path.relative_to(root).as_posix(), getattr(node, "lineno", 1), docstring.splitlines()[0]
+                        yield name, getattr(node, "lineno", 1), docstring.splitlines()[0]
 
 
 def has_semicolon(line: str) -> bool:
@@ -161,10 +178,10 @@ def first_lines(root: Path, is_bad: Callable[[str], bool]) -> tuple[int, int]:
     return sum(map(is_bad, lines)), len(lines)
 
 
-def findings(root: Path) -> Iterator[str]:
-    """Every place to fix, a line each."""
-    yield from banned_phrases(root)
-    yield from semicolons(root)
-    for file, line, text in _docstrings(root):
+def findings(root: Path, below: str = "") -> Iterator[str]:
+    """Every place to fix, one per line."""
+    yield from banned_phrases(root, below)
+    yield from semicolons(root, below)
+    for file, line, text in _docstrings(root, below):
         if has_semicolon(text) or is_long(text):
             yield f"{file}:{line}: first line of the docstring is too long or has a semicolon: {text}"

@@ -69,11 +69,10 @@ def _unpack(revision: str, folder: Path) -> Path:
 def main(args: Args) -> int:
     """Print the table, or the list of findings."""
     if args.list is not None:
-        findings = [*prose.findings(ROOT), *structure.findings(ROOT)]
-        wanted = args.list.resolve().relative_to(ROOT).as_posix()
-        chosen = [line for line in findings if wanted == "." or line.startswith(wanted)]
-        print("\n".join(sorted(chosen)))
-        return 1 if chosen else 0
+        below = args.list.resolve().relative_to(ROOT).as_posix().removeprefix(".")
+        findings = sorted([*prose.findings(ROOT, below), *structure.findings(ROOT, below)])
+        print("\n".join(findings))
+        return 1 if findings else 0
     table = rich.table.Table()
     table.add_column("measure")
     with tempfile.TemporaryDirectory() as folder:
