@@ -26,7 +26,7 @@ from openpi.training import optimizer
 from openpi.training import sharding
 from openpi.training import weight_loaders
 from openpi.training.host import stop_signal
-from openpi.training.memory.budget import budget as memory
+from openpi.training.memory import budget as memory
 from openpi.training.reports import run_log
 from openpi.training.reports.divergence import DivergedError
 from openpi.training.reports.step_meter import StepMeter

@@ -20,7 +20,7 @@ from openpi.training import config as _config
 from openpi.training import sharding
 from openpi.training.configs.mixture import MixedDataset
 from openpi.training.host import host_memory
-from openpi.training.memory.budget import budget as memory
+from openpi.training.memory import budget as memory
 from openpi.training.run import run_start
 from openpi.training.run import train_loop
 from openpi.training.stats import norm_stats

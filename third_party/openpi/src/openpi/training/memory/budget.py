@@ -18,8 +18,8 @@ from openpi.shared import errors
 from openpi.training import sharding as _sharding
 from openpi.training.configs.train_config import TrainConfig
 from openpi.training.host import free_space
-from openpi.training.memory.budget import activation_memory
-from openpi.training.memory.budget import memory_advice
+from openpi.training.memory import activation_memory
+from openpi.training.memory import memory_advice
 from openpi.training.step import partition
 from openpi.training.step import train_state as _train_state
 from openpi.training.step.step_program import StepProgram

@@ -24,7 +24,7 @@ from openpi.training.host import distributed
 from openpi.training.host import free_space
 from openpi.training.host import host_memory
 from openpi.training.host.stop_signal import StopSignal
-from openpi.training.memory.budget import budget as memory
+from openpi.training.memory import budget as memory
 from openpi.training.reports import divergence
 from openpi.training.reports import run_reports
 from openpi.training.reports.step_meter import StepMeter
