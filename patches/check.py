@@ -30,7 +30,7 @@ def find_problems() -> list[str]:
         if name.endswith(".patch"):
             problems += _check_hunks(name, text)
     for path in (path for patch in render.SERIES for path in patch.added):
-        problems += _check_names(path, (render.TREE_DIR / path).read_text())
+        problems += _check_names(path, render.source_of(path).read_text())
     return problems
 
 

@@ -119,9 +119,9 @@ def _verify(root: pathlib.Path) -> None:
         path
         for patch in render.SERIES
         for path in patch.added
-        if not (root / path).is_file() or (root / path).read_bytes() != (render.TREE_DIR / path).read_bytes()
+        if not (root / path).is_file() or (root / path).read_bytes() != render.source_of(path).read_bytes()
     ]
-    registration = "\n".join([*render.registration_lines(), render.CONTEXT_LINE])
+    registration = "\n".join([*render.REGISTRATION, render.CONTEXT_LINE])
     registered = registration in (root / render.REGISTRY_FILE).read_text()
     if wrong or not registered:
         raise ToolError(

@@ -10,15 +10,22 @@ import pathlib
 
 PATCHES_DIR = pathlib.Path(__file__).resolve().parent
 TREE_DIR = PATCHES_DIR.parent / "third_party" / "openpi"
+ADDED_DIR = PATCHES_DIR / "added"
+"""Files that only the original needs. Our registry has no need of them."""
 
 POLICY_FILE = "src/openpi/policies/realman_policy.py"
 CONFIGS_FILE = "src/openpi/training/misc/realman_config.py"
+ORDER_FILE = "src/openpi/training/misc/__init__.py"
 REGISTRY_FILE = "src/openpi/training/config.py"
 
-_REGISTRATION = ("import openpi.training.misc.realman_config", "_CONFIGS.extend(getattr(_realman_config,")
-"""How the first and the last line of the registration begin in our own registry."""
-
-_REGISTRATION_COMMENT = "# Imported down here because that module imports this one: by now every name it needs exists."
+REGISTRATION = (
+    "# Imported down here because that module imports this one: by now every name it needs exists.",
+    "import openpi.training.misc.realman_config as _realman_config  # noqa: E402",
+    "",
+    "_CONFIGS.extend(_realman_config.get_realman_configs())",
+    "",
+)
+"""The lines that register the configs in the original's list."""
 
 CONTEXT_LINE = "if len({config.name for config in _CONFIGS}) != len(_CONFIGS):"
 """The original's check that names are unique: the last place where a config can still be added."""
@@ -50,7 +57,7 @@ class Patch:
     subject: str
     # The reason for the patch, one line or more; further lines begin with a space.
     why: str
-    # Files of the tree that it adds, paths from the root of a checkout.
+    # Files that it adds, paths from the root of a checkout.
     added: tuple[str, ...]
     # Whether it registers the configs.
     registers: bool = False
@@ -59,9 +66,9 @@ class Patch:
     def render(self) -> str:
         """Return the text of the patch file."""
         parts = [_HEADER.format(subject=self.subject, why=self.why, status=self.status)]
-        parts += [_render_added(path, (TREE_DIR / path).read_text()) for path in self.added]
+        parts += [_render_added(path, source_of(path).read_text()) for path in self.added]
         if self.registers:
-            parts.append(_render_insertion(REGISTRY_FILE, registration_lines()))
+            parts.append(_render_insertion(REGISTRY_FILE, REGISTRATION))
         return "".join(parts)
 
 
@@ -76,25 +83,16 @@ SERIES = (
         name="realman-configs.patch",
         subject="training: register the configs of the RealMan dual arm",
         why="scripts/train.py, compute_norm_stats.py and serve_policy.py find configs in this list only.",
-        added=(CONFIGS_FILE,),
+        added=(ORDER_FILE, CONFIGS_FILE),
         registers=True,
     ),
 )
 
 
-def registration_lines() -> tuple[str, ...]:
-    """Return the lines that register the configs, taken from our own registry.
-
-    Raises:
-        ToolError: They are not there.
-    """
-    lines = (TREE_DIR / REGISTRY_FILE).read_text().splitlines()
-    found = [[i for i, line in enumerate(lines) if line.startswith(start)] for start in _REGISTRATION]
-    if [len(places) for places in found] != [1, 1] or found[0][0] > found[1][0]:
-        raise ToolError(
-            f"{REGISTRY_FILE}: expected one line '{_REGISTRATION[0]} ...' and later one '{_REGISTRATION[1]} ...'"
-        )
-    return (_REGISTRATION_COMMENT, *lines[found[0][0] : found[1][0] + 1], "")
+def source_of(path: str) -> pathlib.Path:
+    """Return the file of this tree that a patch adds to the original at `path`."""
+    patch_only = ADDED_DIR / path
+    return patch_only if patch_only.is_file() else TREE_DIR / path
 
 
 def render_series() -> dict[str, str]:

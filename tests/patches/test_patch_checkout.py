@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TREE_DIR = ROOT / "third_party/openpi"
 POLICY_FILE = "src/openpi/policies/realman_policy.py"
 CONFIGS_FILE = "src/openpi/training/misc/realman_config.py"
+ORDER_FILE = "src/openpi/training/misc/__init__.py"
 REGISTRY_FILE = "src/openpi/training/config.py"
 CHECK = "if len({config.name for config in _CONFIGS}) != len(_CONFIGS):"
 
@@ -22,7 +23,7 @@ import pickle
 from openpi.training import config
 from openpi.training.misc import realman_config
 
-names = [c.name for c in realman_config.REALMAN_CONFIGS]
+names = [c.name for c in realman_config.get_realman_configs()]
 assert "pi0_realman" in names and "pi05_realman" in names, names
 assert list(config._CONFIGS_DICT) == ["debug", "other", *names], list(config._CONFIGS_DICT)
 assert [c.name for c in config._CONFIGS] == list(config._CONFIGS_DICT)
@@ -47,9 +48,10 @@ def run_python(stub, code):
 
 def assert_applied(stub, before):
     after = stub.contents()
-    assert set(after) - set(before) == {POLICY_FILE, CONFIGS_FILE}
+    assert set(after) - set(before) == {POLICY_FILE, ORDER_FILE, CONFIGS_FILE}
     for name in (POLICY_FILE, CONFIGS_FILE):
         assert after[name] == (TREE_DIR / name).read_bytes()
+    assert after[ORDER_FILE] == (ROOT / "patches/added" / ORDER_FILE).read_bytes()
     assert {name for name in before if after[name] != before[name]} == {REGISTRY_FILE}
     old, new = before[REGISTRY_FILE].decode().splitlines(), after[REGISTRY_FILE].decode().splitlines()
     place, num_added = old.index(CHECK), len(new) - len(old)
@@ -57,14 +59,17 @@ def assert_applied(stub, before):
     added = new[place : place + num_added]
     assert 1 <= num_added <= 5
     assert "import openpi.training.misc.realman_config as _realman_config  # noqa: E402" in added
-    assert added[-2:] == ['_CONFIGS.extend(getattr(_realman_config, "REALMAN_CONFIGS", []))', ""]
+    assert added[-2:] == ["_CONFIGS.extend(_realman_config.get_realman_configs())", ""]
 
 
 def test_applying_adds_two_files_and_registers_them_before_the_check_of_names(tool, stub):
     before = stub.contents()
     result = tool("apply", stub.root)
     assert (result.stderr, result.returncode) == ("", 0)
-    assert f"{stub.root}: applied, {POLICY_FILE}, {CONFIGS_FILE}, {REGISTRY_FILE}; undo with " in result.stdout
+    assert (
+        f"{stub.root}: applied, {POLICY_FILE}, {ORDER_FILE}, {CONFIGS_FILE}, {REGISTRY_FILE}; undo with "
+        in result.stdout
+    )
     assert_applied(stub, before)
 
 
@@ -274,6 +279,6 @@ def test_a_real_checkout_takes_the_series_and_gets_its_own_files_back(tool, tmp_
     before = {path: path.read_bytes() for path in (root / "src").rglob("*.py")}
     assert tool("apply", root).returncode == 0
     lines = (root / REGISTRY_FILE).read_text().splitlines()
-    assert lines[lines.index(CHECK) - 2].startswith("_CONFIGS.extend(getattr(_realman_config")
+    assert lines[lines.index(CHECK) - 2].startswith("_CONFIGS.extend(_realman_config.get_realman_configs(")
     assert tool("reverse", root).returncode == 0
     assert {path: path.read_bytes() for path in (root / "src").rglob("*.py")} == before

@@ -389,7 +389,7 @@ def test_a_checkpoint_is_served_and_exported_with_the_flags_of_its_run(tmp_path,
             policy.infer({**obs, "images": {"cam_high": obs["images"]["cam_high"]}})
     served = load_script("serve_policy")
     elsewhere = dataclasses.replace(registered.data, repo_id="realman/dual_arm")
-    monkeypatch.setitem(_config._CONFIGS_DICT, "tiny_realman", dataclasses.replace(registered, data=elsewhere))
+    monkeypatch.setitem(_config.all_configs(), "tiny_realman", dataclasses.replace(registered, data=elsewhere))
     for folder in (run / "7", made.folder):
         checkpoint = served.Checkpoint(config="tiny_realman", dir=str(folder))
         caplog.clear()
@@ -466,7 +466,7 @@ def test_the_script_exports_and_the_server_takes_the_bundle_without_being_told_i
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "setup_logging", lambda: None)
-    monkeypatch.setitem(_config._CONFIGS_DICT, "tiny_realman", quick_config())
+    monkeypatch.setitem(_config.all_configs(), "tiny_realman", quick_config())
     export, serve = load_script("export"), load_script("serve_policy")
     args = export.Args("tiny_realman", str(CHECKPOINT.parent))
     export.main(args)

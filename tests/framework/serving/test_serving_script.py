@@ -87,7 +87,7 @@ def tiny_config(monkeypatch):
         data=realman_config.LeRobotRealmanDataConfig(repo_id="realman/demo"),
         policy_metadata={"robot": "realman_rm65_dual"},
     )
-    monkeypatch.setitem(_config._CONFIGS_DICT, config.name, config)
+    monkeypatch.setitem(_config.all_configs(), config.name, config)
     return config.name
 
 
@@ -205,7 +205,7 @@ def test_a_state_that_the_robot_leaves_open_has_the_size_of_the_training(
     """16 is the model's own width: statistics of padded numbers, as some released checkpoints have."""
     config = _config.get_config(tiny_config)
     libero = robot_data_config.LeRobotLiberoDataConfig(repo_id="realman/demo")
-    monkeypatch.setitem(_config._CONFIGS_DICT, tiny_config, dataclasses.replace(config, data=libero))
+    monkeypatch.setitem(_config.all_configs(), tiny_config, dataclasses.replace(config, data=libero))
     step_dir = shutil.copytree(CHECKPOINT / "7", tmp_path / "run/7")
     zeros, ones = np.zeros(num_stats), np.ones(num_stats)
     stats = dict.fromkeys(("state", "actions"), normalize.NormStats(zeros, ones, -ones, ones))
@@ -249,7 +249,7 @@ def test_numbers_out_of_range_are_all_told_at_once():
 
 
 def test_integration_steps_of_a_model_without_any_are_refused():
-    config = next(c for c in _config._CONFIGS if c.model.model_type == _model.ModelType.PI0_FAST)
+    config = next(c for c in _config.all_configs().values() if c.model.model_type == _model.ModelType.PI0_FAST)
     with pytest.raises(UserError, match="--num-steps has no meaning"):
         _serve("--num-steps", "5", config=config.name, directory=CHECKPOINT, port=0)
 

@@ -73,18 +73,6 @@ IMPORT_ORDERS = {
     "the policy first": "import openpi.policies.realman_policy, openpi.training.config",
     "the leaf modules first": "import openpi.training.configs.train_config, openpi.training.misc.realman_config",
     "the training script first": "import scripts.train",
-    # The original project has no misc/__init__.py: there the robot's module really is the first of the two.
-    "the robot's configs first, without the package's help": (
-        "import sys, types, pathlib, openpi.training\n"
-        "folder = pathlib.Path(list(openpi.training.__path__)[0]) / 'misc'\n"
-        "package = types.ModuleType('openpi.training.misc')\n"
-        "package.__path__ = [str(folder)]\n"
-        "sys.modules['openpi.training.misc'] = package\n"
-        "sys.modules['openpi.training.configs.debug_realman'] = types.SimpleNamespace(get_configs=list)\n"
-        "import openpi.training.configs\n"
-        "openpi.training.configs.debug_realman = sys.modules['openpi.training.configs.debug_realman']\n"
-        "import openpi.training.misc.realman_config"
-    ),
 }
 
 
@@ -98,8 +86,8 @@ for name, statement in json.loads(sys.argv[1]).items():
     try:
         exec(statement, {})
         import openpi.training.config as config
-        assert config.get_config('pi05_realman') in config._CONFIGS
-        assert len(config._CONFIGS) == len(config._CONFIGS_DICT)
+        assert config.get_config('pi05_realman').name == 'pi05_realman'
+        assert type(config.get_config('pi05_realman').data).__mro__[1] is config.DataConfigFactory
     except Exception as e:
         failed[name] = repr(e)
 print(json.dumps(failed))
@@ -114,7 +102,14 @@ def test_the_registry_is_complete_after_any_import_order():
 
 
 def test_no_other_config_is_registered():
-    assert sorted(config.name for config in _config._CONFIGS) == sorted(ALL_NAMES)
+    assert sorted(_config.all_configs()) == sorted(ALL_NAMES)
+    assert [config.name for config in _config.all_configs().values()] == list(_config.all_configs())
+
+
+def test_two_configs_of_one_name_are_refused(monkeypatch):
+    monkeypatch.setattr(realman_config, "get_realman_configs", lambda: [_config.get_config("debug")])
+    with pytest.raises(ValueError, match="two training configs are named 'debug'"):
+        _config.all_configs.__wrapped__()
 
 
 ROBOT_SAMPLES = {

@@ -15,7 +15,7 @@ def stored(config, directory):
     return json.loads(run_config.store(config, directory).read_text())
 
 
-@pytest.mark.parametrize("config", _config._CONFIGS, ids=lambda config: config.name)
+@pytest.mark.parametrize("config", _config.all_configs().values(), ids=lambda config: config.name)
 def test_every_config_can_be_stored_and_equals_itself(config, tmp_path):
     text = stored(config, tmp_path)
     assert text["config"]["name"] == config.name

@@ -1,19 +1,18 @@
 """The registry of training configs, and the one import that gives every name a config needs.
 
-`get_config(name)` looks one up, `cli()` parses `<name> --flags` into one. The definitions live in the leaf modules
-imported here.
+`get_config(name)` looks one up, and `cli()` parses `<name> --flags` into one. The definitions live in `configs/`, and
+those of the robot in `misc/`.
 """
 
 from collections.abc import Sequence
 import dataclasses
 import difflib
+import functools
 import sys
 
 import tyro
 
 from openpi.shared import errors
-from openpi.training.configs import debug as _debug_configs
-from openpi.training.configs import robots as _robot_configs
 from openpi.training.configs.data_config import AssetsConfig
 from openpi.training.configs.data_config import DataConfig
 from openpi.training.configs.data_config import DataConfigFactory
@@ -38,26 +37,35 @@ __all__ = [
     "ModelTransformFactory",
     "SimpleDataConfig",
     "TrainConfig",
+    "all_configs",
     "cli",
     "get_config",
     "with_flags",
 ]
 
-_CONFIGS: list[TrainConfig] = [*_robot_configs.get_configs(), *_debug_configs.get_configs()]
 
-# A robot's configs subclass DataConfigFactory, so their module imports this one: it is imported down here, when
-# every name above exists (openpi/training/misc/__init__.py keeps the order right when that module is asked for first).
-import openpi.training.misc.realman_config as _realman_config  # noqa: E402
+@functools.cache
+def all_configs() -> dict[str, TrainConfig]:
+    """Return every registered config by its name.
 
-_CONFIGS.extend(getattr(_realman_config, "REALMAN_CONFIGS", []))
+    Built at the first call, because a robot's configs derive from classes of this module and are therefore imported
+    after it.
 
-from openpi.training.configs import debug_realman as _debug_realman_configs  # noqa: E402
+    Raises:
+        ValueError: Two configs have the same name.
+    """
+    from openpi.training.configs import debug
+    from openpi.training.configs import debug_realman
+    from openpi.training.configs import robots
+    from openpi.training.misc import realman_config
 
-_CONFIGS.extend(_debug_realman_configs.get_configs())
-
-if len({config.name for config in _CONFIGS}) != len(_CONFIGS):
-    raise ValueError("config names must be unique")
-_CONFIGS_DICT = {config.name: config for config in _CONFIGS}
+    sources = (robots.get_configs, debug.get_configs, realman_config.get_realman_configs, debug_realman.get_configs)
+    configs: dict[str, TrainConfig] = {}
+    for config in (config for get_configs in sources for config in get_configs()):
+        if config.name in configs:
+            raise ValueError(f"two training configs are named '{config.name}'; names must be unique")
+        configs[config.name] = config
+    return configs
 
 
 def cli() -> TrainConfig:
@@ -68,7 +76,7 @@ def cli() -> TrainConfig:
     """
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         get_config(sys.argv[1])
-    return tyro.extras.overridable_config_cli({name: (name, config) for name, config in _CONFIGS_DICT.items()})
+    return tyro.extras.overridable_config_cli({name: (name, config) for name, config in all_configs().items()})
 
 
 def with_flags(config: TrainConfig, flags: Sequence[str]) -> TrainConfig:
@@ -87,8 +95,9 @@ def get_config(config_name: str) -> TrainConfig:
     Raises:
         ConfigError: No such name; the message suggests the nearest one.
     """
-    if config_name not in _CONFIGS_DICT:
-        nearest = difflib.get_close_matches(config_name, _CONFIGS_DICT, n=1, cutoff=0.0)
+    configs = all_configs()
+    if config_name not in configs:
+        nearest = difflib.get_close_matches(config_name, configs, n=1, cutoff=0.0)
         hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
         raise errors.ConfigError(f"Config '{config_name}' not found.{hint}")
-    return _CONFIGS_DICT[config_name]
+    return configs[config_name]

@@ -56,4 +56,4 @@ def _lora_config(config: TrainConfig) -> TrainConfig | None:
     """Return the registered config of the same name with adapters."""
     from openpi.training import config as registry  # which imports the modules that this one serves
 
-    return registry._CONFIGS_DICT.get(f"{config.name}_lora")
+    return registry.all_configs().get(f"{config.name}_lora")

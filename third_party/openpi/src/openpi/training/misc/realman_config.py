@@ -1,7 +1,7 @@
 """Training configs of the RealMan dual-arm robot (two RM65 arms, one gripper each).
 
-Registered by `openpi.training.config`, which imports this module near its end. Because the data config below derives
-from a class of that module the two import each other; either may be imported first (see the last lines of both).
+`openpi.training.config` registers them. It imports this module late, because the data config below derives from one of
+its classes.
 """
 
 from collections.abc import Sequence
@@ -121,11 +121,3 @@ def get_realman_configs() -> list[_config.TrainConfig]:
     # Adapters are few and learn fast: an average would only lag behind.
     configs += [_realman_config(*row, freeze_filter=row[1].get_freeze_filter(), ema_decay=None) for row in low_rank]
     return configs
-
-
-REALMAN_CONFIGS = get_realman_configs()
-
-if hasattr(_config, "_CONFIGS_DICT"):
-    # This module was imported before the registry, which has therefore been completed without it.
-    _config._CONFIGS.extend(REALMAN_CONFIGS)
-    _config._CONFIGS_DICT.update({config.name: config for config in REALMAN_CONFIGS})
