@@ -16,11 +16,12 @@ import sys
 import tarfile
 import tempfile
 
-from benchmarks import prose
-from benchmarks import structure
 import rich.console
 import rich.table
 import tyro
+
+from benchmarks import prose
+from benchmarks import structure
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import io
 from pathlib import Path
 import tokenize
+
 import tomllib
 
 OPENPI = "third_party/openpi/src/openpi"

@@ -19,15 +19,16 @@ DEBUG_ENV = "REALMAN_DEBUG"
 """Set to 1 to see the traceback behind a one-line error."""
 
 
-def run(main: Callable[[ArgsT], int | None], args_type: type[ArgsT]) -> None:
+def run(main: Callable[[ArgsT], int | None], args_type: type[ArgsT], prog: str | None = None) -> None:
     """Parse `args_type` from the command line, call `main` with it and exit with its code.
 
     Args:
         main: Does the work; returns an exit code or None for 0.
-        args_type: A frozen dataclass; its fields are the flags.
+        args_type: A frozen dataclass. Its fields are the flags.
+        prog: Name of the command in its help. None takes the script's.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args = tyro.cli(args_type, description=main.__doc__)
+    args = tyro.cli(args_type, prog=prog, description=main.__doc__)
     try:
         code = main(args) or 0
     except RealmanError as error:

@@ -24,7 +24,6 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from realman import cli
 from realman.errors import RealmanError
 from realman.errors import ServerError
 
@@ -270,7 +269,3 @@ def read_outcome(run_dir: Path, offline_dir: Path) -> dict[str, Any]:
         "error_ratios": [report["overall_ratio"] for report in reports],
         "joint_errors_deg": [report["joints"]["mae"] for report in reports],
     }
-
-
-if __name__ == "__main__":
-    cli.run(main, Args)

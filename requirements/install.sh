@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# install.sh VENV LOCK: make the virtual environment hold exactly what LOCK says, hashes checked, and this tree (editable).
-# uv does it in seconds; where uv cannot be had, pip installs the same file in about a minute.
+# install.sh VENV LOCK: install exactly what LOCK lists into VENV, with hashes checked, and this tree (editable).
+# uv takes seconds. Without uv, pip installs the same file in about a minute.
 set -euo pipefail
 venv=$1 lock=$2
 
@@ -24,9 +24,9 @@ fi
 
 echo "setup: installing $lock"
 if [ -x "$venv/bin/uv" ] && "$venv/bin/uv" pip sync --quiet --python "$venv/bin/python" --require-hashes "$lock"; then
-  "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation --editable .
+  "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --no-build-isolation --editable third_party/openpi/packages/openpi-client --editable .
 else
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable third_party/openpi/packages/openpi-client --editable .
 fi
 echo "setup: ready"

@@ -1,4 +1,4 @@
-"""Convert RealMan recordings to a LeRobot v2.1 dataset.
+"""Convert recordings to a LeRobot v2.1 dataset: the command `realman convert` as a script.
 
 python examples/realman/convert_realman_data_to_lerobot.py --raw-dir /data/fold_towel --repo-id realman/fold_towel
 """

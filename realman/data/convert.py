@@ -201,7 +201,3 @@ def _print_summary(args: Args, outcome: Outcome, seconds: float) -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     Console(stderr=True).print(table, highlight=False)
-
-
-if __name__ == "__main__":
-    cli.run(main, Args)

@@ -3,9 +3,10 @@
 import dataclasses
 import difflib
 from pathlib import Path
-import tomllib
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tomllib
 
 from realman.errors import SiteError
 

@@ -120,7 +120,7 @@ def test_ctrl_c_with_worker_processes_is_one_line_at_any_moment(tmp_path, write_
         images["cam_high"] = np.random.default_rng(0).integers(0, 255, (60, 480, 640, 3), np.uint8)
     for i in range(1, 6):
         (tmp_path / "raw" / f"episode_{i}.hdf5").hardlink_to(first)
-    command = ["-m", "realman.data.convert", "--cameras", "cam_high"]
+    command = ["-m", "realman", "convert", "--cameras", "cam_high"]
     process = start(command, tmp_path / "raw", tmp_path / "out", workers=2)
     target = arguments(tmp_path / "raw", tmp_path / "out").target
     wait_for(Staging(target).path / "data" / "chunk-000", process)

@@ -17,7 +17,7 @@ from rich.console import Console
 from realman import spec
 from realman.data import convert
 from realman.data.dataset.from_raw import Mode
-from realman.data.inspection import __main__ as doctor
+from realman.data.inspection import command as doctor
 from realman.data.inspection.decode import SMALL_HEIGHT_PX
 from realman.data.inspection.decode import decode_small
 from realman.data.inspection.diagnosis import diagnose

@@ -14,7 +14,7 @@ import pytest
 from realman import spec
 from realman.data import convert
 from realman.data.dataset import layout
-from realman.data.verify import __main__ as command
+from realman.data.verify import command
 from realman.data.verify import environment
 from realman.errors import DatasetError
 
@@ -217,7 +217,7 @@ def test_the_lock_pins_the_referee_with_hashes(repo_root):
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not (environment.VENV / ".ready").exists(), reason="no .venv-lerobot: python -m realman.data.verify makes it"
+    not (environment.VENV / ".ready").exists(), reason="no .venv-lerobot: realman verify makes it"
 )
 @pytest.mark.parametrize("mode", ["image", "video"])
 def test_the_official_library_agrees(tmp_path, recordings, capsys, mode):

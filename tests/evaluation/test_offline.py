@@ -1,9 +1,7 @@
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import shutil
-import sys
 
 import cv2
 import h5py
@@ -21,6 +19,7 @@ from realman.errors import EpisodeError
 from realman.errors import ServerError
 from realman.evaluation import metrics
 from realman.evaluation import offline
+from realman.evaluation import offline_command
 
 FRAMES = 60
 METADATA = {
@@ -85,15 +84,9 @@ def recording_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def example(repo_root):
-    """The module examples/realman/evaluation/offline.py."""
-    spec_ = importlib.util.spec_from_file_location(
-        "offline_example", repo_root / "examples/realman/evaluation/offline.py"
-    )
-    module = importlib.util.module_from_spec(spec_)
-    sys.modules[spec_.name] = module
-    spec_.loader.exec_module(module)
-    return module
+def example():
+    """The command `realman offline`."""
+    return offline_command
 
 
 def run_example(example, policy, tmp_path, data, **flags) -> dict:

@@ -94,7 +94,7 @@ def test_a_line_that_means_nothing_says_what_would(emulator, line, says):
 
 
 def test_the_program_takes_lines_and_lists_them():
-    command = [sys.executable, "-m", "realman.robots.emulator", "--port", "0", "--push-port", "0"]
+    command = [sys.executable, "-m", "realman", "emulator", "--port", "0", "--push-port", "0"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:

@@ -127,7 +127,7 @@ def test_arms_move_in_real_time(emulator):
 
 
 def test_the_command_runs_two_arms_until_it_is_interrupted(repo_root: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "realman.robots.emulator", "--port", "0", "--push-port", str(free_ports()[1])]
+    command = [sys.executable, "-m", "realman", "emulator", "--port", "0", "--push-port", str(free_ports()[1])]
     log = (tmp_path / "log").open("w")
     process = subprocess.Popen(
         command,

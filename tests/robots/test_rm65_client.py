@@ -3,9 +3,7 @@ but the hardware and the policy's mind."""
 
 from collections.abc import Callable
 import dataclasses
-import importlib.util
 import json
-import sys
 import threading
 import time
 
@@ -19,6 +17,7 @@ from realman import spec
 from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.errors import ServerError
+from realman.station import client_command
 
 pytest.importorskip("Robotic_Arm", reason="needs the vendor's SDK: pip install Robotic_Arm")
 pytest.importorskip("mujoco", reason="needs the simulator: pip install realman-openpi[sim]")
@@ -58,13 +57,9 @@ class SlowWave(base_policy.BasePolicy):
 
 
 @pytest.fixture(scope="module")
-def example(repo_root):
-    """The module examples/realman/main.py."""
-    module_spec = importlib.util.spec_from_file_location("emulated_example", repo_root / "examples/realman/main.py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module
-    module_spec.loader.exec_module(module)
-    return module
+def example():
+    """The command `realman client`."""
+    return client_command
 
 
 class Watched(EmulatedRobot):

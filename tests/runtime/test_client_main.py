@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import logging
 import os
@@ -31,6 +30,7 @@ from realman.errors import ServerError
 from realman.errors import SiteError
 from realman.robots.robot import RobotObservation
 from realman.runtime.safety import SafetySettings
+from realman.station import client_command
 from realman.station.site_config import SIM_SITE
 from realman.station.site_config import ServerSettings
 from realman.station.site_config import Site
@@ -95,13 +95,9 @@ class Ramp(base_policy.BasePolicy):
 
 
 @pytest.fixture(scope="module")
-def example(repo_root):
-    """The module examples/realman/main.py."""
-    module_spec = importlib.util.spec_from_file_location("main_example", repo_root / "examples/realman/main.py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module
-    module_spec.loader.exec_module(module)
-    return module
+def example():
+    """The command `realman client`."""
+    return client_command
 
 
 @contextlib.contextmanager

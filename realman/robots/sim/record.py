@@ -1,4 +1,4 @@
-"""Record simulated episodes: python -m realman.robots.sim.record --out-dir data/sample --num-episodes 12 --num-heldout 2.
+"""Record simulated episodes: realman sample --out-dir data/sample --num-episodes 12 --num-heldout 2.
 
 Writes `<out-dir>/train/episode_<n>.hdf5` and `<out-dir>/heldout/episode_<n>.hdf5`, in parallel, and keeps what is there: an
 interrupted run goes on where it stopped.
@@ -20,7 +20,6 @@ import time
 
 from tqdm import tqdm
 
-from realman import cli
 from realman import spec
 from realman.errors import RealmanError
 from realman.robots.sim import episode
@@ -169,7 +168,3 @@ def main(args: Args) -> None:
         *(sum(result.num_failed for result in results), time.monotonic() - began),
     )
     sys.stdout.write(f"{args.out_dir}\n")
-
-
-if __name__ == "__main__":
-    cli.run(main, Args)

@@ -1,3 +1,4 @@
 """The robot's side of an openpi policy server: wire format, websocket client, control loop. Needs no accelerator."""
 
-__version__ = "0.1.0"
+# Its own label, so that an installer never takes it for the one of PyPI or the other way round.
+__version__ = "0.2.0+realman"

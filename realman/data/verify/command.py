@@ -1,4 +1,4 @@
-"""Verify a dataset with the official library: python -m realman.data.verify --data RECORDINGS --repo-id realman/dual_arm.
+"""Verify a dataset with the official library: realman verify --data RECORDINGS --repo-id realman/dual_arm.
 
 The official lerobot, in its own environment, loads the dataset and walks every item; each is compared with the recordings, read
 as they were for the conversion. Exit code 1 when a feature does not agree.
@@ -74,7 +74,3 @@ def _table(verdict: compare.Verdict, root: Path) -> Table:
         cells = f"{agreement.num_items}", f"{agreement.num_equal}", f"{agreement.largest:g}", psnr
         table.add_row(key, *cells, "yes" if agreement.is_good else "no")
     return table
-
-
-if __name__ == "__main__":
-    cli.run(main, Args)

@@ -1,4 +1,4 @@
-"""Inspect recordings or a dataset: python -m realman.data.inspection --data PATH.
+"""Inspect recordings or a dataset: realman inspect --data PATH.
 
 Writes `report.html` and `report.json` to the output folder and a summary to the terminal. Exit code 1 when there are errors.
 """
@@ -68,7 +68,3 @@ def main(args: Args) -> int:
     logger.info("%d episodes inspected in %.1f s", len(episodes), time.monotonic() - started)
     sys.stdout.write(f"{page}\n")
     return 1 if any(f.grade == "error" for f in findings) else 0
-
-
-if __name__ == "__main__":
-    cli.run(main, Args)

@@ -1,4 +1,4 @@
-"""Run two emulated RM65 arms until Ctrl-C: `python -m realman.robots.emulator`."""
+"""Run two emulated RM65 arms until Ctrl-C: `realman emulator`."""
 
 import dataclasses
 import logging
@@ -56,7 +56,3 @@ def _obey(emulator: Emulator, line: str) -> None:
         print(prompt.obey(emulator, line), flush=True)  # noqa: T201
     except RobotError as e:
         cli.print_error(str(e))
-
-
-if __name__ == "__main__":
-    cli.run(main, Args)

@@ -1,0 +1,61 @@
+"""Answer an old module path with its new one, for the releases 0.2.x.
+
+`realman/` had 34 entries at its top until 0.1. Python asks this finder only for modules that nothing else has found.
+"""
+
+from collections.abc import Sequence
+import importlib.abc
+import importlib.machinery
+import shlex
+import sys
+import types
+
+_ROOMS = {
+    "data": ("raw", "checks", "dataset", "convert", "verify"),
+    "robots": ("robot", "rm65", "emulator", "sim", "replay", "cameras"),
+    "runtime": ("client", "chunks", "control", "safety", "workspace", "watchdogs", "steering", "recording"),
+    "evaluation": ("offline", "seams", "metrics", "plots"),
+    "station": ("site_config", "toml_config"),
+}
+MOVED = {f"realman.{name}": f"realman.{room}.{name}" for room, names in _ROOMS.items() for name in names} | {
+    "realman.doctor": "realman.data.inspection",
+    "realman.desk": "realman.station",
+}
+"""Old module path -> new one, of version 0.1 and 0.2."""
+
+COMMANDS = {
+    "realman.convert": "convert",
+    "realman.doctor": "inspect",
+    "realman.verify": "verify",
+    "realman.sim.record": "sample",
+    "realman.emulator": "emulator",
+}
+"""What was run as `python -m MODULE` -> the command of today."""
+
+
+class MovedModules(importlib.abc.MetaPathFinder):
+    """Finds nothing, and says where a moved module is."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return None for a module that never moved.
+
+        Raises:
+            ModuleNotFoundError: The module moved. The message names its new place.
+            SystemExit: `python -m` was asked to run it. The message names the command of today.
+        """
+        if fullname not in MOVED:
+            return None
+        module, *flags = _module_to_run()
+        if module in COMMANDS and (module == fullname or module.startswith(f"{fullname}.")):
+            raise SystemExit(f"error: 'python -m {module}' is now: {shlex.join(['realman', COMMANDS[module], *flags])}")
+        raise ModuleNotFoundError(f"'{fullname}' is now '{MOVED[fullname]}'", name=fullname)
+
+
+def _module_to_run() -> list[str]:
+    """Return the module that `python -m` looks for, and its flags, or an empty name."""
+    # While Python looks for the module, the script's name is still "-m".
+    if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:
+        return [""]
+    return sys.orig_argv[sys.orig_argv.index("-m") + 1 :] or [""]

@@ -1,0 +1,282 @@
+"""Run a policy on the arms: observe, ask the server, execute, at the robot's own rate, inside the site's limits.
+
+    realman client --prompt "pick up the cube"
+
+drives the simulated robot; `--site site.toml` names another one. Before real arms move:
+  * clear the workspace, and keep a hand on the hardware emergency stop all the time;
+  * look at the pre-flight table first: without --enable-motion nothing real moves;
+  * Ctrl-C stops both arms at any moment; the keys are shown below the live view.
+
+Exit codes: 0 done or ended by the key, 1 stopped by an error (the arms are stopped), 130 or 143 stopped by the stop key, Ctrl-C or
+SIGTERM.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import logging
+import os
+from pathlib import Path
+import sys
+
+from realman import spec
+from realman.errors import RealmanError
+from realman.errors import RejectedError
+from realman.pacing import Pacer
+from realman.robots import robot as _robot
+from realman.runtime import chunks
+from realman.runtime import control
+from realman.runtime import safety
+from realman.runtime import watchdogs
+from realman.runtime.client import API_KEY_ENV
+from realman.runtime.client import PolicyClient
+from realman.runtime.recording import dataset
+from realman.runtime.recording.recorder import Recorder
+from realman.runtime.steering import SteeredPolicy
+from realman.runtime.steering import Steering
+from realman.station import site_config
+from realman.station.keyboard import Keyboard
+from realman.station.preflight import confirm
+from realman.station.preflight import preflight
+from realman.station.report import report
+from realman.station.run import Run
+from realman.station.view import View
+from realman.station.view import Watched
+
+logger = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL_S = 0.0005
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Flags of the robot client; they win over the site's file."""
+
+    site: Path | None = None
+    """Settings of the robot site (TOML); by default a simulated robot. See site.example.toml."""
+    robot: site_config.RobotName | None = None
+    """Which robot: 'sim', 'emulated' (the real driver against emulated controllers), 'replay' (a recording) or 'rm65'; by default the
+    site's."""
+    replay: Path | None = None
+    """What the robot 'replay' plays: a recording (.hdf5) or the log of a run (run.npz); means --robot replay."""
+    prompt: str | None = None
+    """Task text; by default the site's, else the server's."""
+    host: str | None = None
+    """Policy server; by default the site's, else this machine."""
+    port: int | None = None
+    """Its port; by default the site's, else 8000."""
+    connect_timeout: float | None = None
+    """How long to wait for the server, s."""
+    execution: chunks.Execution | None = None
+    """How chunks are played: 'sync' waits for each, 'async' predicts meanwhile, 'blend' also fades from one to the next, 'rtc'
+    lets the policy itself go on from what is played meanwhile."""
+    action_chunk: int | None = None
+    """Steps executed of each prediction; by default what the server recommends."""
+    max_steps: int | None = 500
+    """Control steps; None goes on until Ctrl-C."""
+    enable_motion: bool = False
+    """Let real arms move, after one confirmation. The simulated robot needs no permission."""
+    yes: bool = False
+    """Skip the confirmation."""
+    dry_run: bool = False
+    """Do everything but send targets to the robot."""
+    record: Path | None = None
+    """Record episodes into this folder: full pictures, state, and what was really sent. 'make convert' reads them."""
+    record_at_start: bool = True
+    """Begin an episode with the first step; else the key 'e' does."""
+    record_repo_id: str | None = None
+    """Make a LeRobot dataset of this name of the folder's recordings when the run has ended."""
+    view: bool = True
+    """Show the live view and take keys, in a terminal."""
+    out_dir: Path = Path("data/client")
+    """Where the run's figures (run.json) and its targets tick by tick (run.npz) go."""
+
+
+def main(args: Args) -> int:
+    """Run a policy on the robot, or on the simulated one."""
+    site = resolve_site(args)
+    return run_site(args, site, site_config.open_robot(site))
+
+
+def resolve_site(args: Args) -> site_config.Site:
+    """Return the site's settings with the flags on top."""
+    # The liberal limits of the simulation are not for real arms, whatever the flags say.
+    default = site_config.Site(robot="rm65") if args.robot == "rm65" else site_config.SIM_SITE
+    site = default if args.site is None else site_config.load_site(args.site)
+    flags = {"host": args.host, "port": args.port, "connect_timeout_s": args.connect_timeout}
+    server = dataclasses.replace(site.server, **{k: v for k, v in flags.items() if v is not None})
+    robot = args.robot or ("replay" if args.replay else None)
+    if args.replay:
+        site = dataclasses.replace(site, replay=dataclasses.replace(site.replay, path=str(args.replay)))
+    flags = {"robot": robot, "prompt": args.prompt, "execution": args.execution}
+    return dataclasses.replace(site, server=server, **{k: v for k, v in flags.items() if v})
+
+
+def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
+    """Check everything, then run; returns the exit code. The robot is stopped and released however this ends."""
+    moves = not args.dry_run and (args.enable_motion or not site.is_real)
+    if not moves:
+        logger.warning("dry run: no target is sent to the robot%s", "; see --enable-motion" if site.is_real else "")
+    if args.record_repo_id:
+        dataset.check_target(args.record_repo_id)
+    steering = Steering(site.prompt)
+    with control.stop_on_signals(steering), _connect(args, site, robot.fps) as client:
+        run = Run(site, _player(site, client, steering), steering)
+        try:
+            # The recording is finished when the arms have been stopped, not before.
+            with _recorder(args, run, robot, client, moves=moves) as recorder, _robot.connected(robot):
+                joint_range = robot.joint_range() if isinstance(robot, _robot.RangedRobot) else None
+                limits = safety.Limits.per_tick(site.safety, robot.fps, joint_range)
+                preflight(site, robot, client, limits)
+                if moves and site.is_real and not args.yes:
+                    confirm()
+                if recorder and args.record_at_start:
+                    recorder.start()
+                with _console(args, run, robot, client, recorder):
+                    drive(args, run, robot, client, limits, recorder, moves=moves)
+        except control.StopSignal as stop:
+            run.ended_by = str(stop)
+            return 128 + stop.number
+        except RealmanError as e:
+            run.ended_by = str(e)
+            raise
+        finally:
+            report(run, args.out_dir)
+    return finish_recording(args, recorder)
+
+
+def _player(site: site_config.Site, client: PolicyClient, steering: Steering) -> chunks.ChunkPlayer:
+    policy = SteeredPolicy(client, steering)
+    return chunks.make_player(site.execution, policy, site.prompt, blend_steps=site.blend_steps)
+
+
+@contextlib.contextmanager
+def _recorder(
+    args: Args, run: Run, robot: _robot.Robot, client: PolicyClient, *, moves: bool
+) -> Iterator[Recorder | None]:
+    """A recorder, if one is asked for and there is something to record: targets that were not sent are no demonstration."""
+    if args.record is None or not moves:
+        if args.record is not None:
+            logger.warning("dry run: nothing is recorded")
+        yield None
+        return
+    steering, default = run.steering, client.info.metadata.get("default_prompt")
+    if not (steering.prompt or default):
+        raise RejectedError("recording: no task text is known; give --prompt")
+    has_real_time = run.site.has_real_time or run.site.sim.realtime
+    with Recorder(
+        args.record,
+        robot.fps,
+        lambda: steering.prompt or default,
+        may_wait=not has_real_time,
+    ) as recorder:
+        yield recorder
+
+
+@contextlib.contextmanager
+def _console(
+    args: Args, run: Run, robot: _robot.Robot, client: PolicyClient, recorder: Recorder | None
+) -> Iterator[None]:
+    """Keys and view, as far as there is a terminal for them."""
+    steering, site = run.steering, run.site
+
+    def set_prompt(text: str) -> None:
+        steering.prompt = text
+        logger.info("prompt: the next request carries '%s'", text)
+
+    actions = {" ": steering.toggle_pause, "s": steering.stop, "q": steering.end}
+    names = "space pause/go on   p prompt   s slow stop   q end"
+    if recorder:
+        actions |= {"e": recorder.toggle, "x": recorder.discard}
+        names += "   e episode begin/save   x discard"
+    with Keyboard(actions, "p", set_prompt) if args.view else contextlib.nullcontext() as keyboard:
+        watched = Watched(
+            run=run,
+            horizon=client.info.action_horizon,
+            keyboard=keyboard,
+            ages_s=robot.ages_s if isinstance(robot, _robot.MeasuringRobot) else None,
+            age_limits_s={
+                "arm": site.rm65.max_state_age_s,
+                "cam": site.rm65.max_camera_age_s,
+                "prediction": site.safety.max_policy_age_ms / 1000,
+            },
+            recording=recorder.status if recorder else None,
+            keys=names + "   Ctrl-C stop at once",
+        )
+        # Threads that draw and encode must hand the interpreter over sooner than a late tick is noticed (5 ms by default).
+        before_s = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        try:
+            with View(watched) if args.view else contextlib.nullcontext():
+                yield
+        finally:
+            sys.setswitchinterval(before_s)
+
+
+def _connect(args: Args, site: site_config.Site, fps: float) -> PolicyClient:
+    server = site.server
+    return PolicyClient.connect(
+        server.host,
+        server.port,
+        cameras=spec.CAMERAS,
+        fps=fps,
+        action_chunk=args.action_chunk,
+        api_key=os.environ.get(API_KEY_ENV),
+        connect_timeout_s=server.connect_timeout_s,
+        reply_timeout_s=server.reply_timeout_s,
+        jpeg_quality=server.jpeg_quality,
+    )
+
+
+def drive(
+    args: Args,
+    run: Run,
+    robot: _robot.Robot,
+    client: PolicyClient,
+    limits: safety.Limits,
+    recorder: Recorder | None,
+    *,
+    moves: bool,
+) -> None:
+    """Run the loop to its end."""
+    # Simulated time advances with each target, so there is nothing to wait for and no frame can be too old.
+    site = run.site
+    # A prediction beside the motion takes real time, so the simulation must too.
+    if site.has_real_time or site.sim.realtime or site.execution != "sync":
+        run.pacer = Pacer(robot.fps)
+    dogs = watchdogs.Watchdogs.of(site.safety) if site.has_real_time else None
+
+    def renew() -> chunks.ChunkPlayer:
+        # The figures go on; only the plan is forgotten.
+        fresh = _player(site, client, run.steering)
+        fresh.round_trips_s, fresh.infer_s = run.player.round_trips_s, run.player.infer_s
+        run.player = fresh
+        return fresh
+
+    control.run(
+        robot if moves else _robot.ShadowRobot(robot),
+        run.player,
+        limits,
+        run.record,
+        max_steps=args.max_steps,
+        pacer=run.pacer,
+        watchdogs=dogs,
+        steering=run.steering,
+        renew=renew,
+        measure=robot.measure if isinstance(robot, _robot.MeasuringRobot) else None,
+        witness=recorder,
+    )
+    run.ended_by = "the end key" if run.steering.is_ending else f"{len(run.record.sent)} steps done"
+    if moves and isinstance(robot, _robot.TaskRobot):
+        run.task_done = robot.is_task_done()
+
+
+def finish_recording(args: Args, recorder: Recorder | None) -> int:
+    """Make the dataset that was asked for, or say how; returns the exit code."""
+    if recorder is None or not recorder.saved:
+        return 0
+    assert args.record is not None
+    if args.record_repo_id:
+        return dataset.convert(args.record, args.record_repo_id)
+    logger.info("%d episodes recorded; %s", len(recorder.saved), dataset.command(args.record))
+    return 0

@@ -1,0 +1,79 @@
+"""The command `realman`: its list, wrong names, missing packages, and old module paths."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import realman
+from realman import __main__ as command
+from realman import _moved
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_without_a_command_the_list_of_commands_is_shown():
+    result = run("-m", "realman")
+    assert (result.returncode, result.stderr) == (0, "")
+    for name, entry in command.COMMANDS.items():
+        assert re.search(rf"^  {name}\s+{re.escape(entry.help)}$", result.stdout, re.MULTILINE), name
+
+
+def test_the_version_is_the_packages():
+    assert run("-m", "realman", "--version").stdout == f"realman-openpi {realman.__version__}\n"
+
+
+@pytest.mark.parametrize("name", sorted(command.COMMANDS))
+def test_every_command_has_a_main_and_flags_and_shows_them_under_its_name(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["realman", name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 0
+    assert f"usage: realman {name} [" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [("covert", "Did you mean 'realman convert'?"), ("xyz", "'realman --help' lists the commands")],
+)
+def test_an_unknown_command_is_answered_in_one_line_with_the_nearest(wrong, hint, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["realman", wrong])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: realman: there is no command '{wrong}'. {hint}\n"
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_extra_that_brings_it(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for module in [m for m in sys.modules if m.startswith("realman.data.") and "raw" not in m]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "argv", ["realman", "convert"])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 1
+    remedy = "Install it: pip install 'realman-openpi[data]'"
+    assert capsys.readouterr().err == f"error: realman convert: the package 'pyarrow' is not installed. {remedy}\n"
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(_moved.COMMANDS.items()))
+def test_an_old_module_path_is_answered_in_one_line_with_the_new_command(module, name):
+    result = run("-m", module, "--data", "/my data")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == f"error: 'python -m {module}' is now: realman {name} --data '/my data'\n"
+
+
+@pytest.mark.parametrize("old", sorted(_moved.MOVED))
+def test_importing_an_old_module_names_the_new_one_which_exists(old):
+    with pytest.raises(ModuleNotFoundError, match=f"'{old}' is now '{_moved.MOVED[old]}'"):
+        __import__(old)
+    __import__(_moved.MOVED[old])
+
+
+def test_a_module_that_never_was_is_missing_as_usual():
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'realman\.nowhere'"):
+        __import__("realman.nowhere")
