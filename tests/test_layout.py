@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from benchmarks import structure
+
 ROOT = Path(__file__).resolve().parents[1]
 OPENPI = ROOT / "third_party/openpi/src/openpi"
 OPENPI_CLIENT = ROOT / "third_party/openpi/packages/openpi-client/src/openpi_client"
@@ -78,13 +80,16 @@ def test_mujoco_stays_inside_the_simulator():
     assert found == []
 
 
-def test_leaf_modules_import_nothing_of_ours_but_each_other():
-    leaves = {"spec", "errors", "arrays"}
-    for leaf in leaves:
-        ours = {
-            m for m, _ in imports(REALMAN / f"{leaf}.py") if m.split(".")[0] in {"realman", "openpi", "openpi_client"}
-        }
-        assert ours <= {f"realman.{other}" for other in leaves}
+# Arrows point down: a room imports only those in front of it. Ground files know nothing of the rooms.
+GROUND = ("errors", "spec", "arrays", "pacing", "kinematics", "cli")
+ROOMS = ("data", "robots", "runtime", "evaluation", "station", "demo")
+
+
+def test_arrows_between_rooms_point_down():
+    order = {name: level for level, name in enumerate((*GROUND, *ROOMS))}
+    assert sorted(order) == sorted(entry.removesuffix(".py") for entry in structure.entries(REALMAN))
+    arrows = structure.arrows(REALMAN, "realman")
+    assert {f"{a} imports {b}" for a, b in arrows if order[a] < order[b]} == set()
 
 
 def test_the_robots_numbers_load_without_heavy_packages():
