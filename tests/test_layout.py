@@ -39,7 +39,10 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             for alias in node.names:
                 yield alias.name, id(node) in top_level
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module, id(node) in top_level
+            # `from realman import spec` names a module, not something inside one.
+            modules = [f"realman.{alias.name}" for alias in node.names] if node.module == "realman" else [node.module]
+            for module in modules:
+                yield module, id(node) in top_level
 
 
 def offenders(
