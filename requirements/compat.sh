@@ -3,18 +3,9 @@
 # They live in .venv-upstream, made here when it is missing or older than its lock; `make setup` comes first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-venv=.venv-upstream lock=requirements/upstream.lock
-
-if [ ! "$venv/.ready" -nt "$lock" ]; then
-  echo "compat: installing $lock into $venv" >&2
-  [ -x "$venv/bin/python" ] || .venv/bin/python -m venv "$venv"
-  if [ -x .venv/bin/uv ]; then
-    .venv/bin/uv pip sync --quiet --python "$venv/bin/python" --require-hashes "$lock"
-  else
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock"
-  fi
-  touch "$venv/.ready"
-fi
+source requirements/find_python.sh
+venv=.venv-upstream
+make_environment "$venv" requirements/upstream.lock 3.11 3.12
 
 # From the source folders instead of an installed package, whose lower bounds this environment is there to try.
 roots=("$PWD" "$PWD/third_party/openpi/src" "$PWD/third_party/openpi/packages/openpi-client/src")

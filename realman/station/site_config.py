@@ -157,9 +157,11 @@ def open_robot(site: Site) -> Robot:
 
         return EmulatedRobot(site.sim.task_seed, settings=site.rm65)
     except ModuleNotFoundError as e:
-        if e.name is None or e.name.partition(".")[0] != "mujoco":
+        package = (e.name or "realman").partition(".")[0]
+        if package == "realman":
             raise
-        raise SiteError(f"site: robot = '{site.robot}' needs the package 'mujoco'; install realman-openpi[sim]") from e
+        remedy = "Install it: pip install 'realman-openpi[sim]'"
+        raise SiteError(f"site: robot = '{site.robot}' needs the package '{package}'. {remedy}") from e
 
 
 def load_site(path: Path) -> Site:

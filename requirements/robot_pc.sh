@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# robot_pc.sh [pytest arguments]: run the robot side's tests as a robot PC would, with Python 3.10 and its own packages.
+# The tree's wheels are installed into .venv-robot-pc. `make setup` comes first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source requirements/find_python.sh
+make_environment .venv-robot-pc requirements/robot-pc-test.lock 3.10
+bash requirements/wheels.sh build/wheels >/dev/null
+.venv/bin/uv pip install --quiet --python .venv-robot-pc/bin/python --no-deps --reinstall build/wheels/*.whl
+
+# Outside the tree, so that the installed wheels are tested and not the source folders.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+cp -r tests "$scratch/tests"
+cp pyproject.toml "$scratch/"
+python=$PWD/.venv-robot-pc/bin/python
+cd "$scratch"
+env -u PYTHONPATH "$python" -m pytest -q -p no:cacheprovider -m "not slow and not hardware" "${@:-tests/robots}"
