@@ -18,7 +18,7 @@ import jax
 
 from openpi.training import config as _config
 from openpi.training import data_loader
-from openpi.training.lerobot import encoded_images as lerobot_pictures
+from openpi.training.lerobot import encoded_images
 from openpi.training.lerobot import metadata as lerobot_metadata
 
 BATCH_SIZE = 16
@@ -29,7 +29,7 @@ NUM_WARM = 4
 
 def main(repo_id: str, num_batches: int, way: str) -> None:
     """Read batches as training does."""
-    kept = lerobot_metadata.default_root() / repo_id / lerobot_pictures.UNPACKED
+    kept = lerobot_metadata.default_root() / repo_id / encoded_images.UNPACKED
     if way == "keeping" and kept.exists():
         shutil.rmtree(kept)
     config = _config.get_config("debug_realman")

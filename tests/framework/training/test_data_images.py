@@ -16,7 +16,7 @@ import pytest
 from openpi.shared import errors
 from openpi.training import config as _config
 from openpi.training import data_loader
-from openpi.training.lerobot import encoded_images as lerobot_pictures
+from openpi.training.lerobot import encoded_images
 from openpi.training.lerobot import images as lerobot_images
 from openpi.training.lerobot import png
 from openpi.training.lerobot.dataset import LeRobotDataset
@@ -42,7 +42,7 @@ def rewrite(root: pathlib.Path, **layout) -> None:
         pq.write_table(pq.read_table(path), path, **layout)
 
 
-def set_picture(root: pathlib.Path, episode: int, frame: int, data: bytes | None, **layout) -> None:
+def set_image(root: pathlib.Path, episode: int, frame: int, data: bytes | None, **layout) -> None:
     table = pq.read_table(episode_path(root, episode))
     column = table.schema.get_field_index(CAMERA)
     cells = table.column(column).to_pylist()
@@ -62,15 +62,15 @@ LAYOUTS = [ONE_BY_ONE, {**ONE_BY_ONE, "write_statistics": True}, {**ONE_BY_ONE, 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_pictures(root, golden_dir, layout):
+def test_every_layout_gives_the_same_images(root, golden_dir, layout):
     rewrite(root, **layout)
     np.testing.assert_array_equal(images(root), images(golden_dir / "lerobot_v21_image"))
 
 
-def test_pictures_of_our_writers_layout_are_read_from_their_place(root):
+def test_images_of_our_writers_layout_are_read_from_their_place(root):
     rewrite(root, **ONE_BY_ONE)
     meta = LeRobotDataset("x", root=root, image_keys=[]).meta
-    runs = lerobot_pictures.find(meta, 0, [CAMERA])[CAMERA]
+    runs = encoded_images.find(meta, 0, [CAMERA])[CAMERA]
     assert runs.is_chunk
     assert runs.read(7)[:4] == b"\x89PNG"
     assert runs.spans[:, 1].max() < 20_000  # one picture each, not the row group of the episode
@@ -78,40 +78,38 @@ def test_pictures_of_our_writers_layout_are_read_from_their_place(root):
 
 def test_large_row_groups_are_unpacked_once_and_again_when_they_change(root, golden_dir, monkeypatch, caplog):
     wanted = images(golden_dir / "lerobot_v21_image")
-    monkeypatch.setattr(lerobot_pictures, "_MAX_GROUP_BYTES", 1000)
+    monkeypatch.setattr(encoded_images, "_MAX_GROUP_BYTES", 1000)
     np.testing.assert_array_equal(images(root), wanted)
     assert caplog.text.count("is unpacked into") == 1
-    files = sorted((root / lerobot_pictures.UNPACKED).rglob("*.*"))
+    files = sorted((root / encoded_images.UNPACKED).rglob("*.*"))
     assert [path.name for path in files if path.is_file()] == [
         f"episode_{i:06d}.{s}" for i in range(3) for s in ("bin", "npy")
     ]
     before = [path.stat().st_mtime_ns for path in files]
     np.testing.assert_array_equal(images(root), wanted)
     assert [path.stat().st_mtime_ns for path in files] == before
-    set_picture(root, 1, 4, cv2.imencode(".png", np.full((48, 64, 3), 9, np.uint8))[1].tobytes())
+    set_image(root, 1, 4, cv2.imencode(".png", np.full((48, 64, 3), 9, np.uint8))[1].tobytes())
     assert (images(root)[12 + 4] == 9).all()
 
 
 def test_a_dataset_that_cannot_be_written_to_is_read_group_by_group(root, monkeypatch):
     wanted = images(root)
-    monkeypatch.setattr(lerobot_pictures, "_MAX_GROUP_BYTES", 1000)
-    monkeypatch.setattr(lerobot_pictures.os, "access", lambda *_: False)
+    monkeypatch.setattr(encoded_images, "_MAX_GROUP_BYTES", 1000)
+    monkeypatch.setattr(encoded_images.os, "access", lambda *_: False)
     np.testing.assert_array_equal(images(root), wanted)
-    assert not [path for path in (root / lerobot_pictures.UNPACKED).rglob("*") if path.is_file()]
+    assert not [path for path in (root / encoded_images.UNPACKED).rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("layout", [ONE_BY_ONE, {}])
 @pytest.mark.parametrize("content", [b"\x89PNG rubbish", b"", None])
-def test_a_broken_picture_stops_training_and_is_named(home, layout, content):
+def test_a_broken_image_stops_training_and_is_named(home, layout, content):
     root = home / "data/lerobot/realman/dual_arm"
-    set_picture(root, 1, 4, content, **layout)
+    set_image(root, 1, 4, content, **layout)
     cfg = dataclasses.replace(_config.get_config("debug_realman"), batch_size=4)
     batches = iter(data_loader.create_data_loader(cfg, skip_norm_stats=True, num_batches=7))
     for _ in range(4):
         next(batches)  # frames 0 to 15
-    with pytest.raises(
-        errors.DataError, match=f"episode 1, frame 4, '{CAMERA}': the picture .*; convert this recording"
-    ):
+    with pytest.raises(errors.DataError, match=f"episode 1, frame 4, '{CAMERA}': the image .*; convert this recording"):
         next(batches)
 
 
@@ -150,8 +148,8 @@ def test_other_and_broken_pngs_are_left_to_the_general_decoder(golden_dir):
 
 def test_a_jpeg_that_was_cut_off_is_refused(root):
     jpeg = cv2.imencode(".jpg", photo(48, 64))[1].tobytes()
-    set_picture(root, 1, 4, jpeg[: len(jpeg) // 2], **ONE_BY_ONE)
-    set_picture(root, 2, 0, jpeg + b"\0" * 300, **ONE_BY_ONE)
+    set_image(root, 1, 4, jpeg[: len(jpeg) // 2], **ONE_BY_ONE)
+    set_image(root, 2, 0, jpeg + b"\0" * 300, **ONE_BY_ONE)
     dataset = LeRobotDataset("x", root=root, image_keys=[CAMERA])
     with pytest.raises(errors.DataError, match=f"episode 1, frame 4, '{CAMERA}': the picture .* cannot be decoded"):
         dataset[12 + 4]
@@ -169,7 +167,7 @@ def photo(height: int, width: int) -> np.ndarray:
 def test_reduced_jpegs_are_nearly_the_same_after_resizing(root):
     for episode in range(3):
         jpeg = cv2.imencode(".jpg", photo(480, 640), [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
-        set_picture(root, episode, 0, jpeg, **ONE_BY_ONE)
+        set_image(root, episode, 0, jpeg, **ONE_BY_ONE)
     info = root / "meta/info.json"
     info.write_text(info.read_text().replace("48,", "480,").replace("64\n", "640\n").replace("64,", "640,"))
     whole = LeRobotDataset("x", root=root, image_keys=[CAMERA])[0][CAMERA]

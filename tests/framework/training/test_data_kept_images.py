@@ -16,12 +16,12 @@ from openpi.models import model as _model
 from openpi.shared import errors
 from openpi.training import config as _config
 from openpi.training import data_loader
-from openpi.training.lerobot import encoded_images as lerobot_pictures
-from openpi.training.lerobot import fitted_images as fitted_pictures
+from openpi.training.lerobot import encoded_images
+from openpi.training.lerobot import fitted_images
 from openpi.training.lerobot.dataset import LeRobotDataset
-from openpi.training.lerobot.fitted_images import FittedPictures
+from openpi.training.lerobot.fitted_images import FittedImages
+from openpi.training.lerobot.image_file import ImageFile
 from openpi.training.lerobot.image_file import Layout
-from openpi.training.lerobot.image_file import PictureFile
 from openpi.training.samples import early_fit
 import openpi.transforms as _transforms
 from openpi_client import image_tools
@@ -41,7 +41,7 @@ def plain(root: pathlib.Path) -> LeRobotDataset:
 
 def keeping(root: pathlib.Path, **options) -> LeRobotDataset:
     dataset = plain(root)
-    return dataset.with_fitted(FittedPictures(dataset.meta, SIZE, **options))
+    return dataset.with_fitted(FittedImages(dataset.meta, SIZE, **options))
 
 
 def wanted(root: pathlib.Path) -> list[dict]:
@@ -63,7 +63,7 @@ def assert_items_equal(dataset: LeRobotDataset, items: list[dict]) -> None:
 
 
 def files(root: pathlib.Path) -> list[pathlib.Path]:
-    return sorted((root / lerobot_pictures.UNPACKED).rglob("*.pictures"))
+    return sorted((root / encoded_images.UNPACKED).rglob("*.pictures"))
 
 
 def no_decoding(dataset: LeRobotDataset) -> LeRobotDataset:
@@ -76,7 +76,7 @@ def no_decoding(dataset: LeRobotDataset) -> LeRobotDataset:
     return dataset
 
 
-def test_kept_pictures_are_the_same_and_are_not_decoded_again(root):
+def test_kept_images_are_the_same_and_are_not_decoded_again(root):
     items = wanted(root)
     assert_items_equal(keeping(root), items)
     assert_items_equal(no_decoding(keeping(root)), items)
@@ -108,16 +108,16 @@ def test_what_is_not_whole_is_decoded_again(root, fault):
 
 def test_frames_do_not_stand_in_for_each_other(tmp_path):
     layout = Layout(b"d" * 64, 3, (2, 2))
-    picture = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    file = PictureFile.open(tmp_path / "a.pictures", layout, make=True)
-    file.write(0, picture)
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    file = ImageFile.open(tmp_path / "a.pictures", layout, make=True)
+    file.write(0, image)
     data = bytearray((tmp_path / "a.pictures").read_bytes())
     data[layout.sum_at(1) : layout.sum_at(2)] = data[layout.sum_at(0) : layout.sum_at(1)]
     data += b"\0" * layout.frame_bytes
-    data[layout.frame_at(1) :] = picture.tobytes()
+    data[layout.frame_at(1) :] = image.tobytes()
     (tmp_path / "a.pictures").write_bytes(data)
-    file = PictureFile.open(tmp_path / "a.pictures", layout, make=False)
-    np.testing.assert_array_equal(file.read(0), picture)
+    file = ImageFile.open(tmp_path / "a.pictures", layout, make=False)
+    np.testing.assert_array_equal(file.read(0), image)
     assert [file.read(1), file.read(2)] == [None, None]
 
 
@@ -143,10 +143,10 @@ def test_a_source_that_was_touched_is_decoded_again(root):
 
 
 @pytest.mark.parametrize("fault", ["no room", "disk full", "not a folder"])
-def test_without_room_pictures_are_decoded_each_time_with_one_warning(root, fault, monkeypatch, caplog):
+def test_without_room_images_are_decoded_each_time_with_one_warning(root, fault, monkeypatch, caplog):
     items = wanted(root)
     if fault == "not a folder":
-        (root / lerobot_pictures.UNPACKED).write_text("in the way")
+        (root / encoded_images.UNPACKED).write_text("in the way")
     if fault == "disk full":
 
         def full(*_):
@@ -163,8 +163,8 @@ def test_without_room_pictures_are_decoded_each_time_with_one_warning(root, faul
 
 def test_half_of_the_free_space_is_left(root, monkeypatch):
     usage = types.SimpleNamespace(free=1000)
-    monkeypatch.setattr(fitted_pictures.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(fitted_pictures, "_LOOK_EVERY", 1)
+    monkeypatch.setattr(fitted_images.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(fitted_images, "_LOOK_EVERY", 1)
     dataset = keeping(root)
     dataset[0]
     usage.free = 499
@@ -174,7 +174,7 @@ def test_half_of_the_free_space_is_left(root, monkeypatch):
     no_decoding(keeping(root))[0]
 
 
-def test_a_missing_video_is_named_as_without_kept_pictures(tmp_path, golden_dir):
+def test_a_missing_video_is_named_as_without_kept_images(tmp_path, golden_dir):
     root = pathlib.Path(shutil.copytree(golden_dir / "lerobot_v21_video", tmp_path / "dataset"))
     plain(root).meta.video_path(1, CAMERA).unlink()
     dataset = keeping(root)
@@ -195,7 +195,7 @@ def test_batches_are_the_same_with_and_without(home, reduced):
         return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, reduced_jpeg=reduced, **flags))
 
     decoded = batches(with_data(keep_pictures=False))
-    folder = home / "data/lerobot/realman/dual_arm" / lerobot_pictures.UNPACKED
+    folder = home / "data/lerobot/realman/dual_arm" / encoded_images.UNPACKED
     assert not folder.exists()
     for _ in range(2):
         for ours, theirs in zip(batches(with_data()), decoded, strict=True):
@@ -212,7 +212,7 @@ class Crop(_transforms.DataTransformFn):
         return {**data, "image": {key: image[:, : image.shape[1] // 2] for key, image in data["image"].items()}}
 
 
-def test_pictures_are_kept_only_where_the_transforms_do_not_look_at_their_size(home, caplog):
+def test_images_are_kept_only_where_the_transforms_do_not_look_at_their_size(home, caplog):
     cfg = _config.get_config("debug_realman")
     data_config = cfg.data.create(cfg.assets_dirs, cfg.model)
     dataset = LeRobotDataset(cfg.data.repo_id)
@@ -220,6 +220,6 @@ def test_pictures_are_kept_only_where_the_transforms_do_not_look_at_their_size(h
     cropping = dataclasses.replace(data_config, data_transforms=data_config.data_transforms.push(inputs=[Crop()]))
     with caplog.at_level("INFO"):
         assert early_fit.fit_early(dataset, cropping) is dataset
-    assert "look at the size of pictures" in caplog.text
+    assert "look at the size of images" in caplog.text
     no_resize = dataclasses.replace(data_config, model_transforms=_transforms.Group())
     assert early_fit.fit_early(dataset, no_resize) is dataset

@@ -208,7 +208,7 @@ def test_wrong_frame_spacing_is_refused(damaged):
 
 
 @pytest.mark.parametrize("content", [b"\x89PNG rubbish", b""])
-def test_a_corrupt_picture_names_episode_frame_and_camera(damaged, content):
+def test_a_corrupt_image_names_episode_frame_and_camera(damaged, content):
     path = damaged / "data/chunk-000/episode_000001.parquet"
     table = pq.read_table(path)
     column = table.schema.get_field_index(CAMERAS[0])

@@ -316,7 +316,7 @@ def _stats_folder(config: TrainConfig, data_config: DataConfig) -> str:
     return f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
 
 
-def _check_norm_stats(config: TrainConfig, data_config: DataConfig, sources: Sequence[datasets.Source]) -> None:
+def _check_norm_stats(config: TrainConfig, data_config: DataConfig, sources: Sequence[datasets.MixedSource]) -> None:
     """Refuse statistics of other data. Those that the config fetches from elsewhere need only fit the transforms."""
     folder = _stats_folder(config, data_config)
     provenance = data_config.norm_stats_provenance
@@ -347,7 +347,7 @@ def _check_norm_stats(config: TrainConfig, data_config: DataConfig, sources: Seq
         )
 
 
-def _facts(source: datasets.Source, data_config: DataConfig) -> dict[str, Any]:
+def _facts(source: datasets.MixedSource, data_config: DataConfig) -> dict[str, Any]:
     metadata = source.dataset.meta
     keys = stats_provenance.stats_keys(metadata, datasets.used_keys(data_config, metadata, source.member))
     return stats_provenance.dataset_facts(source.member.repo_id, source.share, metadata, source.dataset.columns, keys)

@@ -10,7 +10,7 @@ import numpy as np
 from openpi.shared import errors
 from openpi.training.lerobot import columns as lerobot_columns
 from openpi.training.lerobot import metadata as lerobot_metadata
-from openpi.training.lerobot.fitted_images import FittedPictures
+from openpi.training.lerobot.fitted_images import FittedImages
 from openpi.training.lerobot.images import ParquetImages
 from openpi.training.lerobot.images import VideoImages
 
@@ -69,21 +69,21 @@ class LeRobotDataset:
         # First frame of each episode, to find the episode of a frame.
         self._starts = np.array([episode.first_frame for episode in self.meta.episodes])
         video_keys = [key for key in self.image_keys if self.meta.is_video(key)]
-        picture_keys = [key for key in self.image_keys if not self.meta.is_video(key)]
+        encoded_keys = [key for key in self.image_keys if not self.meta.is_video(key)]
         self._sources = [
             (source, keys)
             for source, keys in (
-                (ParquetImages(self.meta, shrink_jpeg_to), picture_keys),
+                (ParquetImages(self.meta, shrink_jpeg_to), encoded_keys),
                 (VideoImages(self.meta), video_keys),
             )
             if keys
         ]
-        self._fitted: FittedPictures | None = None
+        self._fitted: FittedImages | None = None
 
-    def with_fitted(self, pictures: FittedPictures) -> Self:
-        """Return the same dataset with images (3, h, w) of the size of `pictures`."""
+    def with_fitted(self, images: FittedImages) -> Self:
+        """Return the same dataset with images (3, h, w) of the size of `images`."""
         fitted = copy.copy(self)
-        fitted._fitted = pictures
+        fitted._fitted = images
         return fitted
 
     def _check_keys(self) -> None:

@@ -34,7 +34,7 @@ _unpacking = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Runs:
+class EncodedImages:
     """Pictures of one camera of one episode as runs of bytes of a file."""
 
     path: pathlib.Path
@@ -59,7 +59,7 @@ def _last_value(chunk: bytes) -> bytes | None:
     return None
 
 
-def find(metadata: LeRobotMetadata, episode_index: int, keys: Sequence[str]) -> dict[str, Runs] | None:
+def find(metadata: LeRobotMetadata, episode_index: int, keys: Sequence[str]) -> dict[str, EncodedImages] | None:
     """Locate an episode's pictures, unpacking them where single ones cannot be read.
 
     Args:
@@ -79,7 +79,7 @@ def find(metadata: LeRobotMetadata, episode_index: int, keys: Sequence[str]) -> 
     with lerobot_columns.open_parquet(path, f"episode {episode_index}") as file:
         spans = _chunk_spans(file.metadata, keys)
         if spans is not None:
-            runs = {key: Runs(path, found, is_chunk=True) for key, found in spans.items()}
+            runs = {key: EncodedImages(path, found, is_chunk=True) for key, found in spans.items()}
             # A page may be built in another way than ours.
             if all(run.read(0) is not None for run in runs.values()):
                 return runs
@@ -89,7 +89,7 @@ def find(metadata: LeRobotMetadata, episode_index: int, keys: Sequence[str]) -> 
         return {key: _unpack(metadata, path, key) for key in keys} if _has_room(metadata, path) else None
 
 
-def _picture_columns(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, int]:
+def _image_columns(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, int]:
     paths = {footer.schema.column(i).path: i for i in range(len(footer.schema))}
     return {key: paths[f"{key}.bytes"] for key in keys if f"{key}.bytes" in paths}
 
@@ -98,7 +98,7 @@ def _chunk_spans(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, np.n
     """Offset and size of each picture's column chunk; None if a chunk is compressed or holds several."""
     if footer.num_row_groups != footer.num_rows or not footer.num_rows:
         return None
-    columns = _picture_columns(footer, keys)
+    columns = _image_columns(footer, keys)
     spans = {key: np.empty((footer.num_rows, 2), np.int64) for key in columns}
     for row in range(footer.num_rows):
         group = footer.row_group(row)
@@ -111,7 +111,7 @@ def _chunk_spans(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, np.n
 
 
 def _largest_group_bytes(footer: pq.FileMetaData, keys: Sequence[str]) -> int:
-    columns = _picture_columns(footer, keys).values()
+    columns = _image_columns(footer, keys).values()
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     return max((sum(group.column(i).total_compressed_size for i in columns) for group in groups), default=0)
 
@@ -131,21 +131,21 @@ def _has_room(metadata: LeRobotMetadata, path: pathlib.Path) -> bool:
         return False
 
 
-def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> Runs:
+def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> EncodedImages:
     """Write the pictures of a camera one after the other, and their places beside them; taken as they are if there already."""
     stem = metadata.root / UNPACKED / key / path.stem
-    pictures, index = stem.with_suffix(".bin"), stem.with_suffix(".npy")
+    packed, index = stem.with_suffix(".bin"), stem.with_suffix(".npy")
     status = path.stat()
     version = [status.st_size, status.st_mtime_ns]
-    if pictures.exists() and index.exists():
+    if packed.exists() and index.exists():
         stored = np.load(index)
         if stored[0].tolist() == version:
-            return Runs(pictures, stored[1:], is_chunk=False)
+            return EncodedImages(packed, stored[1:], is_chunk=False)
     stem.parent.mkdir(parents=True, exist_ok=True)
     spans, end = [version], 0
     # Other processes, of this or another machine, may unpack the same episode.
     mark = uuid.uuid4().hex
-    part = pictures.with_name(f"{pictures.name}.{mark}")
+    part = packed.with_name(f"{packed.name}.{mark}")
     try:
         with pq.ParquetFile(path) as file, part.open("wb") as target:
             for batch in file.iter_batches(_UNPACK_ROWS, columns=[key], use_threads=False):
@@ -153,15 +153,15 @@ def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> Runs:
                     data = cell["bytes"].as_py() if cell.is_valid else None
                     spans.append([end, len(data or b"")])
                     end += target.write(data or b"")
-        part.replace(pictures)
+        part.replace(packed)
     finally:
         part.unlink(missing_ok=True)
     part_index = index.with_name(f"{mark}.{index.name}")
     np.save(part_index, np.array(spans, np.int64))
     part_index.replace(index)
-    return Runs(pictures, np.array(spans[1:], np.int64), is_chunk=False)
+    return EncodedImages(packed, np.array(spans[1:], np.int64), is_chunk=False)
 
 
-def weigh(runs: Mapping[str, Runs] | None) -> int:
+def weigh(runs: Mapping[str, EncodedImages] | None) -> int:
     """Bytes of memory that the places of an episode's pictures take."""
     return 1 if runs is None else sum(run.spans.nbytes for run in runs.values())

@@ -13,9 +13,9 @@ import numpy as np
 import PIL
 
 from openpi.shared.bounded_cache import BoundedCache
-from openpi.training.lerobot import encoded_images as lerobot_pictures
+from openpi.training.lerobot import encoded_images
+from openpi.training.lerobot.image_file import ImageFile
 from openpi.training.lerobot.image_file import Layout
-from openpi.training.lerobot.image_file import PictureFile
 from openpi.training.lerobot.metadata import Episode
 from openpi.training.lerobot.metadata import LeRobotMetadata
 from openpi_client import image_tools
@@ -35,7 +35,7 @@ _DECODERS = (cv2.__version__, av.__version__, PIL.__version__)
 _GIB = 2**30
 
 
-class FittedPictures:
+class FittedImages:
     """Pictures of a dataset as `image_tools.resize_with_pad` makes them; safe to use in many threads and processes."""
 
     def __init__(
@@ -51,13 +51,13 @@ class FittedPictures:
         """
         self.size = size
         self._metadata = metadata
-        self.folder = metadata.root / lerobot_pictures.UNPACKED / f"{size[0]}x{size[1]}{variant}"
+        self.folder = metadata.root / encoded_images.UNPACKED / f"{size[0]}x{size[1]}{variant}"
         self._floor = max(keep_free, int(_LEFT_FREE * shutil.disk_usage(metadata.root).free))
         self._is_writing = True
         self._num_written = 0
         # Of two threads that find a file of other pictures, the second must not empty what the first has begun.
         self._opening = threading.Lock()
-        self._files: BoundedCache[PictureFile | None] = BoundedCache(_MAX_OPEN_FILES)
+        self._files: BoundedCache[ImageFile | None] = BoundedCache(_MAX_OPEN_FILES)
 
     def read(self, episode: Episode, frame: int, keys: Sequence[str], decode: Decode) -> dict[str, np.ndarray]:
         """Return the pictures of one frame; those that are not kept yet are decoded, and kept if there is room.
@@ -73,21 +73,21 @@ class FittedPictures:
         """
         files = {key: self._file(episode, key) for key in keys}
         kept = {key: self._load(file, frame) for key, file in files.items()}
-        pictures = {key: picture for key, picture in kept.items() if picture is not None}
-        missing = [key for key in keys if key not in pictures]
-        for key, picture in (decode(episode.index, frame, missing) if missing else {}).items():
-            pictures[key] = image_tools.resize_with_pad(picture, *self.size)
-            self._keep(files[key], frame, pictures[key])
-        return pictures
+        images = {key: image for key, image in kept.items() if image is not None}
+        missing = [key for key in keys if key not in images]
+        for key, image in (decode(episode.index, frame, missing) if missing else {}).items():
+            images[key] = image_tools.resize_with_pad(image, *self.size)
+            self._keep(files[key], frame, images[key])
+        return images
 
-    def _file(self, episode: Episode, key: str) -> PictureFile | None:
-        def open_alone() -> PictureFile | None:
+    def _file(self, episode: Episode, key: str) -> ImageFile | None:
+        def open_alone() -> ImageFile | None:
             with self._opening:
                 return self._open(episode, key)
 
         return self._files.get((episode.index, key), open_alone)
 
-    def _open(self, episode: Episode, key: str) -> PictureFile | None:
+    def _open(self, episode: Episode, key: str) -> ImageFile | None:
         """Open or make the file of an episode and camera; None if there can be none."""
         meta = self._metadata
         source = meta.video_path(episode.index, key) if meta.is_video(key) else meta.data_path(episode.index)
@@ -100,26 +100,26 @@ class FittedPictures:
         layout = Layout(digest, episode.length, self.size)
         path = self.folder / key / f"{source.stem}.pictures"
         try:
-            return PictureFile.open(path, layout, make=self._is_writing)
+            return ImageFile.open(path, layout, make=self._is_writing)
         except OSError as e:
             self._stop(e)
             return None
 
-    def _load(self, file: PictureFile | None, frame: int) -> np.ndarray | None:
+    def _load(self, file: ImageFile | None, frame: int) -> np.ndarray | None:
         try:
             return None if file is None else file.read(frame)
         except OSError as e:
             self._stop(e)
             return None
 
-    def _keep(self, file: PictureFile | None, frame: int, picture: np.ndarray) -> None:
+    def _keep(self, file: ImageFile | None, frame: int, image: np.ndarray) -> None:
         if file is None or not self._is_writing:
             return
         try:
             if self._num_written % _LOOK_EVERY == 0 and shutil.disk_usage(self.folder).free < self._floor:
                 self._stop(f"{self._floor / _GIB:.1f} GiB are to stay free")
                 return
-            file.write(frame, picture)
+            file.write(frame, image)
             self._num_written += 1
         except OSError as e:
             self._stop(e)

@@ -1,6 +1,6 @@
 """A file of equally large pictures that is filled in any order and may be cut off at any moment.
 
-What the pictures were made from (a digest), a checksum a frame, the frames. A frame is there when its checksum fits: that holds for
+What the images were made from (a digest), a checksum a frame, the frames. A frame is there when its checksum fits: that holds for
 several threads and processes that write at the same time, and after a crash of the machine.
 """
 
@@ -23,7 +23,7 @@ _ALIGNMENT = 4096
 class Layout:
     """What stands where in a file."""
 
-    # Of what the pictures were made from.
+    # Of what the images were made from.
     digest: bytes
     num_frames: int
     # Height and width, px.
@@ -43,7 +43,7 @@ class Layout:
         return -(-self.sum_at(self.num_frames) // _ALIGNMENT) * _ALIGNMENT + frame * self.frame_bytes
 
 
-class PictureFile:
+class ImageFile:
     """An open file; closed when the last thread that uses it lets go."""
 
     def __init__(self, file: io.FileIO, layout: Layout) -> None:
@@ -58,7 +58,7 @@ class PictureFile:
         Args:
             path: The file.
             layout: What should be in it.
-            make: Make an empty one where there is none, or one of other pictures. Two that do it at the same time end up
+            make: Make an empty one where there is none, or one of other images. Two that do it at the same time end up
                 with the same file.
 
         Returns:
@@ -84,20 +84,20 @@ class PictureFile:
         stored = os.pread(file, _SUM_BYTES, layout.sum_at(frame))
         if not any(stored):
             return None
-        picture = np.empty((*layout.size, 3), np.uint8)
+        image = np.empty((*layout.size, 3), np.uint8)
         # New memory may hold the very picture that an earlier reader let go of: a checksum alone would not miss the file's end.
-        is_whole = os.preadv(file, [picture], layout.frame_at(frame)) == layout.frame_bytes
-        return picture if is_whole and stored == _checksum(picture, frame) else None
+        is_whole = os.preadv(file, [image], layout.frame_at(frame)) == layout.frame_bytes
+        return image if is_whole and stored == _checksum(image, frame) else None
 
-    def write(self, frame: int, picture: np.ndarray) -> None:
+    def write(self, frame: int, image: np.ndarray) -> None:
         """Store the picture of a frame, uint8 (h, w, 3); nothing happens where the file may only be read.
 
         Raises:
             OSError: The disk is full, or worse.
         """
         if self._file.writable():
-            os.pwrite(self._file.fileno(), picture, self._layout.frame_at(frame))
-            os.pwrite(self._file.fileno(), _checksum(picture, frame), self._layout.sum_at(frame))
+            os.pwrite(self._file.fileno(), image, self._layout.frame_at(frame))
+            os.pwrite(self._file.fileno(), _checksum(image, frame), self._layout.sum_at(frame))
 
 
 def _open_for_all(path: pathlib.Path, *, make: bool) -> io.FileIO | None:
@@ -116,6 +116,6 @@ def _open_for_all(path: pathlib.Path, *, make: bool) -> io.FileIO | None:
         return io.FileIO(path, "rb")
 
 
-def _checksum(picture: np.ndarray, frame: int) -> bytes:
+def _checksum(image: np.ndarray, frame: int) -> bytes:
     """Of a picture in its place; never zeros, which stand for a frame that is not there."""
-    return (zlib_ng.crc32(picture, frame) or 1).to_bytes(_SUM_BYTES, "little")
+    return (zlib_ng.crc32(image, frame) or 1).to_bytes(_SUM_BYTES, "little")

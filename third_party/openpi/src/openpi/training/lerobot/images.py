@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from openpi.shared import errors
 from openpi.shared.bounded_cache import BoundedCache
 from openpi.training.lerobot import columns as lerobot_columns
-from openpi.training.lerobot import encoded_images as lerobot_pictures
+from openpi.training.lerobot import encoded_images
 from openpi.training.lerobot import png
 from openpi.training.lerobot.metadata import LeRobotMetadata
 
@@ -52,8 +52,8 @@ class ParquetImages:
         """
         self._metadata = metadata
         self._shrink_to = shrink_to
-        self._places: BoundedCache[dict[str, lerobot_pictures.Runs] | None] = BoundedCache(
-            _MAX_PLACES_BYTES, lerobot_pictures.weigh
+        self._places: BoundedCache[dict[str, encoded_images.EncodedImages] | None] = BoundedCache(
+            _MAX_PLACES_BYTES, encoded_images.weigh
         )
         self._files: BoundedCache[_EpisodeFile] = BoundedCache(_MAX_OPEN_PARQUET_FILES)
         self._pages: BoundedCache[pa.Table] = BoundedCache(_MAX_PAGE_BYTES, lambda table: table.nbytes)
@@ -73,7 +73,7 @@ class ParquetImages:
             DataError: A picture cannot be decoded.
         """
         runs = self._places.get(
-            (episode_index, tuple(keys)), lambda: lerobot_pictures.find(self._metadata, episode_index, keys)
+            (episode_index, tuple(keys)), lambda: encoded_images.find(self._metadata, episode_index, keys)
         )
         encoded = self._read_group(episode_index, frame, keys) if runs is None else _read_runs(runs, frame)
         return {key: self._decode(encoded[key], episode_index, frame, key) for key in keys}
@@ -89,10 +89,10 @@ class ParquetImages:
         place = f"{self._metadata.data_path(episode_index)}: episode {episode_index}, frame {frame}, '{key}'"
         data = None if encoded is None else np.frombuffer(encoded, np.uint8)
         if data is None or data.size == 0:
-            raise errors.DataError(f"{place}: the picture is empty; {_REMEDY}")
+            raise errors.DataError(f"{place}: the image is empty; {_REMEDY}")
         image = self._decode_jpeg(data, key) if is_jpeg(data) else _decode_other(data)
         if image is None:
-            raise errors.DataError(f"{place}: the picture ({data.size} bytes) cannot be decoded; {_REMEDY}")
+            raise errors.DataError(f"{place}: the image ({data.size} bytes) cannot be decoded; {_REMEDY}")
         return image
 
     def _decode_jpeg(self, data: np.ndarray, key: str) -> np.ndarray | None:
@@ -113,7 +113,7 @@ class ParquetImages:
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 
 
-def _read_runs(runs: Mapping[str, lerobot_pictures.Runs], frame: int) -> dict[str, bytes | None]:
+def _read_runs(runs: Mapping[str, encoded_images.EncodedImages], frame: int) -> dict[str, bytes | None]:
     return {key: run.read(frame) for key, run in runs.items()}
 
 

@@ -163,7 +163,7 @@ def create_dataset(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class MixedSource:
     """An opened dataset, and its part in training."""
 
     member: MixedDataset
@@ -171,14 +171,14 @@ class Source:
     share: float
 
 
-def open_sources(data_config: DataConfig, action_horizon: int) -> list[Source]:
+def open_sources(data_config: DataConfig, action_horizon: int) -> list[MixedSource]:
     """Open the datasets that a data config names; arguments and errors as `create_dataset`."""
     members = data_config.members()
     if not members:
         raise errors.ConfigError("data: repo_id is not set; name the dataset with --data.repo-id")
     opened = [_open(data_config, member, action_horizon) for member in members]
     shares = mixture.shares(members, [len(dataset) for dataset in opened])
-    return [Source(*row) for row in zip(members, opened, shares, strict=True)]
+    return [MixedSource(*row) for row in zip(members, opened, shares, strict=True)]
 
 
 def _open(data_config: DataConfig, member: MixedDataset, action_horizon: int) -> LeRobotDataset:
@@ -194,7 +194,7 @@ def _open(data_config: DataConfig, member: MixedDataset, action_horizon: int) ->
     )
 
 
-def join(sources: Sequence[Source], data_config: DataConfig, part: Part) -> Dataset:
+def join(sources: Sequence[MixedSource], data_config: DataConfig, part: Part) -> Dataset:
     """Make one dataset of the frames of opened ones that belong to a part, with their prompts.
 
     Raises:
@@ -204,7 +204,7 @@ def join(sources: Sequence[Source], data_config: DataConfig, part: Part) -> Data
     return Mixture(parts, [source.share for source in sources]) if data_config.mixture else parts[0]
 
 
-def _part_of(source: Source, data_config: DataConfig, part: Part) -> Dataset:
+def _part_of(source: MixedSource, data_config: DataConfig, part: Part) -> Dataset:
     metadata = source.dataset.meta
     dataset: Dataset = source.dataset
     if part != "all" and not data_config.validation.is_empty:

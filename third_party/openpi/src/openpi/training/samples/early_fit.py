@@ -12,7 +12,7 @@ import numpy as np
 from openpi.training.configs.data_config import DataConfig
 from openpi.training.host import free_space
 from openpi.training.lerobot.dataset import LeRobotDataset
-from openpi.training.lerobot.fitted_images import FittedPictures
+from openpi.training.lerobot.fitted_images import FittedImages
 import openpi.transforms as _transforms
 from openpi_client import image_tools
 
@@ -43,13 +43,13 @@ def fit_early(
         return dataset
     size = (chain[-1].height, chain[-1].width)
     if not _is_the_same(dataset, _transforms.compose(chain), size):
-        logger.info("%s: the config's transforms look at the size of pictures; none are kept", dataset.meta.root)
+        logger.info("%s: the config's transforms look at the size of images; none are kept", dataset.meta.root)
         return dataset
     variant = "_reduced" if data_config.reduced_jpeg else ""
     keep_free = leave_room.on_disk_of(dataset.meta.root) if leave_room else 0
-    pictures = FittedPictures(dataset.meta, size, keep_free=keep_free, variant=variant)
-    _tell(pictures.folder, len(dataset) * len(dataset.image_keys) * _RGB_BYTES * size[0] * size[1] / _GIB)
-    return dataset.with_fitted(pictures)
+    images = FittedImages(dataset.meta, size, keep_free=keep_free, variant=variant)
+    _tell(images.folder, len(dataset) * len(dataset.image_keys) * _RGB_BYTES * size[0] * size[1] / _GIB)
+    return dataset.with_fitted(images)
 
 
 @functools.cache

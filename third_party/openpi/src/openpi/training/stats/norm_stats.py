@@ -55,7 +55,7 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Source:
+class _StatsInput:
     """The numbers of one dataset."""
 
     repo_id: str
@@ -119,7 +119,7 @@ def _target_dir(config: TrainConfig) -> pathlib.Path:
     return pathlib.Path(assets.assets_dir or config.assets_dirs) / asset_id
 
 
-def _open_sources(data_config: DataConfig, max_frames: int | None) -> list[_Source]:
+def _open_sources(data_config: DataConfig, max_frames: int | None) -> list[_StatsInput]:
     if max_frames is not None and max_frames < 1:
         raise errors.ConfigError(f"max_frames: found {max_frames}, expected at least 1")
     members = data_config.members()
@@ -132,7 +132,7 @@ def _open_sources(data_config: DataConfig, max_frames: int | None) -> list[_Sour
         columns = _read_columns(metadata, stats_provenance.stats_keys(metadata, used))
         _check_finite(member.repo_id, metadata, columns)
         frames = _choose_frames(metadata.total_frames, wanted)
-        sources.append(_Source(member.repo_id, metadata, columns, frames, share))
+        sources.append(_StatsInput(member.repo_id, metadata, columns, frames, share))
     return sources
 
 
@@ -162,7 +162,7 @@ def _choose_frames(num_frames: int, wanted: int | None) -> np.ndarray:
 class _Sampler:
     """Gives transformed states and action windows of many frames at once."""
 
-    def __init__(self, source: _Source, data_config: DataConfig, action_horizon: int) -> None:
+    def __init__(self, source: _StatsInput, data_config: DataConfig, action_horizon: int) -> None:
         self._source = source
         self._sequence_keys = data_config.action_sequence_keys
         self._window = np.arange(action_horizon)
@@ -214,7 +214,7 @@ def _chain(data_config: DataConfig) -> _transforms.DataTransformFn:
 
 
 def _accumulate(
-    sources: Sequence[_Source], data_config: DataConfig, action_horizon: int, num_frames: int
+    sources: Sequence[_StatsInput], data_config: DataConfig, action_horizon: int, num_frames: int
 ) -> dict[str, exact_stats.Distribution]:
     parts: dict[str, list[exact_stats.VectorStats]] = {key: [] for key in STAT_KEYS}
     with tqdm.tqdm(total=num_frames, unit="frame", desc="norm stats", mininterval=_BAR_INTERVAL_S) as bar:
@@ -242,7 +242,7 @@ def _with_floor(stats: normalize.NormStats, min_range: float) -> normalize.NormS
     )
 
 
-def _basis(sources: Sequence[_Source], data_config: DataConfig, action_horizon: int) -> dict[str, Any]:
+def _basis(sources: Sequence[_StatsInput], data_config: DataConfig, action_horizon: int) -> dict[str, Any]:
     facts = [
         stats_provenance.dataset_facts(
             source.repo_id, source.share, source.metadata, source.columns, list(source.columns)
