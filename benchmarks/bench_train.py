@@ -42,8 +42,8 @@ DATASETS = {
 WAYS = {
     "keeping": "first pass",
     "kept": "later passes",
-    "decoded": "--data.no-keep-pictures",
-    "reduced": "--data.no-keep-pictures --data.reduced-jpeg",
+    "decoded": "--data.no-keep-images",
+    "reduced": "--data.no-keep-images --data.reduced-jpeg",
 }
 
 Rows = list[list[str]]

@@ -34,7 +34,7 @@ def main(repo_id: str, num_batches: int, way: str) -> None:
         shutil.rmtree(kept)
     config = _config.get_config("debug_realman")
     data = dataclasses.replace(
-        config.data, repo_id=repo_id, reduced_jpeg=way == "reduced", keep_pictures=way in ("keeping", "kept")
+        config.data, repo_id=repo_id, reduced_jpeg=way == "reduced", keep_images=way in ("keeping", "kept")
     )
     config = dataclasses.replace(config, data=data, batch_size=BATCH_SIZE, num_workers=NUM_THREADS)
     loader = data_loader.create_data_loader(config, shuffle=True, skip_norm_stats=True)

@@ -194,7 +194,7 @@ def test_batches_are_the_same_with_and_without(home, reduced):
     def with_data(**flags):
         return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, reduced_jpeg=reduced, **flags))
 
-    decoded = batches(with_data(keep_pictures=False))
+    decoded = batches(with_data(keep_images=False))
     folder = home / "data/lerobot/realman/dual_arm" / encoded_images.UNPACKED
     assert not folder.exists()
     for _ in range(2):

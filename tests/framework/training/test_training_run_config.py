@@ -45,7 +45,7 @@ def test_a_resume_may_keep_no_pictures(tmp_path):
     config = _config.get_config("pi0_realman")
     run_config.store(config, tmp_path)
     run_config.check_resume(
-        dataclasses.replace(config, data=dataclasses.replace(config.data, keep_pictures=False)), tmp_path
+        dataclasses.replace(config, data=dataclasses.replace(config.data, keep_images=False)), tmp_path
     )
 
 

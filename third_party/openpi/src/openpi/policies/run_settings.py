@@ -13,12 +13,13 @@ from typing import Any
 
 from openpi.policies import checkpoint_folder
 from openpi.shared import errors
+from openpi.training.configs import renamed
 from openpi.training.configs.train_config import TrainConfig
 from openpi.training.run import run_config
 
 logger = logging.getLogger(__name__)
 
-ONLY_TRAINING = frozenset(("mixture", "validation", "reduced_jpeg", "keep_pictures"))
+ONLY_TRAINING = frozenset(("mixture", "validation", "reduced_jpeg", "keep_images"))
 """Fields of a data config that say how frames are chosen and read: a policy does not depend on them."""
 
 
@@ -67,6 +68,7 @@ def apply(config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any]
         ConfigError: A recorded value cannot be that of a field.
     """
     changes: list[str] = []
+    model, data = renamed.rename_fields(model), renamed.rename_fields(data)
     try:
         changed_model = _with(config.model, model, "model", changes)
         served = {name: value for name, value in data.items() if name not in ONLY_TRAINING}

@@ -13,6 +13,7 @@ import sys
 import tyro
 
 from openpi.shared import errors
+from openpi.training.configs import renamed as _renamed
 from openpi.training.configs.data_config import AssetsConfig
 from openpi.training.configs.data_config import DataConfig
 from openpi.training.configs.data_config import DataConfigFactory
@@ -76,7 +77,8 @@ def cli() -> TrainConfig:
     """
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         get_config(sys.argv[1])
-    return tyro.extras.overridable_config_cli({name: (name, config) for name, config in all_configs().items()})
+    configs = {name: (name, config) for name, config in all_configs().items()}
+    return tyro.extras.overridable_config_cli(configs, args=_renamed.rename_flags(sys.argv[1:]))
 
 
 def with_flags(config: TrainConfig, flags: Sequence[str]) -> TrainConfig:
@@ -85,7 +87,7 @@ def with_flags(config: TrainConfig, flags: Sequence[str]) -> TrainConfig:
         return config
     # A name of the run is asked for in training only.
     named = config if config.exp_name is not tyro.MISSING else dataclasses.replace(config, exp_name=config.name)
-    parsed = tyro.cli(tyro.conf.AvoidSubcommands[type(config)], default=named, args=list(flags))
+    parsed = tyro.cli(tyro.conf.AvoidSubcommands[type(config)], default=named, args=_renamed.rename_flags(flags))
     return dataclasses.replace(parsed, exp_name=config.exp_name)
 
 

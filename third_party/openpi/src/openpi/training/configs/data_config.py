@@ -76,7 +76,7 @@ class DataConfig:
     # Decode JPEGs at a part of their size.
     reduced_jpeg: bool = False
     # Keep pictures on the disk in the model's size.
-    keep_pictures: bool = True
+    keep_images: bool = True
     # RLDS data is not supported by this loader; the three fields keep such configs representable.
     rlds_data_dir: str | None = None
     action_space: Any | None = None
@@ -102,7 +102,7 @@ class DataConfigFactory(abc.ABC):
     # Decode JPEGs at half their size where that still fills the model's images: faster, differs by 0.4 grey levels (mean).
     reduced_jpeg: bool = False
     # Keep pictures on the disk beside the dataset in the model's size (no pixel differs): each is decoded once.
-    keep_pictures: bool = True
+    keep_images: bool = True
     # Values that the factory does not set itself.
     base_config: Annotated[DataConfig | None, tyro.conf.Suppress] = None
 
@@ -130,7 +130,7 @@ class DataConfigFactory(abc.ABC):
             mixture=self.mixture,
             validation=self.validation,
             reduced_jpeg=self.reduced_jpeg,
-            keep_pictures=self.keep_pictures,
+            keep_images=self.keep_images,
             # pi0 was pretrained on z-scores, the later models on quantiles.
             use_quantile_norm=model_config.model_type != _model.ModelType.PI0,
         )

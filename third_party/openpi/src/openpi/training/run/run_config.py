@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from openpi.shared import errors
+from openpi.training.configs import renamed
 from openpi.training.configs.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
 # What gives the parameters their meaning; a run that went on with another value would be neither the old nor a new one.
 _FIXED = ("name", "model", "data", "freeze_filter", "freeze_image_tower")
 # Parts of them that may change all the same: where files lie, what changes no number, and what only a server uses.
-_FREE = ("data.assets.assets_dir", "data.keep_pictures", "data.default_prompt", "model.pytorch_compile_mode")
+_FREE = ("data.assets.assets_dir", "data.keep_images", "data.default_prompt", "model.pytorch_compile_mode")
 # Decided anew by every command.
 _OF_THE_COMMAND = ("overwrite", "resume", "process_id", "coordinator_address")
 
@@ -96,7 +97,7 @@ def _differences(before: Any, config: TrainConfig) -> dict[str, str]:
     """Return `key: before -> now` by dotted key, of what both configs have: a newer program may know more fields."""
     if before is None:
         return {}
-    old, new = _flat(before), _flat(json.loads(json.dumps(to_plain(config))))
+    old, new = _flat(renamed.rename_fields(before)), _flat(json.loads(json.dumps(to_plain(config))))
     return {
         key: f"{key}: {old[key]} -> {new[key]}"
         for key in old.keys() & new.keys()

@@ -39,7 +39,7 @@ def fit_early(
         DataError: The frame's pictures cannot be decoded.
     """
     chain = _until_resized(data_config)
-    if not data_config.keep_pictures or chain is None or not dataset.image_keys:
+    if not data_config.keep_images or chain is None or not dataset.image_keys:
         return dataset
     size = (chain[-1].height, chain[-1].width)
     if not _is_the_same(dataset, _transforms.compose(chain), size):
@@ -56,7 +56,7 @@ def fit_early(
 def _tell(folder: pathlib.Path, gib: float) -> None:
     """Say it once: several parts of a mixture, and validation, use the same folder."""
     logger.info(
-        "%s: pictures are kept as the model sees them, up to %.1f GiB; --data.no-keep-pictures decodes them each time",
+        "%s: pictures are kept as the model sees them, up to %.1f GiB; --data.no-keep-images decodes them each time",
         *(folder, gib),
     )
 

@@ -9,7 +9,7 @@ from openpi.training.configs.mixture import MixedDataset
 from openpi.training.configs.train_config import TrainConfig
 
 # What statistics do not depend on, or what the command has a variable for.
-_LEFT_OUT = frozenset({"repo_id", "validation", "default_prompt", "base_camera", "reduced_jpeg", "keep_pictures"})
+_LEFT_OUT = frozenset({"repo_id", "validation", "default_prompt", "base_camera", "reduced_jpeg", "keep_images"})
 
 
 def norm_stats_command(config: TrainConfig) -> str:
