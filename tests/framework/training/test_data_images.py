@@ -1,4 +1,4 @@
-"""Single frames out of parquet files of any writer: same pictures, no neighbours, bounded memory, faults named."""
+"""Single frames out of parquet files of any writer: same images, no neighbors, bounded memory, faults named."""
 
 import concurrent.futures
 import dataclasses
@@ -70,10 +70,10 @@ def test_every_layout_gives_the_same_images(root, golden_dir, layout):
 def test_images_of_our_writers_layout_are_read_from_their_place(root):
     rewrite(root, **ONE_BY_ONE)
     meta = LeRobotDataset("x", root=root, image_keys=[]).meta
-    runs = encoded_images.find(meta, 0, [CAMERA])[CAMERA]
-    assert runs.is_chunk
-    assert runs.read(7)[:4] == b"\x89PNG"
-    assert runs.spans[:, 1].max() < 20_000  # one picture each, not the row group of the episode
+    located = encoded_images.find(meta, 0, [CAMERA])[CAMERA]
+    assert located.is_chunk
+    assert located.read(7)[:4] == b"\x89PNG"
+    assert located.spans[:, 1].max() < 20_000  # one image each, not the row group of the episode
 
 
 def test_large_row_groups_are_unpacked_once_and_again_when_they_change(root, golden_dir, monkeypatch, caplog):
@@ -109,7 +109,9 @@ def test_a_broken_image_stops_training_and_is_named(home, layout, content):
     batches = iter(data_loader.create_data_loader(cfg, skip_norm_stats=True, num_batches=7))
     for _ in range(4):
         next(batches)  # frames 0 to 15
-    with pytest.raises(errors.DataError, match=f"episode 1, frame 4, '{CAMERA}': the image .*; convert this recording"):
+    with pytest.raises(
+        errors.DataError, match=rf"episode 1, frame 4, '{CAMERA}': the image .*\. Convert this recording"
+    ):
         next(batches)
 
 
@@ -151,13 +153,13 @@ def test_a_jpeg_that_was_cut_off_is_refused(root):
     set_image(root, 1, 4, jpeg[: len(jpeg) // 2], **ONE_BY_ONE)
     set_image(root, 2, 0, jpeg + b"\0" * 300, **ONE_BY_ONE)
     dataset = LeRobotDataset("x", root=root, image_keys=[CAMERA])
-    with pytest.raises(errors.DataError, match=f"episode 1, frame 4, '{CAMERA}': the picture .* cannot be decoded"):
+    with pytest.raises(errors.DataError, match=f"episode 1, frame 4, '{CAMERA}': the image .* cannot be decoded"):
         dataset[12 + 4]
     assert dataset[12 + 9][CAMERA].shape == (3, 48, 64)  # padded: as recorded
 
 
 def photo(height: int, width: int) -> np.ndarray:
-    """A smooth picture with edges and the noise of a camera."""
+    """A smooth image with edges and the noise of a camera."""
     y, x = np.mgrid[:height, :width]
     waves = np.stack([127 + 90 * np.sin(0.02 * y * (c + 1) + 0.03 * x) for c in range(3)], -1)
     waves[height // 3 : height // 2, width // 4 : width // 2] = (200, 40, 60)

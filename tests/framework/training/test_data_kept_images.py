@@ -1,4 +1,4 @@
-"""Pictures kept in the model's size: not a pixel differs, whatever happened to the file, the source or the disk."""
+"""Images kept in the model's size: not a pixel differs, whatever happened to the file, the source or the disk."""
 
 import concurrent.futures
 import dataclasses
@@ -70,7 +70,7 @@ def no_decoding(dataset: LeRobotDataset) -> LeRobotDataset:
     """Let every attempt to decode fail."""
 
     def refuse(*_):
-        raise AssertionError("a picture that is kept was decoded")
+        raise AssertionError("an image that is kept was decoded")
 
     dataset._sources = [(types.SimpleNamespace(read=refuse), keys) for _, keys in dataset._sources]
     return dataset
@@ -156,7 +156,7 @@ def test_without_room_images_are_decoded_each_time_with_one_warning(root, fault,
     dataset = keeping(root, keep_free=2**62 if fault == "no room" else 0)
     assert_items_equal(dataset, items)
     assert_items_equal(dataset, items)
-    warnings = [record for record in caplog.records if "no more pictures are kept" in record.message]
+    warnings = [record for record in caplog.records if "no more images are kept" in record.message]
     assert len(warnings) == 1
     assert all(path.stat().st_size <= 64 for path in files(root))
 
@@ -164,7 +164,7 @@ def test_without_room_images_are_decoded_each_time_with_one_warning(root, fault,
 def test_half_of_the_free_space_is_left(root, monkeypatch):
     usage = types.SimpleNamespace(free=1000)
     monkeypatch.setattr(fitted_images.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(fitted_images, "_LOOK_EVERY", 1)
+    monkeypatch.setattr(fitted_images, "_CHECK_EVERY", 1)
     dataset = keeping(root)
     dataset[0]
     usage.free = 499
@@ -206,7 +206,7 @@ def test_batches_are_the_same_with_and_without(home, reduced):
 
 @dataclasses.dataclass(frozen=True)
 class Crop(_transforms.DataTransformFn):
-    """Takes the left half of the pictures."""
+    """Takes the left half of the images."""
 
     def __call__(self, data: dict) -> dict:
         return {**data, "image": {key: image[:, : image.shape[1] // 2] for key, image in data["image"].items()}}

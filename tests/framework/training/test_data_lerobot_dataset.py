@@ -170,14 +170,14 @@ def test_only_the_columns_asked_for_are_held():
 def test_a_list_of_episodes_that_is_not_whole_is_named(damaged):
     path = damaged / "meta/episodes.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(errors.DataError, match=r"episodes.jsonl: has total_episodes \d, info.json says \d"):
+    with pytest.raises(errors.DataError, match=r"episodes.jsonl: found total_episodes \d, expected \d"):
         LeRobotDataset("x", root=damaged)
 
 
 def test_a_column_that_a_file_lacks_is_named(damaged):
     path = damaged / "data/chunk-000/episode_000001.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["action"]), path)
-    with pytest.raises(errors.DataError, match=r"episode_000001.parquet: columns \['action'\] are missing; found"):
+    with pytest.raises(errors.DataError, match=r"episode_000001.parquet: columns \['action'\] are missing, found"):
         LeRobotDataset("x", root=damaged)
 
 

@@ -1,1 +1,1 @@
-"""Read a LeRobot dataset frame by frame: its metadata, columns, images and videos."""
+"""Read LeRobot datasets: metadata, number columns, images and videos."""

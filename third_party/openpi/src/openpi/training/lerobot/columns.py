@@ -1,4 +1,7 @@
-"""The number columns of a LeRobot dataset (state, action, timestamps, indices), read without touching an image."""
+"""Read the number columns of a LeRobot dataset: state, action, timestamps, indices.
+
+No image is touched.
+"""
 
 from collections.abc import Callable, Sequence
 import concurrent.futures
@@ -14,7 +17,7 @@ from openpi.shared import errors
 from openpi.training.lerobot.metadata import Episode
 from openpi.training.lerobot.metadata import LeRobotMetadata
 
-# Largest difference between a timestamp step and 1 / fps, s: LeRobot's own tolerance.
+# Largest difference between a timestamp step and 1 / fps, s. It is LeRobot's own tolerance.
 _TIMESTAMP_TOLERANCE_S = 1e-4
 
 
@@ -26,10 +29,10 @@ def read_columns(
     Args:
         metadata: The dataset.
         keys: Keys of number columns.
-        on_episode: Called once per episode read, for a progress bar.
+        on_episode: Called once for each episode that was read, for a progress bar.
 
     Returns:
-        By key: (total_frames, d) for vectors, (total_frames,) for features of shape [1]; the stored dtype.
+        By key: (total_frames, d) for vectors, (total_frames,) for features of shape [1]. The dtype is the stored one.
 
     Raises:
         MissingFileError: An episode's file is missing.
@@ -37,36 +40,36 @@ def read_columns(
     """
     absent = [key for key in keys if key not in metadata.column_keys]
     if absent:
-        raise errors.DataError(f"{metadata.root}: no columns {absent}; found {list(metadata.column_keys)}")
+        raise errors.DataError(f"{metadata.root}: columns {absent} are missing, found {list(metadata.column_keys)}")
 
     def read(episode: Episode) -> dict[str, np.ndarray]:
         columns = _read_episode(metadata, episode, keys)
         on_episode()
         return columns
 
-    # Decompression and file access leave the interpreter lock.
+    # Threads help: decompression and file access release the interpreter lock.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         per_episode = list(pool.map(read, metadata.episodes))
     return {key: np.concatenate([columns[key] for columns in per_episode]) for key in keys}
 
 
 def open_parquet(path: pathlib.Path, what: str) -> pq.ParquetFile:
-    """Open a parquet file; only its footer is read.
+    """Open a parquet file and read its footer only.
 
     Raises:
-        MissingFileError: It is not there.
+        MissingFileError: The file does not exist.
         DataError: It is not a parquet file.
     """
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError as e:
         raise errors.MissingFileError(
-            f"{path}: {what} is missing; copy the file back, or convert the recordings again with 'make convert'"
+            f"{path}: {what} is missing. Copy the file back, or convert the recordings again with 'make convert'"
         ) from e
     except pa.ArrowInvalid as e:
         reason = str(e).splitlines()[0]
         raise errors.DataError(
-            f"{path}: {what} cannot be read ({reason}); convert the recordings again with 'make convert'"
+            f"{path}: {what} cannot be read ({reason}). Convert the recordings again with 'make convert'"
         ) from e
 
 
@@ -75,7 +78,7 @@ def _read_episode(metadata: LeRobotMetadata, episode: Episode, keys: Sequence[st
     with open_parquet(path, f"episode {episode.index}") as file:
         absent = [key for key in keys if key not in file.schema_arrow.names]
         if absent:
-            raise errors.DataError(f"{path}: columns {absent} are missing; found {file.schema_arrow.names}")
+            raise errors.DataError(f"{path}: columns {absent} are missing, found {file.schema_arrow.names}")
         table = file.read(columns=list(keys), use_threads=False)
     if table.num_rows != episode.length:
         raise errors.DataError(
@@ -108,5 +111,5 @@ def _check_timestamps(timestamps: np.ndarray, fps: float, path: pathlib.Path) ->
         frame = int(wrong[0]) + 1
         raise errors.DataError(
             f"{path}: frame {frame} comes {steps[frame - 1]:.6f} s after the one before, expected {1 / fps:.6f} s "
-            f"({fps} fps in meta/info.json); convert the recordings again with the right --fps"
+            f"({fps} fps in meta/info.json). Convert the recordings again with the right --fps"
         )

@@ -1,4 +1,7 @@
-"""Reader of LeRobot v2.0 and v2.1 datasets: numpy in, numpy out, images decoded only when and where they are asked for."""
+"""Read LeRobot v2.0 and v2.1 datasets as numpy frames.
+
+Images are decoded only when and where a program asks for them.
+"""
 
 from collections.abc import Mapping, Sequence
 import copy
@@ -16,14 +19,16 @@ from openpi.training.lerobot.images import VideoImages
 
 
 class LeRobotDataset:
-    """A dataset on disk as a sequence of frames. Number columns are held in memory, images are not.
+    """A dataset on disk as a sequence of frames.
 
-    Reading items is safe from many threads. A frame is a flat dict with the dataset's dotted keys:
+    Number columns are held in memory, images are not. Many threads may read items at once. A frame is a flat dict
+    with the dataset's dotted keys:
 
-    * vectors: float32 (d,); sequence keys: (action_horizon, d), the frame's own row and those that follow, the
-      episode's last row repeated beyond its end, and `<key>_is_pad` bool (action_horizon,), True for the repeats;
-    * images: uint8 (3, h, w), RGB;
-    * `timestamp` (s), `frame_index`, `episode_index`, `index`, `task_index`: numpy scalars; `task`: str.
+    * Vectors are float32 (d,).
+    * Sequence keys are float32 (action_horizon, d): the frame's own row and the rows that follow. The episode's last
+      row is repeated beyond its end. `<key>_is_pad`, bool (action_horizon,), is True for the repeats.
+    * Images are uint8 (3, h, w), RGB.
+    * `timestamp` (s), `frame_index`, `episode_index`, `index` and `task_index` are numpy scalars. `task` is a str.
     """
 
     def __init__(
@@ -41,17 +46,17 @@ class LeRobotDataset:
 
         Args:
             repo_id: Name of the dataset.
-            root: Folder of the dataset itself; None: $HF_LEROBOT_HOME (or ./data/lerobot) / repo_id.
+            root: Folder of the dataset itself. The default is $HF_LEROBOT_HOME (or ./data/lerobot) / repo_id.
             action_sequence_keys: Columns that are read as windows.
             action_horizon: Length of the windows, frames.
-            image_keys: Cameras to decode; None: all.
-            column_keys: Number columns to hold, besides those that number the frames; None: all.
-            shrink_jpeg_to: Height and width, px, that images will be fitted into: JPEGs may then be decoded smaller.
-                Faster and not quite the same picture.
+            image_keys: Cameras to decode. None means all.
+            column_keys: Number columns to hold in addition to those that number the frames. None means all.
+            shrink_jpeg_to: Height and width, px, that images will be fitted into. JPEGs may then be decoded smaller,
+                which is faster and does not give quite the same image.
 
         Raises:
             MissingFileError: The dataset or one of its files is missing.
-            DataError: It cannot be read, or lacks something that was asked for.
+            DataError: It cannot be read, or lacks a camera or column that was asked for.
         """
         self.repo_id = repo_id
         self.meta = lerobot_metadata.load_metadata(repo_id, root)
@@ -81,7 +86,10 @@ class LeRobotDataset:
         self._fitted: FittedImages | None = None
 
     def with_fitted(self, images: FittedImages) -> Self:
-        """Return the same dataset with images (3, h, w) of the size of `images`."""
+        """Return a copy of the dataset with images of another size.
+
+        Its images (3, h, w) have the size of `images`, which keeps them on disk.
+        """
         fitted = copy.copy(self)
         fitted._fitted = images
         return fitted
@@ -91,13 +99,13 @@ class LeRobotDataset:
         problems += [f"column '{key}'" for key in self._sequence_keys if key not in self.meta.column_keys]
         if problems:
             raise errors.DataError(
-                f"{self.meta.root}: has no {', no '.join(problems)}; found cameras {list(self.meta.camera_keys)}, "
+                f"{self.meta.root}: no {', no '.join(problems)}, found cameras {list(self.meta.camera_keys)}, "
                 f"columns {list(self.meta.column_keys)}"
             )
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
-        """The number columns held, by key; not to be changed."""
+        """The number columns held in memory, by key. Do not change them."""
         return self._columns
 
     def __len__(self) -> int:
@@ -108,7 +116,7 @@ class LeRobotDataset:
 
         Raises:
             IndexError: There is no such frame.
-            DataError: An image cannot be decoded (the message names episode, frame and camera).
+            DataError: An image cannot be decoded. The message names the episode, the frame and the camera.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"{self.repo_id}: frame {index} is outside 0..{len(self) - 1}")
@@ -117,6 +125,7 @@ class LeRobotDataset:
         frame = int(index) - episode.first_frame
 
         item: dict[str, Any] = {key: column[index] for key, column in self._columns.items()}
+        # Windows stay inside the episode: its last row stands for all later ones.
         window = frame + self._window
         for key in self._sequence_keys:
             item[key] = self._columns[key][episode.first_frame + np.minimum(window, episode.length - 1)]
@@ -134,7 +143,7 @@ class LeRobotDataset:
         task_index = int(item["task_index"])
         if task_index not in self.meta.tasks:
             raise errors.DataError(
-                f"{self.meta.root}: frame {int(item['index'])} has task_index {task_index}, which meta/tasks.jsonl lacks; "
-                "convert the recordings again with 'make convert'"
+                f"{self.meta.root}: frame {int(item['index'])} has task_index {task_index}, which meta/tasks.jsonl lacks. "
+                "Convert the recordings again with 'make convert'"
             )
         return self.meta.tasks[task_index]

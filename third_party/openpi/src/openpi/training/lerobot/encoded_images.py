@@ -1,7 +1,8 @@
-"""Where the encoded pictures of an episode lie, so that one frame is read without its neighbours.
+"""Find one encoded image, so that its neighbors are not read.
 
-Our writer puts one frame into a row group, uncompressed: each picture is a run of bytes of the parquet file. Other writers
-(LeRobot's own) put a whole episode into one compressed row group; its pictures are unpacked into a file beside it, once.
+The converter of this project puts one frame into a row group, uncompressed. Each image is then a span of bytes of the
+parquet file. Other writers (LeRobot's own) put a whole episode into one compressed row group. Its images are unpacked
+once, into a file in the dataset's folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +22,13 @@ from openpi.training.lerobot.metadata import LeRobotMetadata
 
 logger = logging.getLogger(__name__)
 
-# Folder of unpacked pictures, in the dataset's own.
+# Folder of unpacked images, inside the dataset's folder.
 UNPACKED = ".frames"
-# A row group of more picture bytes than this is unpacked; a smaller one is read whole.
+# A row group with more image bytes than this is unpacked. A smaller one is read whole.
 _MAX_GROUP_BYTES = 16 * 2**20
-# What stands before a picture in its column chunk: a page header and two runs of levels, some tens of bytes.
+# Before an image, its column chunk has a page header and two runs of levels: some tens of bytes.
 _MAX_PREAMBLE_BYTES = 256
-# Frames that are unpacked at once; bounds memory beyond the decompressed row group.
+# Frames that are unpacked at once. It bounds the memory needed beyond the decompressed row group.
 _UNPACK_ROWS = 16
 
 _unpacking = threading.Lock()
@@ -35,16 +36,16 @@ _unpacking = threading.Lock()
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedImages:
-    """Pictures of one camera of one episode as runs of bytes of a file."""
+    """Images of one camera and episode, as spans of a file."""
 
     path: pathlib.Path
-    # int64 (t, 2): offset and size by frame, bytes.
+    # Offset and size of each frame's span, bytes, int64 (t, 2).
     spans: np.ndarray
-    # Whether a run is a column chunk that ends with the picture, not the bare picture.
+    # Whether a span is a column chunk that ends with the image, not the image alone.
     is_chunk: bool
 
     def read(self, frame: int) -> bytes | None:
-        """Return the encoded picture of a frame; None if the cell is empty."""
+        """Return a frame's encoded image, or None if its cell is empty."""
         offset, size = self.spans[frame].tolist()
         with self.path.open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), size, offset)
@@ -52,7 +53,10 @@ class EncodedImages:
 
 
 def _last_value(chunk: bytes) -> bytes | None:
-    """The only value of an uncompressed column chunk: it ends the chunk, after its own length."""
+    """Return the only value of an uncompressed column chunk.
+
+    The value ends the chunk and is preceded by its own length.
+    """
     for start in range(min(len(chunk) - 4, _MAX_PREAMBLE_BYTES)):
         if int.from_bytes(chunk[start : start + 4], "little") == len(chunk) - start - 4:
             return chunk[start + 4 :] or None
@@ -60,7 +64,9 @@ def _last_value(chunk: bytes) -> bytes | None:
 
 
 def find(metadata: LeRobotMetadata, episode_index: int, keys: Sequence[str]) -> dict[str, EncodedImages] | None:
-    """Locate an episode's pictures, unpacking them where single ones cannot be read.
+    """Locate an episode's images.
+
+    They are unpacked first if single images cannot be read.
 
     Args:
         metadata: The dataset.
@@ -68,7 +74,7 @@ def find(metadata: LeRobotMetadata, episode_index: int, keys: Sequence[str]) -> 
         keys: Cameras.
 
     Returns:
-        The pictures by camera; None where the row groups are small enough to be read whole, or there is no room to
+        The images by camera. None if the row groups are small enough to be read whole, or if there is no space to
         unpack them.
 
     Raises:
@@ -79,10 +85,10 @@ def find(metadata: LeRobotMetadata, episode_index: int, keys: Sequence[str]) -> 
     with lerobot_columns.open_parquet(path, f"episode {episode_index}") as file:
         spans = _chunk_spans(file.metadata, keys)
         if spans is not None:
-            runs = {key: EncodedImages(path, found, is_chunk=True) for key, found in spans.items()}
-            # A page may be built in another way than ours.
-            if all(run.read(0) is not None for run in runs.values()):
-                return runs
+            images = {key: EncodedImages(path, found, is_chunk=True) for key, found in spans.items()}
+            # Another writer may build its pages differently.
+            if all(of_camera.read(0) is not None for of_camera in images.values()):
+                return images
         if _largest_group_bytes(file.metadata, keys) <= _MAX_GROUP_BYTES:
             return None
     with _unpacking:
@@ -95,7 +101,10 @@ def _image_columns(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, in
 
 
 def _chunk_spans(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, np.ndarray] | None:
-    """Offset and size of each picture's column chunk; None if a chunk is compressed or holds several."""
+    """Return the span of each image's column chunk, by camera.
+
+    Spans are int64 (t, 2): offset and size, bytes. None if a chunk is compressed or holds several images.
+    """
     if footer.num_row_groups != footer.num_rows or not footer.num_rows:
         return None
     columns = _image_columns(footer, keys)
@@ -120,7 +129,7 @@ def _has_room(metadata: LeRobotMetadata, path: pathlib.Path) -> bool:
     folder = metadata.root / UNPACKED
     if not folder.exists():
         logger.warning(
-            "%s: pictures are stored a whole episode in a row group; each episode is unpacked into %s when first read",
+            "%s: a whole episode of images is stored in one row group. Each episode is unpacked into %s when first read",
             metadata.root,
             folder,
         )
@@ -132,7 +141,10 @@ def _has_room(metadata: LeRobotMetadata, path: pathlib.Path) -> bool:
 
 
 def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> EncodedImages:
-    """Write the pictures of a camera one after the other, and their places beside them; taken as they are if there already."""
+    """Write the images of a camera, and their spans next to them.
+
+    Files that exist already are used if they belong to this version of the parquet file.
+    """
     stem = metadata.root / UNPACKED / key / path.stem
     packed, index = stem.with_suffix(".bin"), stem.with_suffix(".npy")
     status = path.stat()
@@ -143,7 +155,8 @@ def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> EncodedI
             return EncodedImages(packed, stored[1:], is_chunk=False)
     stem.parent.mkdir(parents=True, exist_ok=True)
     spans, end = [version], 0
-    # Other processes, of this or another machine, may unpack the same episode.
+    # Other processes, on this or another machine, may unpack the same episode: write under a name of our own, then
+    # put the whole file in place.
     mark = uuid.uuid4().hex
     part = packed.with_name(f"{packed.name}.{mark}")
     try:
@@ -162,6 +175,6 @@ def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> EncodedI
     return EncodedImages(packed, np.array(spans[1:], np.int64), is_chunk=False)
 
 
-def weigh(runs: Mapping[str, EncodedImages] | None) -> int:
-    """Bytes of memory that the places of an episode's pictures take."""
-    return 1 if runs is None else sum(run.spans.nbytes for run in runs.values())
+def weigh(images: Mapping[str, EncodedImages] | None) -> int:
+    """Return the memory that an episode's spans take, bytes."""
+    return 1 if images is None else sum(of_camera.spans.nbytes for of_camera in images.values())

@@ -1,4 +1,7 @@
-"""Pictures in the model's size, kept on the disk beside their dataset: decoded and resized once, then only read."""
+"""Keep images in the model's size on disk, inside their dataset's folder.
+
+Each image is decoded and resized once, and only read from then on.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 import hashlib
@@ -22,32 +25,37 @@ from openpi_client import image_tools
 
 logger = logging.getLogger(__name__)
 
-# Gives uint8 (h, w, 3) by camera for episode index, frame and cameras.
+# Returns uint8 (h, w, 3) by camera for an episode index, a frame and cameras.
 Decode: TypeAlias = Callable[[int, int, Sequence[str]], Mapping[str, np.ndarray]]
 
 _MAX_OPEN_FILES = 256
-# Part of the free space that is left to others.
+# Share of the free space that is left to others.
 _LEFT_FREE = 0.5
-# Pictures between two looks at the free space.
-_LOOK_EVERY = 64
-# The same encoded picture may decode differently with another release of these.
+# Images between two checks of the free space.
+_CHECK_EVERY = 64
+# The same encoded image may decode differently with another release of these.
 _DECODERS = (cv2.__version__, av.__version__, PIL.__version__)
+# Do not change it: users' disks hold gigabytes under this name, and another name would make a second copy.
+_SUFFIX = ".pictures"
 _GIB = 2**30
 
 
 class FittedImages:
-    """Pictures of a dataset as `image_tools.resize_with_pad` makes them; safe to use in many threads and processes."""
+    """Images of a dataset as `image_tools.resize_with_pad` makes them.
+
+    Many threads and processes may use the same files at once.
+    """
 
     def __init__(
         self, metadata: LeRobotMetadata, size: tuple[int, int], *, keep_free: int = 0, variant: str = ""
     ) -> None:
-        """Remember where pictures are, or will be; nothing is written yet.
+        """Choose the folder. Nothing is written yet.
 
         Args:
             metadata: The dataset.
             size: Height and width, px.
-            keep_free: Bytes of the dataset's disk to leave free; at least half of what is free now stays so.
-            variant: Tells pictures apart that were decoded in different ways.
+            keep_free: Bytes of the dataset's disk to leave free. At least half of the space that is free now stays free.
+            variant: Suffix of the folder that separates images decoded in different ways.
         """
         self.size = size
         self._metadata = metadata
@@ -55,18 +63,20 @@ class FittedImages:
         self._floor = max(keep_free, int(_LEFT_FREE * shutil.disk_usage(metadata.root).free))
         self._is_writing = True
         self._num_written = 0
-        # Of two threads that find a file of other pictures, the second must not empty what the first has begun.
+        # If two threads find an outdated file, the second must not empty the file that the first has begun to fill.
         self._opening = threading.Lock()
         self._files: BoundedCache[ImageFile | None] = BoundedCache(_MAX_OPEN_FILES)
 
     def read(self, episode: Episode, frame: int, keys: Sequence[str], decode: Decode) -> dict[str, np.ndarray]:
-        """Return the pictures of one frame; those that are not kept yet are decoded, and kept if there is room.
+        """Return the images of one frame.
+
+        Images that are not kept yet are decoded, and kept if there is space.
 
         Args:
             episode: The episode.
             frame: Frame inside it.
             keys: Cameras.
-            decode: Decodes what is missing.
+            decode: Decodes the images that are not kept yet.
 
         Returns:
             By camera: uint8 (height, width, 3), RGB.
@@ -88,17 +98,21 @@ class FittedImages:
         return self._files.get((episode.index, key), open_alone)
 
     def _open(self, episode: Episode, key: str) -> ImageFile | None:
-        """Open or make the file of an episode and camera; None if there can be none."""
+        """Open or create the file of an episode and camera.
+
+        None if there is no source, or if the disk does not allow it.
+        """
         meta = self._metadata
         source = meta.video_path(episode.index, key) if meta.is_video(key) else meta.data_path(episode.index)
         try:
             status = source.stat()
         except FileNotFoundError:
-            return None  # Decoding will say so, with the remedy.
+            return None  # Decoding reports it, with the remedy.
+        # A file whose digest differs was made from another source or by another decoder, and is emptied.
         made_from = (key, episode.length, status.st_size, status.st_mtime_ns, _DECODERS)
         digest = hashlib.blake2b(repr(made_from).encode()).digest()
         layout = Layout(digest, episode.length, self.size)
-        path = self.folder / key / f"{source.stem}.pictures"
+        path = self.folder / key / f"{source.stem}{_SUFFIX}"
         try:
             return ImageFile.open(path, layout, make=self._is_writing)
         except OSError as e:
@@ -116,8 +130,8 @@ class FittedImages:
         if file is None or not self._is_writing:
             return
         try:
-            if self._num_written % _LOOK_EVERY == 0 and shutil.disk_usage(self.folder).free < self._floor:
-                self._stop(f"{self._floor / _GIB:.1f} GiB are to stay free")
+            if self._num_written % _CHECK_EVERY == 0 and shutil.disk_usage(self.folder).free < self._floor:
+                self._stop(f"{self._floor / _GIB:.1f} GiB must stay free")
                 return
             file.write(frame, image)
             self._num_written += 1
@@ -128,7 +142,7 @@ class FittedImages:
         if self._is_writing:
             self._is_writing = False
             logger.warning(
-                "%s: no more pictures are kept, those that are missing will be decoded each time (%s)",
+                "%s: no more images are kept (%s). Images that are not kept are decoded each time they are read",
                 self.folder,
                 reason,
             )

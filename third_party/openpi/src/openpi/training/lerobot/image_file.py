@@ -1,7 +1,7 @@
-"""A file of equally large pictures that is filled in any order and may be cut off at any moment.
+"""Store images of one size in a file, in any order.
 
-What the images were made from (a digest), a checksum a frame, the frames. A frame is there when its checksum fits: that holds for
-several threads and processes that write at the same time, and after a crash of the machine.
+The file holds a digest of what the images were made from, a checksum per frame, and the frames. A frame exists if its
+checksum fits. So several threads and processes may write at the same time, and the file may be cut off at any moment.
 """
 
 import dataclasses
@@ -15,15 +15,15 @@ import numpy as np
 from zlib_ng import zlib_ng
 
 _SUM_BYTES = 4
-# Frames begin at a multiple of it: a page of memory, a block of a disk.
+# Frames begin at a multiple of this, bytes: a page of memory, a block of a disk.
 _ALIGNMENT = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What stands where in a file."""
+    """Where the parts of a file begin."""
 
-    # Of what the images were made from.
+    # Digest of what the images were made from.
     digest: bytes
     num_frames: int
     # Height and width, px.
@@ -31,41 +31,41 @@ class Layout:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of a picture."""
+        """Size of an image, bytes."""
         return 3 * self.size[0] * self.size[1]
 
     def sum_at(self, frame: int) -> int:
-        """Offset of a frame's checksum, bytes."""
+        """Return the offset of a frame's checksum, bytes."""
         return len(self.digest) + _SUM_BYTES * frame
 
     def frame_at(self, frame: int) -> int:
-        """Offset of a frame's picture, bytes."""
+        """Return the offset of a frame's image, bytes."""
         return -(-self.sum_at(self.num_frames) // _ALIGNMENT) * _ALIGNMENT + frame * self.frame_bytes
 
 
 class ImageFile:
-    """An open file; closed when the last thread that uses it lets go."""
+    """An open file. It closes when its last user lets go."""
 
     def __init__(self, file: io.FileIO, layout: Layout) -> None:
-        """Take over an open file whose digest is right."""
+        """Take over an open file that has the digest of `layout`."""
         self._file = file
         self._layout = layout
 
     @classmethod
     def open(cls, path: pathlib.Path, layout: Layout, *, make: bool) -> Self | None:
-        """Open a file for reading and, if that is allowed, writing.
+        """Open a file for reading and, if permissions allow it, writing.
 
         Args:
             path: The file.
             layout: What should be in it.
-            make: Make an empty one where there is none, or one of other images. Two that do it at the same time end up
-                with the same file.
+            make: Create the file if it does not exist, and empty it if it holds other images. Two callers that do this
+                at the same time end up with the same file.
 
         Returns:
-            The file, or None if there is none and none is made.
+            The file, or None if there is none and none is created.
 
         Raises:
-            OSError: It cannot be read or made.
+            OSError: The file cannot be read or created.
         """
         if make:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,21 +79,24 @@ class ImageFile:
         return cls(file, layout)
 
     def read(self, frame: int) -> np.ndarray | None:
-        """Return the picture of a frame, uint8 (h, w, 3); None if it is not there."""
+        """Return a frame's stored image, uint8 (h, w, 3), or None."""
         file, layout = self._file.fileno(), self._layout
         stored = os.pread(file, _SUM_BYTES, layout.sum_at(frame))
         if not any(stored):
             return None
         image = np.empty((*layout.size, 3), np.uint8)
-        # New memory may hold the very picture that an earlier reader let go of: a checksum alone would not miss the file's end.
+        # Count the bytes too: new memory may still hold this very image from an earlier read, and then the checksum
+        # would fit although the file has been cut off.
         is_whole = os.preadv(file, [image], layout.frame_at(frame)) == layout.frame_bytes
         return image if is_whole and stored == _checksum(image, frame) else None
 
     def write(self, frame: int, image: np.ndarray) -> None:
-        """Store the picture of a frame, uint8 (h, w, 3); nothing happens where the file may only be read.
+        """Store a frame's image, uint8 (h, w, 3).
+
+        A read-only file stays as it is.
 
         Raises:
-            OSError: The disk is full, or worse.
+            OSError: The file cannot be written, for example because the disk is full.
         """
         if self._file.writable():
             os.pwrite(self._file.fileno(), image, self._layout.frame_at(frame))
@@ -101,7 +104,7 @@ class ImageFile:
 
 
 def _open_for_all(path: pathlib.Path, *, make: bool) -> io.FileIO | None:
-    """Open a file for as much as is allowed."""
+    """Open a file for writing too, where permissions allow it."""
 
     def opener(name: str, _: int) -> int:
         return os.open(name, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if make else 0), 0o666)
@@ -117,5 +120,8 @@ def _open_for_all(path: pathlib.Path, *, make: bool) -> io.FileIO | None:
 
 
 def _checksum(image: np.ndarray, frame: int) -> bytes:
-    """Of a picture in its place; never zeros, which stand for a frame that is not there."""
+    """Return the checksum of an image in its place.
+
+    It is never zero, because zeros mark a frame that is not stored.
+    """
     return (zlib_ng.crc32(image, frame) or 1).to_bytes(_SUM_BYTES, "little")

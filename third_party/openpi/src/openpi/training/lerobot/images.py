@@ -1,6 +1,7 @@
-"""Camera images of a LeRobot dataset, read one frame at a time: encoded pictures in parquet, or video files.
+"""Read camera images of a LeRobot dataset, frame by frame.
 
-Both sources may be used by many threads at once and keep a bounded number of files open.
+Images are stored encoded in parquet files, or as video files. Many threads may use either source at once, and each
+keeps a bounded number of files open.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,40 +21,44 @@ from openpi.shared.bounded_cache import BoundedCache
 from openpi.training.lerobot import columns as lerobot_columns
 from openpi.training.lerobot import encoded_images
 from openpi.training.lerobot import png
+from openpi.training.lerobot.encoded_images import EncodedImages
 from openpi.training.lerobot.metadata import LeRobotMetadata
 
 _MAX_OPEN_PARQUET_FILES = 128
 # Opening one takes 1 ms, holding it 2 MB (640x480, AV1).
 _MAX_OPEN_VIDEOS = 96
-# A frame at most so many after the last one is reached by decoding on, without a jump.
-_GO_ON_FRAMES = 4
-# Row groups kept of files where several frames share one, bytes of encoded pictures.
+# A frame at most this many frames ahead is reached by decoding all frames up to it, without a seek.
+_NO_SEEK_FRAMES = 4
+# Row groups held in memory, bytes of encoded images, for files where several frames share a row group.
 _MAX_PAGE_BYTES = 512 * 2**20
-# Places of pictures, 16 bytes a frame and camera: those of ten million frames of three cameras.
-_MAX_PLACES_BYTES = 512 * 2**20
+# Spans of encoded images held in memory, bytes. At 16 bytes per image, enough for ten million frames of three cameras.
+_MAX_SPANS_BYTES = 512 * 2**20
 
 _JPEG_END = b"\xff\xd9"
-# Bytes in which the end of a JPEG must lie; recorders pad the short ones with zeros.
+# The end of a JPEG must be within this many last bytes, because recorders pad short JPEGs with zeros.
 _JPEG_TAIL = 256 * 1024
+# Decoding at a reduced size skips most of the inverse cosine transform. By factor, the largest first.
+_REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 
-_REMEDY = "convert this recording again, or remove the episode"
+_REMEDY = "Convert this recording again, or remove the episode"
 
 
 class ParquetImages:
-    """Images stored as encoded bytes (PNG or JPEG) in the episodes' parquet files."""
+    """Images stored as PNG or JPEG in the episodes' parquet files."""
 
     def __init__(self, metadata: LeRobotMetadata, shrink_to: tuple[int, int] | None = None) -> None:
-        """Remember the dataset; files are opened when first needed.
+        """Remember the dataset. Files are opened when first needed.
 
         Args:
             metadata: The dataset.
-            shrink_to: Height and width, px, that a picture will be fitted into. JPEGs are then decoded at a half, a
-                quarter or an eighth of their size, where that is still no smaller; None: at their own.
+            shrink_to: Height and width, px, that an image will be fitted into. JPEGs are then decoded at a half, a
+                quarter or an eighth of their size, as long as the result is not smaller than this. None decodes them
+                at full size.
         """
         self._metadata = metadata
         self._shrink_to = shrink_to
-        self._places: BoundedCache[dict[str, encoded_images.EncodedImages] | None] = BoundedCache(
-            _MAX_PLACES_BYTES, encoded_images.weigh
+        self._encoded: BoundedCache[dict[str, EncodedImages] | None] = BoundedCache(
+            _MAX_SPANS_BYTES, encoded_images.weigh
         )
         self._files: BoundedCache[_EpisodeFile] = BoundedCache(_MAX_OPEN_PARQUET_FILES)
         self._pages: BoundedCache[pa.Table] = BoundedCache(_MAX_PAGE_BYTES, lambda table: table.nbytes)
@@ -70,12 +75,15 @@ class ParquetImages:
             By camera: uint8 (h, w, 3), RGB.
 
         Raises:
-            DataError: A picture cannot be decoded.
+            DataError: An image cannot be decoded.
         """
-        runs = self._places.get(
+        located = self._encoded.get(
             (episode_index, tuple(keys)), lambda: encoded_images.find(self._metadata, episode_index, keys)
         )
-        encoded = self._read_group(episode_index, frame, keys) if runs is None else _read_runs(runs, frame)
+        if located is None:
+            encoded = self._read_group(episode_index, frame, keys)
+        else:
+            encoded = {key: of_camera.read(frame) for key, of_camera in located.items()}
         return {key: self._decode(encoded[key], episode_index, frame, key) for key in keys}
 
     def _read_group(self, episode_index: int, frame: int, keys: Sequence[str]) -> dict[str, Any]:
@@ -89,14 +97,14 @@ class ParquetImages:
         place = f"{self._metadata.data_path(episode_index)}: episode {episode_index}, frame {frame}, '{key}'"
         data = None if encoded is None else np.frombuffer(encoded, np.uint8)
         if data is None or data.size == 0:
-            raise errors.DataError(f"{place}: the image is empty; {_REMEDY}")
+            raise errors.DataError(f"{place}: the image is empty. {_REMEDY}")
         image = self._decode_jpeg(data, key) if is_jpeg(data) else _decode_other(data)
         if image is None:
-            raise errors.DataError(f"{place}: the image ({data.size} bytes) cannot be decoded; {_REMEDY}")
+            raise errors.DataError(f"{place}: the image ({data.size} bytes) cannot be decoded. {_REMEDY}")
         return image
 
     def _decode_jpeg(self, data: np.ndarray, key: str) -> np.ndarray | None:
-        # The decoder fills up what is missing of a JPEG that was cut off; zeros may follow the end.
+        # The decoder would invent the missing part of a truncated JPEG, so the end must exist. Zeros may follow it.
         is_whole = data[-_JPEG_TAIL:].tobytes().rstrip(b"\0").endswith(_JPEG_END)
         return _to_rgb(cv2.imdecode(data, self._flag(key))) if is_whole else None
 
@@ -104,21 +112,13 @@ class ParquetImages:
         if self._shrink_to is None:
             return cv2.IMREAD_COLOR
         height, width = _image_size(self._metadata.features[key])
-        # Fitting keeps the proportions: the larger ratio decides.
+        # Fitting keeps the aspect ratio, so the larger ratio decides.
         ratio = max(height / self._shrink_to[0], width / self._shrink_to[1])
         return next((flag for factor, flag in _REDUCED if factor <= ratio), cv2.IMREAD_COLOR)
 
 
-# Decoding at a part of the size skips most of the inverse cosine transform.
-_REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
-
-
-def _read_runs(runs: Mapping[str, encoded_images.EncodedImages], frame: int) -> dict[str, bytes | None]:
-    return {key: run.read(frame) for key, run in runs.items()}
-
-
 def is_jpeg(data: np.ndarray) -> bool:
-    """Whether encoded bytes (n,) begin as a JPEG does."""
+    """Return whether encoded bytes (n,) begin like a JPEG."""
     return data[:2].tobytes() == b"\xff\xd8"
 
 
@@ -132,7 +132,10 @@ def _to_rgb(image: np.ndarray | None) -> np.ndarray | None:
 
 
 def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width, px, of a camera; both orders of the axes are in use."""
+    """Return height and width of a camera, px.
+
+    Datasets use both orders of the axes.
+    """
     shape = list(feature["shape"])
     names = feature.get("names") or []
     is_first = list(names)[:1] in (["channels"], ["channel"]) or (not names and shape[0] == 3)
@@ -141,7 +144,7 @@ def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
 
 
 class _EpisodeFile:
-    """One open parquet file; its row groups are found by frame."""
+    """An open parquet file that finds row groups by frame."""
 
     def __init__(self, metadata: LeRobotMetadata, episode_index: int) -> None:
         self._file: pq.ParquetFile = lerobot_columns.open_parquet(
@@ -153,7 +156,7 @@ class _EpisodeFile:
         self._lock = threading.Lock()
 
     def locate(self, frame: int) -> tuple[int, int]:
-        """Row group that holds `frame`, and its row there."""
+        """Return the row group that holds `frame`, and its row there."""
         group = int(np.searchsorted(self._ends, frame, side="right"))
         return group, frame - (int(self._ends[group - 1]) if group else 0)
 
@@ -166,12 +169,14 @@ class VideoImages:
     """Images stored as one video per episode and camera."""
 
     def __init__(self, metadata: LeRobotMetadata) -> None:
-        """Remember the dataset; videos are opened when first needed."""
+        """Remember the dataset. Videos are opened when first needed."""
         self._metadata = metadata
         self._videos: BoundedCache[_Video] = BoundedCache(_MAX_OPEN_VIDEOS)
 
     def read(self, episode_index: int, frame: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        """Decode the images of one frame; arguments and result as `ParquetImages.read`.
+        """Decode the images of one frame.
+
+        Arguments and result are those of `ParquetImages.read`.
 
         Raises:
             MissingFileError: A video file is missing.
@@ -186,16 +191,18 @@ class VideoImages:
             video = self._videos.get(path, lambda: _Video(str(path)))
             image = video.read(frame / self._metadata.fps, 0.5 / self._metadata.fps)
         except FileNotFoundError as e:
-            raise errors.MissingFileError(f"{place}: the video file is missing; copy it back, or {_REMEDY}") from e
+            raise errors.MissingFileError(
+                f"{place}: the video file is missing. Copy it back, convert this recording again, or remove the episode"
+            ) from e
         except av.FFmpegError as e:
-            raise errors.DataError(f"{place}: the video cannot be decoded ({e}); {_REMEDY}") from e
+            raise errors.DataError(f"{place}: the video cannot be decoded ({e}). {_REMEDY}") from e
         if image is None:
-            raise errors.DataError(f"{place}: the video has no frame at this time; {_REMEDY}")
+            raise errors.DataError(f"{place}: the video has no frame at this time. {_REMEDY}")
         return image
 
 
 class _Video:
-    """An open video that decodes the frame nearest to a time, wherever the last one was."""
+    """An open video whose frames are decoded by time, in any order."""
 
     def __init__(self, path: str) -> None:
         self._container = av.open(path)
@@ -206,16 +213,19 @@ class _Video:
         self._start = self._stream.start_time or 0
         self._lock = threading.Lock()
         self._frames: Iterator[av.VideoFrame] = iter(())
-        # Time of the last frame that came out of the decoder.
+        # Time of the last frame that the decoder returned, s. Infinite: seek before the next read.
         self._shown_s = math.inf
 
     def read(self, time_s: float, tolerance_s: float) -> np.ndarray | None:
-        """Return uint8 (h, w, 3) of the frame within `tolerance_s` of `time_s`; None if there is none."""
+        """Return the frame at a time, uint8 (h, w, 3).
+
+        None if the video has no frame within `tolerance_s` of `time_s`.
+        """
         with self._lock:
-            # Going on is cheaper than jumping back to a key frame, if not by much more than one frame.
-            if not self._shown_s < time_s - tolerance_s < self._shown_s + _GO_ON_FRAMES * 2 * tolerance_s:
+            # For a few frames ahead, decoding them is cheaper than a seek, which jumps back to a key frame.
+            if not self._shown_s < time_s - tolerance_s < self._shown_s + _NO_SEEK_FRAMES * 2 * tolerance_s:
                 self._seek(time_s - tolerance_s)
-            # After an error, or a frame that is not there, the next call begins anew.
+            # After an error or a missing frame, the next call seeks.
             self._shown_s = math.inf
             for frame in self._frames:
                 shown_s = float((frame.pts - self._start) * self._time_base)
@@ -227,7 +237,10 @@ class _Video:
         return None
 
     def _seek(self, time_s: float) -> None:
-        """Begin to decode at the key frame at or before a time; half a frame early is safe against rounding."""
+        """Start decoding at the key frame at or before a time.
+
+        Callers pass a time half a frame early, which is safe against rounding.
+        """
         first = max(int(time_s / self._time_base), 0) + self._start
         self._container.seek(first, stream=self._stream, backward=True)
         self._frames = self._container.decode(self._stream)

@@ -1,4 +1,4 @@
-"""The `meta/` folder of a LeRobot v2.0/v2.1 dataset: what it holds and where each episode's files lie."""
+"""Read the `meta/` folder of a LeRobot v2.0 or v2.1 dataset."""
 
 import bisect
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import numpy as np
 from openpi.shared import errors
 
 SUPPORTED_VERSIONS = ("v2.0", "v2.1")
-# Columns that every dataset has; they number the frames and say nothing of the robot.
+# Columns that every dataset has. They number the frames and say nothing about the robot.
 INDEX_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _IMAGE_DTYPES = ("image", "video")
 
@@ -67,10 +67,13 @@ class LeRobotMetadata:
         return tuple(key for key in self.features if key not in self.camera_keys)
 
     def dim_names(self, key: str) -> list[str]:
-        """Name of each number of a column, as info.json has them; their indices where it has none."""
+        """Return the name of each number of a column.
+
+        Names come from info.json. Indices stand in where it has none.
+        """
         size = int(np.prod(self.features[key]["shape"]))
         names = self.features[key].get("names")
-        # {"motors": [...]} and [[...]] are both in use.
+        # Datasets use {"motors": [...]} and [[...]] as well as a plain list.
         while names and not isinstance(names, str) and len(names) == 1 and size > 1:
             names = next(iter(names.values())) if isinstance(names, Mapping) else names[0]
         is_complete = isinstance(names, list) and len(names) == size
@@ -82,15 +85,15 @@ class LeRobotMetadata:
         return self.episodes[bisect.bisect_right(starts, frame) - 1]
 
     def is_video(self, key: str) -> bool:
-        """Whether the images of camera `key` are stored as video."""
+        """Return whether the images of camera `key` are stored as video."""
         return self.features[key]["dtype"] == "video"
 
     def data_path(self, episode_index: int) -> pathlib.Path:
-        """Parquet file of an episode."""
+        """Return the path of an episode's parquet file."""
         return self.root / self.info["data_path"].format(**self._path_fields(episode_index))
 
     def video_path(self, episode_index: int, key: str) -> pathlib.Path:
-        """Video file of an episode and camera."""
+        """Return the path of the video file of an episode and camera."""
         return self.root / self.info["video_path"].format(video_key=key, **self._path_fields(episode_index))
 
     def _path_fields(self, episode_index: int) -> dict[str, int]:
@@ -98,7 +101,10 @@ class LeRobotMetadata:
 
 
 def default_root() -> pathlib.Path:
-    """Folder that holds all datasets, one sub-folder a repo_id: $HF_LEROBOT_HOME, else ./data/lerobot."""
+    """Return the folder that holds all datasets: $HF_LEROBOT_HOME, or else ./data/lerobot.
+
+    Each repo_id has a sub-folder of its own.
+    """
     return pathlib.Path(os.environ.get("HF_LEROBOT_HOME") or "data/lerobot").expanduser()
 
 
@@ -107,22 +113,23 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
 
     Args:
         repo_id: Name of the dataset.
-        root: Folder of the dataset itself; None: `default_root() / repo_id`.
+        root: Folder of the dataset itself. The default is `default_root() / repo_id`.
 
     Raises:
-        MissingFileError: There is no such dataset, or a file of it is missing.
+        MissingFileError: There is no such dataset, or one of its files is missing.
         DataError: The dataset has a version or content that cannot be read.
     """
     directory = (pathlib.Path(root) if root is not None else default_root() / repo_id).absolute()
     info_path = directory / "meta" / "info.json"
     if not info_path.is_file():
         raise errors.MissingFileError(
-            f"{directory}: no LeRobot dataset '{repo_id}' here (meta/info.json is missing); make it with "
-            f"'make convert DATA=<recordings> REPO_ID={repo_id}', or set HF_LEROBOT_HOME to the folder that holds it; one of "
-            f"the Hugging Face hub comes with 'hf download {repo_id} --repo-type dataset --local-dir {directory}'"
+            f"{directory}: no LeRobot dataset '{repo_id}' here (meta/info.json is missing). Make it with "
+            f"'make convert DATA=<recordings> REPO_ID={repo_id}', set HF_LEROBOT_HOME to the folder that holds it, or get it "
+            f"from the Hugging Face hub with 'hf download {repo_id} --repo-type dataset --local-dir {directory}'"
         )
     info = _read_json(info_path)
     _check_info(info, info_path)
+    # Tasks and episodes. Each episode begins where the one before it ends.
     tasks = {int(line["task_index"]): line["task"] for line in _read_jsonl(directory / "meta" / "tasks.jsonl")}
     episodes = []
     first_frame = 0
@@ -131,13 +138,14 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
         first_frame += episodes[-1].length
     if first_frame == 0:
         raise errors.DataError(
-            f"{directory}: the dataset has no frames; convert at least one recording with 'make convert'"
+            f"{directory}: the dataset has no frames. Convert at least one recording with 'make convert'"
         )
+    # A list that was cut off is valid JSON, so its totals must agree with info.json.
     for name, found in (("total_episodes", len(episodes)), ("total_frames", first_frame)):
         if (expected := info.get(name, found)) != found:
             raise errors.DataError(
-                f"{directory}/meta/episodes.jsonl: has {name} {found}, info.json says {expected}; "
-                "convert the recordings again, or copy the dataset again"
+                f"{directory}/meta/episodes.jsonl: found {name} {found}, expected {expected} (info.json). "
+                "Convert the recordings again, or copy the dataset again"
             )
     return LeRobotMetadata(repo_id=repo_id, root=directory, info=info, tasks=tasks, episodes=tuple(episodes))
 
@@ -146,13 +154,13 @@ def _check_info(info: Mapping[str, Any], info_path: pathlib.Path) -> None:
     version = info.get("codebase_version")
     if version not in SUPPORTED_VERSIONS:
         raise errors.DataError(
-            f"{info_path}: found codebase_version '{version}', expected {' or '.join(SUPPORTED_VERSIONS)}; "
-            "convert the recordings again with 'make convert', or the dataset with the lerobot release that wrote it"
+            f"{info_path}: found codebase_version '{version}', expected {' or '.join(SUPPORTED_VERSIONS)}. "
+            "Convert the recordings again with 'make convert', or the dataset with the lerobot release that wrote it"
         )
     missing = [key for key in ("fps", "features", "chunks_size", "data_path") if key not in info]
     if missing:
         raise errors.DataError(
-            f"{info_path}: keys {missing} are missing; convert the recordings again with 'make convert'"
+            f"{info_path}: keys {missing} are missing. Convert the recordings again with 'make convert'"
         )
 
 
@@ -161,12 +169,10 @@ def _read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise errors.MissingFileError(
-            f"{path}: file is missing; convert the recordings again with 'make convert'"
+            f"{path}: file is missing. Convert the recordings again with 'make convert'"
         ) from e
     except json.JSONDecodeError as e:
-        raise errors.DataError(
-            f"{path}: is not valid JSON ({e}); convert the recordings again with 'make convert'"
-        ) from e
+        raise errors.DataError(f"{path}: not valid JSON ({e}). Convert the recordings again with 'make convert'") from e
 
 
 def _read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -175,9 +181,7 @@ def _read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines if line.strip()]
     except FileNotFoundError as e:
         raise errors.MissingFileError(
-            f"{path}: file is missing; convert the recordings again with 'make convert'"
+            f"{path}: file is missing. Convert the recordings again with 'make convert'"
         ) from e
     except json.JSONDecodeError as e:
-        raise errors.DataError(
-            f"{path}: is not valid JSON ({e}); convert the recordings again with 'make convert'"
-        ) from e
+        raise errors.DataError(f"{path}: not valid JSON ({e}). Convert the recordings again with 'make convert'") from e
