@@ -1,1 +1,1 @@
-"""Which sample comes next: datasets by index, and the order in which they are drawn."""
+"""Choose the next sample: datasets by index, and their order."""

@@ -1,4 +1,4 @@
-"""Datasets as the loader sees them: a length and samples by index, transforms included."""
+"""Datasets as the loader sees them: a length, and samples by index."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -23,12 +23,12 @@ _NUM_FAKE_SAMPLES = 1024
 # Largest token id of fake prompts, exclusive.
 _FAKE_TOKENS = 2048
 
-# Frames of all episodes, of those trained on, or of those kept out for validation.
+# Frames of all episodes, of those to train on, or of those kept out for validation.
 Part: TypeAlias = Literal["all", "train", "validation"]
 
 
 class Dataset(Protocol):
-    """Samples by index; reading must be safe from several threads."""
+    """Samples by index. Several threads may read at once."""
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """Return sample `index`, 0 <= index < len."""
@@ -43,7 +43,7 @@ class TransformedDataset:
     """A dataset whose samples pass through transforms."""
 
     def __init__(self, dataset: Dataset, transforms: Sequence[_transforms.DataTransformFn]) -> None:
-        """Wrap `dataset`; the transforms run in order, when a sample is read."""
+        """Wrap `dataset`. The transforms run in order when a sample is read."""
         self._dataset = dataset
         self._transform = _transforms.compose(transforms)
 
@@ -59,7 +59,7 @@ class TransformedDataset:
 
 
 class Mixture:
-    """Several datasets, one behind the other, each with a share of the samples that a loader draws."""
+    """Several datasets in a row, each with a share of the samples."""
 
     def __init__(self, parts: Sequence[Dataset], shares: Sequence[float]) -> None:
         """Join datasets whose shares sum to 1."""
@@ -76,21 +76,21 @@ class Mixture:
 
 
 def sample_order(dataset: Dataset, seed: int, *, shuffle: bool) -> sampling.Order:
-    """Return the order in which a loader draws the samples of a dataset."""
+    """Return the order in which a loader draws a dataset's samples."""
     if isinstance(dataset, Mixture):
         return sampling.MixtureOrder(tuple(map(len, dataset.parts)), dataset.shares, shuffle, seed)
     return sampling.SampleOrder(len(dataset), shuffle, seed)
 
 
 class Frames:
-    """Some frames of a dataset, under indices of their own."""
+    """Some frames of a dataset, with indices of their own."""
 
     def __init__(self, dataset: Dataset, frames: np.ndarray) -> None:
         """Choose frames.
 
         Args:
-            dataset: Where they come from.
-            frames: Their indices in it, int (n,).
+            dataset: The dataset to choose from.
+            frames: Indices of the frames in it, int (n,).
         """
         self._dataset = dataset
         self._frames = frames
@@ -103,7 +103,7 @@ class Frames:
 
 
 def apply(transform: _transforms.DataTransformFn, sample: dict[str, Any], place: str) -> dict[str, Any]:
-    """Transform a sample; what a robot's transform finds wrong with it becomes an error that names the place.
+    """Transform a sample, and name its place if a transform refuses it.
 
     Raises:
         DataError: The transform refused the sample.
@@ -115,10 +115,13 @@ def apply(transform: _transforms.DataTransformFn, sample: dict[str, Any], place:
 
 
 class FakeDataset:
-    """Random samples of a model's input shapes: floats in -1..1, small token ids, everything else zero."""
+    """Random samples of a model's input shapes.
+
+    Floats are in -1..1, token ids are small, and everything else is zero.
+    """
 
     def __init__(self, model_config: _model.BaseModelConfig, num_samples: int = _NUM_FAKE_SAMPLES) -> None:
-        """Remember the shapes; sample `i` depends on `i` alone."""
+        """Remember the shapes. Sample `i` depends on `i` alone."""
         self._num_samples = num_samples
         self._observation_spec, self._actions_spec = model_config.inputs_spec()
 
@@ -144,17 +147,19 @@ class FakeDataset:
 def create_dataset(
     data_config: DataConfig, action_horizon: int, model_config: _model.BaseModelConfig, *, part: Part = "train"
 ) -> Dataset:
-    """Open the dataset that a data config names; only the cameras that its repack transform uses are decoded.
+    """Open the dataset that a data config names.
+
+    Only the cameras that the config's repack transform uses are decoded.
 
     Args:
         data_config: Names the dataset, its keys and the split.
         action_horizon: Length of the windows of actions, frames.
         model_config: Shapes of fake samples, for the config that has no dataset.
-        part: Which of the episodes.
+        part: Which episodes to read.
 
     Raises:
         ConfigError: The config names no dataset, or the split leaves nothing to train on.
-        MissingFileError: The dataset, or a file of it, is missing.
+        MissingFileError: The dataset or one of its files is missing.
         DataError: It cannot be read, or lacks what the config asks for.
     """
     if data_config.repo_id == FAKE_REPO_ID:
@@ -164,18 +169,22 @@ def create_dataset(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MixedSource:
-    """An opened dataset, and its part in training."""
+    """An opened dataset and its share of the samples."""
 
     member: MixedDataset
     dataset: LeRobotDataset
+    # Share of the samples, 0..1.
     share: float
 
 
 def open_sources(data_config: DataConfig, action_horizon: int) -> list[MixedSource]:
-    """Open the datasets that a data config names; arguments and errors as `create_dataset`."""
+    """Open the datasets that a data config names.
+
+    Arguments and errors are those of `create_dataset`.
+    """
     members = data_config.members()
     if not members:
-        raise errors.ConfigError("data: repo_id is not set; name the dataset with --data.repo-id")
+        raise errors.ConfigError("data: repo_id is not set. Name the dataset with --data.repo-id")
     opened = [_open(data_config, member, action_horizon) for member in members]
     shares = mixture.shares(members, [len(dataset) for dataset in opened])
     return [MixedSource(*row) for row in zip(members, opened, shares, strict=True)]
@@ -195,7 +204,7 @@ def _open(data_config: DataConfig, member: MixedDataset, action_horizon: int) ->
 
 
 def join(sources: Sequence[MixedSource], data_config: DataConfig, part: Part) -> Dataset:
-    """Make one dataset of the frames of opened ones that belong to a part, with their prompts.
+    """Join the frames of a part of several datasets, with prompts.
 
     Raises:
         ConfigError: The split leaves nothing to train on.
@@ -229,7 +238,7 @@ def _frames_of(
 ) -> np.ndarray:
     split = data_config.validation
     if split.episodes and data_config.mixture:
-        raise errors.ConfigError("validation: episodes of a mixture cannot be listed; use --data.validation.fraction")
+        raise errors.ConfigError("validation: episodes of a mixture cannot be listed. Use --data.validation.fraction")
     kept_out = split.choose([episode.index for episode in metadata.episodes], f"dataset '{repo_id}'")
     return np.concatenate(
         [
@@ -241,20 +250,21 @@ def _frames_of(
 
 
 def transform_dataset(dataset: Dataset, data_config: DataConfig, *, skip_norm_stats: bool = False) -> Dataset:
-    """Put repack, robot, normalisation and model transforms around a dataset, in this order.
+    """Add repack, robot, normalization and model transforms, in this order.
 
     Raises:
-        MissingFileError: The statistics have not been computed (and are not skipped).
+        MissingFileError: The statistics have not been computed, and are not skipped.
     """
     if isinstance(dataset, FakeDataset):
         return dataset
+    # The mixture stays outermost, because the order of samples needs its shares.
     if isinstance(dataset, Mixture):
         parts = [transform_dataset(part, data_config, skip_norm_stats=skip_norm_stats) for part in dataset.parts]
         return Mixture(parts, dataset.shares)
     norm_stats = data_config.norm_stats
     if norm_stats is None and not skip_norm_stats:
         raise errors.MissingFileError(
-            f"norm stats of '{data_config.asset_id}' are missing; compute them with scripts/compute_norm_stats.py"
+            f"norm stats of '{data_config.asset_id}': missing. Compute them with scripts/compute_norm_stats.py"
         )
     return TransformedDataset(
         dataset,
@@ -270,15 +280,17 @@ def transform_dataset(dataset: Dataset, data_config: DataConfig, *, skip_norm_st
 def used_keys(
     data_config: DataConfig, metadata: lerobot_metadata.LeRobotMetadata, member: MixedDataset | None = None
 ) -> set[str] | None:
-    """Return the dataset keys that the repack transform reads; None if it does not come first, so that all may be used.
+    """Return the dataset keys that the repack transform reads.
+
+    None if that transform does not come first, because all keys may then be used.
 
     Args:
-        data_config: Has the repack transform.
+        data_config: The config with the repack transform.
         metadata: The dataset.
-        member: Its entry in the mixture, which may set a prompt.
+        member: The dataset's entry in the mixture, which may set a prompt.
 
     Raises:
-        DataError: Some of them are not in the dataset; the message lists all.
+        DataError: The dataset lacks some of them. The message lists all.
         ConfigError: The entry's prompt would not reach the model.
     """
     first = next(iter(data_config.repack_transforms.inputs), None)
@@ -288,13 +300,14 @@ def used_keys(
     sets_prompt = member is not None and member.prompt is not None
     if sets_prompt and "prompt" not in used:
         raise errors.ConfigError(
-            f"mixture: the prompt of '{metadata.repo_id}' would not reach the model, this config's samples have none; leave it out"
+            f"mixture: the prompt of '{metadata.repo_id}' would not reach the model, because this config's samples have "
+            "none. Leave it out"
         )
     provided = {*metadata.features, "task"} | ({"prompt"} if data_config.prompt_from_task or sets_prompt else set())
     if absent := sorted(used - provided):
         raise errors.DataError(
-            f"dataset '{metadata.repo_id}' ({metadata.root}): keys {absent} are missing; "
-            f"found {sorted(metadata.features)}; record them, or choose a config that does not use them"
+            f"dataset '{metadata.repo_id}' ({metadata.root}): keys {absent} are missing, "
+            f"found {sorted(metadata.features)}. Record them, or choose a config that does not use them"
         )
     return used
 

@@ -1,4 +1,7 @@
-"""Resizing in front of the transforms instead of among them, where the result is the same: what comes out is then worth keeping."""
+"""Resize images before the transforms, where the result is the same.
+
+What comes out no longer depends on the transforms, and is worth keeping on disk.
+"""
 
 from collections.abc import Sequence
 import functools
@@ -25,44 +28,47 @@ _RGB_BYTES = 3
 def fit_early(
     dataset: LeRobotDataset, data_config: DataConfig, *, leave_room: free_space.Claim | None = None
 ) -> LeRobotDataset:
-    """Return the dataset with its pictures in the model's size, kept on the disk once they have been decoded.
+    """Return the dataset with images in the model's size, kept on disk.
 
-    One frame is tried both ways. Where the config's transforms look at the size of a picture (a crop), or have none that
-    resizes, the dataset comes back as it is.
+    One frame is tried both ways. The dataset is returned as it is if the config's transforms depend on the size of an
+    image (a crop), or if none of them resizes.
 
     Args:
-        dataset: Gives pictures in their own size.
-        data_config: Has the transforms.
-        leave_room: For what kept pictures must leave room.
+        dataset: The dataset, with images in their own size.
+        data_config: The config with the transforms.
+        leave_room: Space that kept images must leave free.
 
     Raises:
-        DataError: The frame's pictures cannot be decoded.
+        DataError: The frame's images cannot be decoded.
     """
     chain = _until_resized(data_config)
     if not data_config.keep_images or chain is None or not dataset.image_keys:
         return dataset
     size = (chain[-1].height, chain[-1].width)
-    if not _is_the_same(dataset, _transforms.compose(chain), size):
-        logger.info("%s: the config's transforms look at the size of images; none are kept", dataset.meta.root)
+    if not _gives_the_same(dataset, _transforms.compose(chain), size):
+        logger.info("%s: no images are kept, because the config's transforms depend on their size", dataset.meta.root)
         return dataset
     variant = "_reduced" if data_config.reduced_jpeg else ""
     keep_free = leave_room.on_disk_of(dataset.meta.root) if leave_room else 0
     images = FittedImages(dataset.meta, size, keep_free=keep_free, variant=variant)
-    _tell(images.folder, len(dataset) * len(dataset.image_keys) * _RGB_BYTES * size[0] * size[1] / _GIB)
+    _log_once(images.folder, len(dataset) * len(dataset.image_keys) * _RGB_BYTES * size[0] * size[1] / _GIB)
     return dataset.with_fitted(images)
 
 
 @functools.cache
-def _tell(folder: pathlib.Path, gib: float) -> None:
-    """Say it once: several parts of a mixture, and validation, use the same folder."""
+def _log_once(folder: pathlib.Path, gib: float) -> None:
+    """Log once per folder, because training and validation use the same one."""
     logger.info(
-        "%s: pictures are kept as the model sees them, up to %.1f GiB; --data.no-keep-images decodes them each time",
+        "%s: images are kept as the model sees them, up to %.1f GiB. --data.no-keep-images decodes them each time",
         *(folder, gib),
     )
 
 
 def _until_resized(data_config: DataConfig) -> Sequence[Any] | None:
-    """The transforms up to the one that resizes; None if there is none."""
+    """Return the transforms up to the one that resizes.
+
+    None if no transform resizes.
+    """
     model = list(data_config.model_transforms.inputs)
     resizes = [i for i, transform in enumerate(model) if isinstance(transform, _transforms.ResizeImages)]
     if not resizes:
@@ -71,7 +77,8 @@ def _until_resized(data_config: DataConfig) -> Sequence[Any] | None:
     return [transform for group in groups for transform in group.inputs] + model[: resizes[0] + 1]
 
 
-def _is_the_same(dataset: LeRobotDataset, chain: _transforms.DataTransformFn, size: tuple[int, int]) -> bool:
+def _gives_the_same(dataset: LeRobotDataset, chain: _transforms.DataTransformFn, size: tuple[int, int]) -> bool:
+    """Return whether the first frame stays the same with early resizing."""
     whole = {"prompt": "", **dataset[0]}
     fitted = {
         key: image_tools.resize_with_pad(whole[key].transpose(1, 2, 0), *size).transpose(2, 0, 1)

@@ -1,4 +1,7 @@
-"""Which samples make up which batch: a pure function of (seed, position), so that it can be resumed anywhere."""
+"""Choose the samples of each batch from seed and position alone.
+
+The order is a pure function of both, so training can be resumed anywhere.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -10,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-# Samples after which each dataset of a mixture has had its share, to within one.
+# In each block of this many samples, every dataset of a mixture has its share to within one sample.
 _BLOCK = 2048
 
 
@@ -24,30 +27,30 @@ class Order(Protocol):
 
     @property
     def seed(self) -> int:
-        """What it depends on besides the position."""
+        """Seed that the order depends on, in addition to the position."""
         ...
 
     def take(self, position: int, count: int) -> np.ndarray:
-        """Return the indices of samples `position` to `position + count`, int64 (count,)."""
+        """Return the indices of `count` samples from `position` on, int64 (count,)."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleOrder:
-    """An endless order of samples: epoch after epoch, each a permutation of its own.
+    """An endless order of samples, one permutation per epoch.
 
-    Batches are cut from the endless order without regard to epochs: no sample is ever dropped, and a dataset smaller
-    than a batch simply comes again.
+    Batches are cut from the endless order without regard to epochs. No sample is ever dropped, and a dataset smaller
+    than a batch is repeated within it.
     """
 
     num_samples: int
     shuffle: bool
     seed: int
-    # Tells the datasets of a mixture apart.
+    # Separates the datasets of a mixture from each other.
     stream: int = 0
 
     def take(self, position: int, count: int) -> np.ndarray:
-        """Return the indices of samples `position` to `position + count` of the order, int64 (count,)."""
+        """Return the indices of `count` samples from `position` on, int64 (count,)."""
         parts = []
         while count > 0:
             epoch, offset = divmod(position, self.num_samples)
@@ -63,7 +66,7 @@ class SampleOrder:
         return _permutation(self.num_samples, (self.seed, epoch, self.stream) if self.stream else (self.seed, epoch))
 
 
-# A batch asks for the epoch that the one before it did; the datasets of a mixture each for their own.
+# Consecutive batches ask for the same epoch, and each dataset of a mixture asks for its own.
 @functools.lru_cache(maxsize=64)
 def _permutation(num_samples: int, seed: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(seed).permutation(num_samples)
@@ -71,10 +74,11 @@ def _permutation(num_samples: int, seed: tuple[int, ...]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class MixtureOrder:
-    """An endless order over several datasets that lie one behind the other, each with a share of the samples.
+    """An endless order over several datasets, each with its share.
 
-    In every block of 2048 samples each dataset has its share to within one sample, in random places. Within a dataset the
-    order is that of `SampleOrder`: every frame comes once before any comes again, at a pace of its own.
+    The datasets' indices follow each other. In every block of 2048 samples, each dataset has its share to within one
+    sample, in random places. Within a dataset the order is that of `SampleOrder`: every frame comes once before any
+    frame comes again, and each dataset advances at its own pace.
     """
 
     lengths: tuple[int, ...]
@@ -84,11 +88,11 @@ class MixtureOrder:
 
     @property
     def num_samples(self) -> int:
-        """Frames of all datasets."""
+        """Number of frames of all datasets."""
         return sum(self.lengths)
 
     def take(self, position: int, count: int) -> np.ndarray:
-        """Return the indices of samples `position` to `position + count` of the order, int64 (count,)."""
+        """Return the indices of `count` samples from `position` on, int64 (count,)."""
         if not self.shuffle:
             return SampleOrder(self.num_samples, shuffle=False, seed=self.seed).take(position, count)
         parts = []
@@ -103,12 +107,14 @@ class MixtureOrder:
 
 @functools.lru_cache(maxsize=4)
 def _mix(order: MixtureOrder, block: int) -> np.ndarray:
-    """Indices of the samples of one block, int64 (_BLOCK,)."""
+    """Return the indices of the samples of one block, int64 (_BLOCK,)."""
+    # Which dataset each sample comes from.
     begin, end = (_samples_before(order.shares, number) for number in (block, block + 1))
     counts = [after - before for before, after in zip(begin, end, strict=True)]
     labels = np.repeat(np.arange(len(counts)), counts)
     # The third number keeps these draws apart from those of the epochs.
     labels = np.random.default_rng((order.seed, block, len(counts), 0)).permutation(labels)
+    # Which of the dataset's frames it is.
     indices = np.empty(_BLOCK, np.int64)
     first = 0
     for stream, (length, before, taken) in enumerate(zip(order.lengths, begin, counts, strict=True)):
@@ -120,7 +126,10 @@ def _mix(order: MixtureOrder, block: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def _samples_before(shares: Sequence[float], block: int) -> list[int]:
-    """How many samples of each dataset come before a block; exact, so that it can be computed for any block alone."""
+    """Return how many samples of each dataset come before a block.
+
+    The arithmetic is exact, so that the numbers can be computed for any block alone.
+    """
     exact = [fractions.Fraction(share) for share in shares]
     borders = [0] + [math.floor(block * _BLOCK * sum(exact[: i + 1]) / sum(exact)) for i in range(len(exact))]
     return [upper - lower for lower, upper in itertools.pairwise(borders)]
