@@ -80,7 +80,7 @@ def test_a_dataset_smaller_than_a_batch_comes_again_within_it():
 
 @pytest.mark.parametrize("num_workers", [0, 3])
 @pytest.mark.parametrize("taken", [0, 1, 4])
-def test_a_restored_loader_goes_on_where_the_state_was_taken(num_workers, taken):
+def test_a_restored_loader_continues_where_the_state_was_taken(num_workers, taken):
     whole = numbers(loader(num_workers=num_workers))
     first = loader(num_workers=num_workers)
     batches = iter(first)
@@ -99,7 +99,7 @@ def test_another_seed_is_noticed_at_a_resume(caplog):
 
 def test_another_number_of_samples_is_noticed_at_a_resume(caplog):
     loader(length=12).restore(loader(length=10).state())
-    assert "begun on 10 samples and goes on with 12" in caplog.text
+    assert "began with 10 samples and continues with 12" in caplog.text
     caplog.clear()
     loader().restore({"position": 8, "seed": 3})  # of an older checkpoint
     assert not caplog.text
@@ -139,7 +139,7 @@ def test_order_is_a_pure_function_of_the_position():
         np.testing.assert_array_equal(order.take(start, count), whole[start : start + count])
 
 
-def test_a_realman_sample_reaches_the_model_normalised_padded_and_with_its_prompt(home):
+def test_a_realman_sample_reaches_the_model_normalized_padded_and_with_its_prompt(home):
     cfg = config()
     norm_stats.compute_norm_stats(cfg)
     observation, actions = next(iter(data_loader.create_data_loader(cfg, num_batches=1)))
@@ -180,7 +180,7 @@ def test_missing_statistics_name_the_file_and_the_command(home):
     assert "make norm-stats CONFIG=debug_realman" in str(info.value)
 
 
-def test_damaged_statistics_are_told_as_such(home):
+def test_damaged_statistics_are_reported_as_such(home):
     path = home / "assets/debug_realman/realman/dual_arm/norm_stats.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('{"norm_stats": {"state": ')
@@ -238,5 +238,5 @@ def test_fake_samples_have_the_shapes_of_the_model_and_repeat():
 
 
 def test_another_framework_is_refused():
-    with pytest.raises(errors.ConfigError, match="framework 'pytorch'"):
+    with pytest.raises(errors.ConfigError, match="found framework 'pytorch', expected 'jax'"):
         data_loader.create_data_loader(_config.get_config("debug"), framework="pytorch")

@@ -151,7 +151,7 @@ def test_values_that_are_not_finite_leave_older_statistics_alone(home):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (_config.get_config("debug"), "has no dataset to compute statistics of"),
+        (_config.get_config("debug"), "no dataset to compute statistics of"),
         (debug_config(assets=_config.AssetsConfig(assets_dir="gs://bucket/assets")), "takes its statistics from gs://"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Statistics know what they are of: training refuses those of other data, and says how to get the right ones."""
+"""Statistics know their data: training refuses those of other data, and says how to get the right ones."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def set_column(path: pathlib.Path, name: str, values: np.ndarray) -> None:
 
 
 def copy_dataset(home: pathlib.Path, name: str, *, scale: float = 1.0) -> None:
-    """Another dataset with the same pictures; its numbers are scaled."""
+    """Another dataset with the same images; its numbers are scaled."""
     root = home / "data/lerobot/realman" / name
     shutil.copytree(home / "data/lerobot/realman/dual_arm", root)
     for path in sorted(root.glob("data/*/*.parquet")):
@@ -93,9 +93,9 @@ def test_statistics_of_this_data_are_taken_whatever_cameras_prompts_and_split(co
     assert not [record for record in caplog.records if "norm" in record.message]
 
 
-def test_another_horizon_arm_order_or_delta_mask_is_refused_with_the_command_that_mends_it(computed):
+def test_another_horizon_arm_order_or_delta_mask_is_refused_with_the_command_that_fixes_it(computed):
     message = refusal(with_horizon(config(), 20))
-    assert "of an action horizon of 50 frames, training has 20" in message
+    assert "they have an action horizon of 50 frames, training has 20" in message
     command = "make norm-stats CONFIG=debug_realman REPO_ID=realman/dual_arm"
     assert f'{command} ARGS="--model.action-horizon 20"' in message
     message = refusal(config(arm_order="left_right"))
@@ -107,7 +107,7 @@ def test_another_horizon_arm_order_or_delta_mask_is_refused_with_the_command_tha
     assert f'{command} ARGS="--data.no-use-delta-joint-actions"' in message
 
 
-def test_the_command_that_a_refusal_names_mends_it(computed):
+def test_the_command_that_a_refusal_names_fixes_it(computed):
     cfg = with_horizon(config(arm_order="left_right"), 20)
     refusal(cfg)
     flags = ("--model.action-horizon", "20", "--data.arm-order", "left_right")
@@ -119,7 +119,7 @@ def test_statistics_of_another_dataset_are_refused_and_both_are_named(computed):
     copy_dataset(computed, "other", scale=2.0)
     assets = AssetsConfig(asset_id="realman/dual_arm")
     message = refusal(config(repo_id="realman/other", assets=assets))
-    assert "of 'realman/dual_arm' (3 episodes, 28 frames), training reads 'realman/other'" in message
+    assert "belong to 'realman/dual_arm' (3 episodes, 28 frames), training reads 'realman/other'" in message
     assert 'REPO_ID=realman/other ARGS="--data.assets.asset-id realman/dual_arm"' in message
     copy_dataset(computed, "renamed")  # the same numbers under another name
     data_loader.create_data_loader(config(repo_id="realman/renamed", assets=assets))
@@ -141,7 +141,7 @@ def test_a_changed_rate_is_refused(computed):
         slower = pa.array(np.arange(len(table)) / 25, pa.float32())
         pq.write_table(table.set_column(column, "timestamp", slower), path)
     edit_info(computed, fps=25)
-    assert "has changed since (fps 50 then, 25 now)" in refusal(config())
+    assert "has changed since (fps was 50, now 25)" in refusal(config())
 
 
 def test_a_changed_number_of_dimensions_is_refused(computed):
@@ -163,7 +163,7 @@ def test_a_changed_number_of_dimensions_is_refused(computed):
 def test_statistics_without_provenance_are_taken_with_a_warning(computed, caplog):
     (computed / "assets/debug_realman/realman/dual_arm/norm_stats.provenance.json").unlink()
     data_loader.create_data_loader(config())
-    assert "nothing says which data these norm stats are of" in caplog.text
+    assert "the data of these norm stats is unknown" in caplog.text
     assert "make norm-stats CONFIG=debug_realman" in caplog.text
 
 
@@ -277,7 +277,7 @@ def test_a_mixture_has_statistics_of_its_own_and_others_are_refused(computed):
     np.testing.assert_allclose(mixed.mean, 0.25 * alone.mean + 0.75 * 2 * alone.mean, rtol=1e-6)
     data_loader.create_data_loader(cfg)
     other_weights = tuple(dataclasses.replace(member, weight=1.0) for member in mixture)
-    assert "they weigh the datasets" in refusal(config(mixture=other_weights))
+    assert "they weight the datasets" in refusal(config(mixture=other_weights))
     assert "of 'realman/dual_arm' (3 episodes, 28 frames) with 25.0% + " in refusal(config())
 
 

@@ -1,4 +1,7 @@
-"""Batches for training: samples read and decoded by threads, a few batches ahead, in an order that can be resumed."""
+"""Deliver batches for training, in an order that can be resumed.
+
+Threads read and decode the samples, a few batches ahead.
+"""
 
 import collections
 from collections.abc import Iterator, Sequence
@@ -18,32 +21,31 @@ from openpi.training.configs.train_config import TrainConfig
 from openpi.training.host import free_space
 from openpi.training.samples import datasets
 from openpi.training.samples import early_fit
-from openpi.training.stats import data_flags
-from openpi.training.stats import provenance as stats_provenance
+from openpi.training.stats import check as stats_check
 
 logger = logging.getLogger(__name__)
 
-# Batches that are being read while one is trained on.
+# Batches that are read while the model trains on one.
 _PREFETCH_BATCHES = 3
-# Seed of the order of validation samples: the same in every run, so that runs can be compared.
+# Seed of the order of validation samples. It is the same in every run, so that runs can be compared.
 _VALIDATION_SEED = 0
 
 Batch = tuple[_model.Observation, _model.Actions]
 
 
 class LoaderState(TypedDict):
-    """Where a loader stands; plain values, to be stored with a checkpoint."""
+    """Position of a loader, as plain values to store with a checkpoint."""
 
     # Samples delivered since the start of training, over all processes.
     position: int
     # Seed of their order.
     seed: int
-    # Samples of the dataset: the order depends on it. Absent in older checkpoints.
+    # Number of samples of the dataset, which the order depends on. Absent in older checkpoints.
     num_samples: NotRequired[int]
 
 
 class DataLoader:
-    """Iterates over batches (observation, actions) of device arrays.
+    """Batches (observation, actions) of device arrays.
 
     The order depends on the seed alone, not on the number of threads. Each process of a multi-process run reads only
     its own rows of every batch.
@@ -66,12 +68,12 @@ class DataLoader:
 
         Args:
             dataset: Samples with transforms applied.
-            data_config: What they were made from.
-            batch_size: Samples a batch, over all processes.
-            sharding: Placement of the batches; None: dimension 0 over all devices.
-            shuffle: Permute the samples, anew in each epoch.
-            num_batches: Batches per iteration; None: endless.
-            num_workers: Reading threads; 0 reads in the caller's thread, when a batch is asked for.
+            data_config: The config they were made from.
+            batch_size: Samples per batch, over all processes.
+            sharding: Placement of the batches. The default splits dimension 0 over all devices.
+            shuffle: Permute the samples, differently in each epoch.
+            num_batches: Batches per iteration. None means endless.
+            num_workers: Number of reading threads. With 0, the caller's thread reads each batch when it asks for it.
             seed: Seed of the permutations.
             rewind: Begin every iteration at the start of the order, instead of where the last one ended.
 
@@ -80,7 +82,7 @@ class DataLoader:
         """
         if batch_size % jax.process_count():
             raise errors.ConfigError(
-                f"batch_size: {batch_size} cannot be split over {jax.process_count()} processes; choose a multiple"
+                f"batch_size: {batch_size} cannot be split over {jax.process_count()} processes. Choose a multiple"
             )
         self._dataset = dataset
         self._data_config = data_config
@@ -93,24 +95,26 @@ class DataLoader:
         self._position = 0
 
     def data_config(self) -> DataConfig:
-        """Return what the samples were made from."""
+        """Return the config that the samples were made from."""
         return self._data_config
 
     @property
     def num_batches(self) -> int | None:
-        """Batches per iteration; None: endless."""
+        """Batches per iteration. None means endless."""
         return self._num_batches
 
     @property
     def num_samples(self) -> int:
-        """Samples of the dataset: those of one epoch."""
+        """Number of samples of the dataset, which is one epoch."""
         return self._order.num_samples
 
     def spec(self) -> Batch:
-        """Return shapes and types of a batch as ShapeDtypeStructs; reads one sample.
+        """Return shapes and types of a batch as ShapeDtypeStructs.
+
+        One sample is read.
 
         Raises:
-            DataError: It cannot be read.
+            DataError: The sample cannot be read.
         """
 
         def batched(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -120,28 +124,28 @@ class DataLoader:
         return jax.eval_shape(lambda batch: (_model.Observation.from_dict(batch), batch["actions"]), batch)
 
     def state(self) -> LoaderState:
-        """Return the position after the last batch that was handed out."""
+        """Return the position after the last batch that was delivered."""
         return LoaderState(position=self._position, seed=self._order.seed, num_samples=self.num_samples)
 
     def restore(self, state: LoaderState) -> None:
-        """Go on where `state` was taken; applies to iterations that begin afterwards."""
+        """Continue from `state`, in iterations that begin afterwards."""
         if state["seed"] != self._order.seed:
             logger.warning(
-                "data loader: the run was begun with seed %d and goes on with seed %d: samples may come twice",
+                "data loader: the run began with seed %d and continues with seed %d. Samples may come twice",
                 state["seed"],
                 self._order.seed,
             )
         if state.get("num_samples", self.num_samples) != self.num_samples:
             logger.warning(
-                "data loader: the run was begun on %d samples and goes on with %d (other data, mixture or validation "
-                "episodes): samples may come twice",
+                "data loader: the run began with %d samples and continues with %d (other data, mixture or validation "
+                "episodes). Samples may come twice",
                 state["num_samples"],
                 self.num_samples,
             )
         self._position = state["position"]
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from the present position on.
+        """Yield batches from the current position on.
 
         Raises:
             DataError: A sample cannot be read.
@@ -154,13 +158,14 @@ class DataLoader:
             yield _model.Observation.from_dict(batch), batch["actions"]
 
     def _indices(self, position: int) -> list[int]:
-        """Indices of this process's rows of the batch at `position`."""
+        """Return the indices of this process's rows of the batch at `position`."""
         local = self._batch_size // jax.process_count()
         return self._order.take(position + jax.process_index() * local, local).tolist()
 
     def _read_batches(self) -> Iterator[dict[str, Any]]:
         end = None if self._num_batches is None else self._position + self._num_batches * self._batch_size
         next_position = self._position
+        # Without threads.
         if self._num_workers == 0:
             while end is None or next_position < end:
                 yield _collate([self._dataset[index] for index in self._indices(next_position)])
@@ -168,7 +173,7 @@ class DataLoader:
             return
 
         readers = concurrent.futures.ThreadPoolExecutor(self._num_workers, thread_name_prefix="loader")
-        # A thread of its own: it waits for readers, and must not take a place among them.
+        # The collator has a thread of its own, because it waits for readers and must not take a reader's thread.
         collator = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="loader-collate")
         pending: collections.deque[concurrent.futures.Future[dict[str, Any]]] = collections.deque()
         try:
@@ -196,7 +201,7 @@ def _over_all_devices() -> jax.sharding.Sharding:
 
 
 def _collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    # float64 (statistics are float64) would become float32 on the device anyway; halve the copy.
+    # The device would turn float64 (from the statistics) into float32 anyway. Doing it here halves the copy.
     def stack(*leaves: Any) -> np.ndarray:
         stacked = np.stack([np.asarray(leaf) for leaf in leaves])
         return stacked.astype(np.float32) if stacked.dtype == np.float64 else stacked
@@ -221,21 +226,21 @@ def create_data_loader(
     """Build the loader of a training config.
 
     Args:
-        config: Decides dataset, batch size, threads and seed.
-        sharding: Placement of the batches; None: dimension 0 over all devices.
-        shuffle: Permute the samples, anew in each epoch.
-        num_batches: Batches per iteration; None: endless.
-        skip_norm_stats: Leave the samples unnormalised.
-        framework: Kind of arrays; only "jax".
-        leave_room: For what kept pictures must leave room on their disk.
+        config: Sets dataset, batch size, threads and seed.
+        sharding: Placement of the batches. The default splits dimension 0 over all devices.
+        shuffle: Permute the samples, differently in each epoch.
+        num_batches: Batches per iteration. None means endless.
+        skip_norm_stats: Do not normalize the samples.
+        framework: Kind of arrays. Only "jax" is supported.
+        leave_room: Space that kept images must leave free on their disk.
 
     Raises:
-        MissingFileError: Dataset or statistics are missing; the message says what makes them.
-        DataError: The dataset cannot be read or lacks what the config asks for.
+        MissingFileError: Dataset or statistics are missing. The message names the command that makes them.
+        DataError: The dataset cannot be read, lacks what the config asks for, or is not that of the statistics.
         ConfigError: The config contradicts itself.
     """
     if framework != "jax":
-        raise errors.ConfigError(f"data loader: framework '{framework}' is not available, only 'jax'")
+        raise errors.ConfigError(f"data loader: found framework '{framework}', expected 'jax'")
     dataset, data_config = _open(config, "train", skip_norm_stats=skip_norm_stats, leave_room=leave_room)
     return DataLoader(
         dataset,
@@ -252,16 +257,16 @@ def create_data_loader(
 def create_validation_loader(
     config: TrainConfig, *, sharding: jax.sharding.Sharding | None = None, num_batches: int | None = None
 ) -> DataLoader | None:
-    """Build the loader of the episodes that a training config keeps out of training (`config.data.validation`).
+    """Build the loader of the episodes kept out of training.
 
-    Every iteration over it gives the same batches in the same order, also in another run, with another seed of
-    training or after a resume. The frames come shuffled, so that a few batches show all episodes. Batches have
-    `config.batch_size` samples; the last one of a pass is filled up from the start of a new one.
+    `config.data.validation` chooses them. Every iteration gives the same batches in the same order, also in another
+    run, with another seed of training or after a resume. The frames are shuffled, so that a few batches show all
+    episodes. Batches have `config.batch_size` samples. The last batch of a pass is filled up from the start of the next.
 
     Args:
-        config: Decides dataset, split, batch size and threads.
-        sharding: Placement of the batches; None: dimension 0 over all devices.
-        num_batches: Batches per iteration, at most one pass over the frames kept out; None: one pass.
+        config: Sets dataset, split, batch size and threads.
+        sharding: Placement of the batches. The default splits dimension 0 over all devices.
+        num_batches: Batches per iteration, at most one pass over the frames kept out. None means one pass.
 
     Returns:
         The loader, or None if nothing is kept out.
@@ -296,58 +301,14 @@ def _open(
     data_config = config.data.create(config.assets_dirs, config.model)
     if data_config.repo_id == FAKE_REPO_ID:
         return datasets.create_dataset(data_config, config.model.action_horizon, config.model), data_config
-    if not skip_norm_stats and data_config.norm_stats is None:
-        raise errors.MissingFileError(
-            f"{_stats_folder(config, data_config)}/norm_stats.json: the normalisation statistics of config "
-            f"'{config.name}' are missing; compute them with '{data_flags.norm_stats_command(config)}'"
-        )
+    if not skip_norm_stats:
+        stats_check.check_present(config, data_config)
     sources = datasets.open_sources(data_config, config.model.action_horizon)
     if not skip_norm_stats and part == "train":
-        _check_norm_stats(config, data_config, sources)
+        stats_check.check_data(config, data_config, sources)
     sources = [
         dataclasses.replace(source, dataset=early_fit.fit_early(source.dataset, data_config, leave_room=leave_room))
         for source in sources
     ]
     dataset = datasets.join(sources, data_config, part)
     return datasets.transform_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats), data_config
-
-
-def _stats_folder(config: TrainConfig, data_config: DataConfig) -> str:
-    return f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
-
-
-def _check_norm_stats(config: TrainConfig, data_config: DataConfig, sources: Sequence[datasets.MixedSource]) -> None:
-    """Refuse statistics of other data. Those that the config fetches from elsewhere need only fit the transforms."""
-    folder = _stats_folder(config, data_config)
-    provenance = data_config.norm_stats_provenance
-    if provenance is None:
-        logger.warning(
-            "%s: nothing says which data these norm stats are of (the original openpi writes no provenance); "
-            "'%s' computes them from this dataset",
-            folder,
-            data_flags.norm_stats_command(config),
-        )
-        return
-    basis = stats_provenance.describe(
-        data_config,
-        config.model.action_horizon,
-        [_facts(source, data_config) for source in sources],
-        sources[0].dataset.meta,
-    )
-    problems = stats_provenance.transform_differences(provenance, basis)
-    other_data = stats_provenance.data_differences(provenance, basis)
-    if config.data.assets.assets_dir is None:
-        problems += other_data
-    elif other_data:
-        logger.warning("%s: norm stats of other data, as the config asks for: %s", folder, "; ".join(other_data))
-    if problems:
-        raise errors.DataError(
-            f"{folder}/norm_stats.json: does not belong to this training: {'; '.join(problems)}. "
-            f"Compute the statistics again with '{data_flags.norm_stats_command(config)}'"
-        )
-
-
-def _facts(source: datasets.MixedSource, data_config: DataConfig) -> dict[str, Any]:
-    metadata = source.dataset.meta
-    keys = stats_provenance.stats_keys(metadata, datasets.used_keys(data_config, metadata, source.member))
-    return stats_provenance.dataset_facts(source.member.repo_id, source.share, metadata, source.dataset.columns, keys)

@@ -1,1 +1,1 @@
-"""Normalization statistics: computed exactly, stored with their provenance, checked before training."""
+"""Compute normalization statistics exactly, store their provenance, and check them."""

@@ -1,4 +1,7 @@
-"""The flags that tell a config from the registered one of its name: for commands that a message asks the user to run."""
+"""Build the command that computes the statistics of a config.
+
+Its flags are those values of the config that differ from the registered config of the same name.
+"""
 
 import dataclasses
 import shlex
@@ -8,12 +11,12 @@ from openpi.training import config as _config
 from openpi.training.configs.mixture import MixedDataset
 from openpi.training.configs.train_config import TrainConfig
 
-# What statistics do not depend on, or what the command has a variable for.
+# Fields that statistics do not depend on, or that the command has a variable for.
 _LEFT_OUT = frozenset({"repo_id", "validation", "default_prompt", "base_camera", "reduced_jpeg", "keep_images"})
 
 
 def norm_stats_command(config: TrainConfig) -> str:
-    """Return the command that computes the statistics which the training of `config` wants."""
+    """Return the command that computes the statistics of a training."""
     flags = _data_flags(config)
     arguments = f' ARGS="{" ".join(flags)}"' if flags else ""
     return f"make norm-stats CONFIG={config.name} REPO_ID={config.data.repo_id}{arguments}"
@@ -33,6 +36,7 @@ def _data_flags(config: TrainConfig) -> list[str]:
 
 
 def _flags(prefix: str, value: Any, default: Any) -> list[str]:
+    """Return a flag for each field that differs from its default."""
     if type(value) is not type(default):
         return []
     flags = []

@@ -1,6 +1,7 @@
-"""Mean, deviation and exact quantiles of vectors that come in blocks, of one dataset or of a weighted mixture of several.
+"""Compute mean, deviation and exact quantiles of vectors that come in blocks.
 
-Only the tails are kept that the quantiles can depend on, so memory stays at a few hundredths of the data.
+The vectors belong to one dataset, or to a weighted mixture of several. Only the tails that the quantiles can depend on
+are kept, so memory stays at a few hundredths of the data.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,10 @@ class VectorStats:
     """Moments and tails of the vectors of one dataset."""
 
     def __init__(self, num_vectors: int, share: float = 1.0) -> None:
-        """Prepare for `num_vectors` vectors in all; the length of the tails follows from it.
+        """Set the length of the tails.
 
         Args:
-            num_vectors: How many will come.
+            num_vectors: How many vectors will come in total.
             share: Share of this dataset in the mixture, 0..1. The smaller it is, the further into this dataset a
                 quantile of the mixture can lie.
         """
@@ -42,19 +43,19 @@ class VectorStats:
         """
         if not np.isfinite(vectors).all():
             raise errors.DataError(f"norm stats: {int((~np.isfinite(vectors)).sum())} values are not finite")
-        rows = np.ascontiguousarray(vectors.T)  # [d, n]: everything below goes along memory
+        rows = np.ascontiguousarray(vectors.T)  # [d, n], so that everything below reads memory in order
         self._add_tails(rows)
         self._add_moments(rows.astype(np.float64))
 
     def _add_tails(self, rows: np.ndarray) -> None:
         none = rows[:, :0]
         low, high = (self._low, self._high) if self._count else (none, none)
-        # [d, n]; not sorted
+        # [d, n], not sorted
         self._low = _add_to_tail(low, rows, self._num_tail, is_low=True)
         self._high = _add_to_tail(high, rows, self._num_tail, is_low=False)
 
     def _add_moments(self, rows: np.ndarray) -> None:
-        """Merge a block, float64 [d, n]; it is used up."""
+        """Merge a block, float64 [d, n], and overwrite it."""
         num = rows.shape[1]
         mean = rows.mean(axis=1)
         rows -= mean[:, None]
@@ -62,7 +63,7 @@ class VectorStats:
         if self._count == 0:
             self._mean, self._squares = mean, squares
         else:
-            # Parallel variance (Chan, Golub, LeVeque 1979): no difference of large squares.
+            # Parallel variance (Chan, Golub, LeVeque 1979) never subtracts large squares from each other.
             total = self._count + num
             shift = mean - self._mean
             self._squares += squares + shift**2 * (self._count * num / total)
@@ -70,25 +71,31 @@ class VectorStats:
         self._count += num
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and variance (population) of all vectors, float64 (d,).
+        """Return mean and population variance of all vectors, float64 (d,).
 
         Raises:
-            ValueError: Fewer or more vectors came than were announced.
+            ValueError: Fewer or more vectors came than `num_vectors`.
         """
         if self._count != self._expected:
             raise ValueError(f"expected {self._expected} vectors, found {self._count}")
         return self._mean, self._squares / self._count
 
     def tails(self, dim: int) -> tuple[np.ndarray, np.ndarray, float]:
-        """Return the lowest values of a dimension, the highest ones, and the share of the mixture that each stands for."""
+        """Return the lowest and the highest values of a dimension.
+
+        The third result is the share of the mixture that each value represents.
+        """
         return self._low[dim], self._high[dim], self.share / self._count
 
 
 def _add_to_tail(tail: np.ndarray, rows: np.ndarray, size: int, *, is_low: bool) -> np.ndarray:
-    """Return the `size` lowest (or highest) numbers per dimension of a tail [d, <= size] and a block [d, n], in any order."""
+    """Return the `size` lowest (or highest) numbers per dimension.
+
+    They are chosen from a tail [d, <= size] and a block [d, n], and come in any order.
+    """
     if tail.shape[1] < size:
         return _select(np.concatenate([tail, rows], axis=1), size, is_low=is_low)
-    # Few numbers of a later block go further than the tail; selecting among those alone takes a third of the time.
+    # Few numbers of a later block lie outside the tail. Selecting among those alone takes a third of the time.
     bounds = tail.max(axis=1) if is_low else tail.min(axis=1)
     result = []
     for kept, row, bound in zip(tail, rows, bounds, strict=True):
@@ -98,7 +105,10 @@ def _add_to_tail(tail: np.ndarray, rows: np.ndarray, size: int, *, is_low: bool)
 
 
 def _select(x: np.ndarray, size: int, *, is_low: bool) -> np.ndarray:
-    """Return the `size` lowest (or highest) numbers along the last axis, all of them if there are no more."""
+    """Return the `size` lowest (or highest) numbers along the last axis.
+
+    If there are fewer, return all of them.
+    """
     if x.shape[-1] <= size:
         return x
     return (np.partition(x, size - 1)[..., :size] if is_low else np.partition(x, -size)[..., -size:]).copy()
@@ -106,19 +116,22 @@ def _select(x: np.ndarray, size: int, *, is_low: bool) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distribution:
-    """Statistics, and what else a report says of the values; every field has shape [d]."""
+    """Statistics, and what else a report says about the values.
+
+    Every field has shape [d].
+    """
 
     stats: normalize.NormStats
     low: np.ndarray
     high: np.ndarray
-    # Share of the values outside q01..q99: those that quantile normalisation puts outside -1..1.
+    # Share of the values outside q01..q99, which quantile normalization maps outside -1..1.
     outside: np.ndarray
 
 
 def combine(parts: Sequence[VectorStats]) -> Distribution:
-    """Return the statistics of the mixture of `parts`, whose shares sum to 1.
+    """Return the statistics of a mixture, whose shares sum to 1.
 
-    A quantile q is the smallest value that at least the share q of all values does not exceed.
+    A quantile q is the smallest value such that at least the share q of all values is not above it.
     """
     means, variances = (np.stack(values) for values in zip(*(part.moments() for part in parts), strict=True))
     shares = np.array([part.share for part in parts])[:, None]
@@ -130,12 +143,12 @@ def combine(parts: Sequence[VectorStats]) -> Distribution:
 
 
 def _tails_of(tails: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> tuple[float, float, float, float, float]:
-    """q01, q99, smallest, largest value and share outside q01..q99 of one dimension."""
+    """Return q01, q99, smallest, largest value and share outside of one dimension."""
     low, high = (np.concatenate([tail[side] for tail in tails]).astype(np.float64) for side in (0, 1))
     low_mass, high_mass = (np.concatenate([np.full(len(tail[side]), tail[2]) for tail in tails]) for side in (0, 1))
     order = np.argsort(low, kind="stable")
     low, below = low[order], np.cumsum(low_mass[order])  # share up to and with each value
-    # Equal values belong together: the share up to a value is that at its last copy.
+    # Equal values belong together, so the share up to a value is the share at its last copy.
     q01 = low[np.argmax(below >= _TAIL * (1 - _SLACK))]
     order = np.argsort(high, kind="stable")[::-1]
     high, high_mass = high[order], high_mass[order]

@@ -1,8 +1,8 @@
-"""Normalisation statistics from the state and action columns alone: no image is read, every frame counts.
+"""Compute normalization statistics from the state and action columns alone.
 
-Each frame contributes its state and the `action_horizon` action rows that start at it (the episode's last row repeated
-beyond its end), after the config's repack and robot transforms. Means and deviations are float64, quantiles exact. Of a
-mixture, each dataset counts with its share of the samples.
+No image is read, and every frame counts. Each frame contributes its state and the `action_horizon` action rows that
+start at it (the episode's last row is repeated beyond its end), after the config's repack and robot transforms. Means
+and deviations are float64, quantiles are exact. Each dataset of a mixture counts with its share of the samples.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,23 +29,23 @@ from openpi.training.stats import provenance as stats_provenance
 import openpi.transforms as _transforms
 
 STAT_KEYS = ("state", "actions")
-# Vectors that are transformed at once; bounds memory (14 float32 numbers each: 11 MB, and copies of it).
+# Vectors that are transformed at once. It bounds memory: 11 MB at 14 float32 numbers each, and copies of them.
 _BLOCK_VECTORS = 200_000
-# Frames on which batches of frames are tried.
+# Frames on which the transforms are tried with a batch.
 _NUM_TRIED = 16
-# Time between redraws of a progress bar, s: rarely where each one is a line of a log file.
+# Time between redraws of a progress bar, s. It is long where each redraw is a line of a log file.
 _BAR_INTERVAL_S = 0.5 if sys.stderr.isatty() else 20.0
-# q99 - q01 of a normal distribution, in standard deviations: what a floor of the range means for the deviation.
+# q99 - q01 of a normal distribution, in standard deviations. It turns a floor of the range into one of the deviation.
 _NORMAL_SPAN = 4.653
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was computed and where it lies."""
+    """What was computed and where it was written."""
 
     path: pathlib.Path
     distributions: dict[str, exact_stats.Distribution]
-    # What was written: the above with the floor applied.
+    # The statistics that were written: those of `distributions` with the floor applied.
     stats: dict[str, normalize.NormStats]
     # Name of each number of `state` and `actions`, in the model's order.
     names: dict[str, list[str]]
@@ -56,25 +56,26 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _StatsInput:
-    """The numbers of one dataset."""
+    """The numbers of one dataset that enter the statistics."""
 
     repo_id: str
     metadata: lerobot_metadata.LeRobotMetadata
-    # By key, (n, ...).
+    # Number columns by key, (n, ...).
     columns: Mapping[str, np.ndarray]
     # Indices of the frames that count, sorted.
     frames: np.ndarray
+    # Share of the samples, 0..1.
     share: float
 
 
 def compute_norm_stats(config: TrainConfig, *, max_frames: int | None = None, min_range: float = 0.0) -> Report:
-    """Compute a config's statistics and write them where its training reads them.
+    """Compute a config's statistics and write them where training reads them.
 
     Args:
         config: Names datasets, transforms and target folder.
-        max_frames: Use only so many frames, drawn at random (seed 0); None: all.
-        min_range: Least q99 - q01 of a dimension, in its unit; ranges below are widened around their middle, and
-            deviations raised to those of a normal distribution of that range.
+        max_frames: Use only this many frames, drawn at random (seed 0). None means all.
+        min_range: Smallest q99 - q01 of a dimension, in its unit. Smaller ranges are widened around their middle, and
+            deviations are raised to those of a normal distribution of that range.
 
     Raises:
         ConfigError: The config has no dataset, or reads its statistics from a URL.
@@ -82,6 +83,7 @@ def compute_norm_stats(config: TrainConfig, *, max_frames: int | None = None, mi
         DataError: A dataset cannot be read, or holds values that are not finite.
     """
     start = time.perf_counter()
+    # Check the flags before anything is read.
     if not 0 <= min_range < np.inf:
         raise errors.ConfigError(f"min_range: found {min_range}, expected a range of 0 or more")
     target = _target_dir(config)
@@ -90,6 +92,7 @@ def compute_norm_stats(config: TrainConfig, *, max_frames: int | None = None, mi
     num_frames = sum(len(source.frames) for source in sources)
     distributions = _accumulate(sources, data_config, config.model.action_horizon, num_frames)
     stats = {key: _with_floor(found.stats, min_range) for key, found in distributions.items()}
+    # Store them with a description of the data they belong to.
     basis = _basis(sources, data_config, config.model.action_horizon)
     provenance = stats_provenance.make(basis, config=config.name, frames_used=num_frames, min_range=min_range)
     normalize.save(target, stats, provenance)
@@ -109,12 +112,12 @@ def _target_dir(config: TrainConfig) -> pathlib.Path:
     asset_id = assets.asset_id or config.data.repo_id
     if not isinstance(asset_id, str) or asset_id == FAKE_REPO_ID:
         raise errors.ConfigError(
-            f"config '{config.name}': has no dataset to compute statistics of; choose one that has"
+            f"config '{config.name}': no dataset to compute statistics of. Choose a config that has one"
         )
     if assets.assets_dir is not None and "://" in assets.assets_dir:
         raise errors.ConfigError(
-            f"config '{config.name}': takes its statistics from {assets.assets_dir}/{asset_id}; nothing to compute "
-            "('--data.assets.assets-dir None' here and in training takes those of its own data)"
+            f"config '{config.name}': its statistics come from {assets.assets_dir}/{asset_id}, nothing to compute. To "
+            "use those of its own data, give '--data.assets.assets-dir None' here and in training"
         )
     return pathlib.Path(assets.assets_dir or config.assets_dirs) / asset_id
 
@@ -149,7 +152,7 @@ def _check_finite(repo_id: str, metadata: lerobot_metadata.LeRobotMetadata, colu
             episode = metadata.episode_of(frame)
             raise errors.DataError(
                 f"dataset '{repo_id}', episode {episode.index}, frame {frame - episode.first_frame}: '{key}' [{dim}] is "
-                f"not finite ({len(bad)} such values); convert the recording again, or remove the episode"
+                f"not finite ({len(bad)} such values). Convert the recording again, or remove the episode"
             )
 
 
@@ -160,7 +163,7 @@ def _choose_frames(num_frames: int, wanted: int | None) -> np.ndarray:
 
 
 class _Sampler:
-    """Gives transformed states and action windows of many frames at once."""
+    """Transformed states and action windows of many frames at once."""
 
     def __init__(self, source: _StatsInput, data_config: DataConfig, action_horizon: int) -> None:
         self._source = source
@@ -171,7 +174,7 @@ class _Sampler:
         self._stand_ins = stats_provenance.stand_ins(source.metadata)
 
     def blocks(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Yield the number of frames of a block, and its vectors (n, d) by key."""
+        """Yield each block's number of frames and its vectors (n, d)."""
         frames = self._source.frames
         read = self._read_batch if self._takes_batches() else self._read_singly
         size = max(_BLOCK_VECTORS // len(self._window), 1)
@@ -180,7 +183,7 @@ class _Sampler:
             yield len(block), {key: x.reshape(-1, x.shape[-1]) for key, x in read(block).items()}
 
     def _takes_batches(self) -> bool:
-        """Whether the transforms make of a batch of frames what they make of each."""
+        """Return whether the transforms treat a batch of frames like single frames."""
         frames = self._source.frames
         tried = frames[np.linspace(0, len(frames) - 1, min(_NUM_TRIED, len(frames))).astype(int)]
         singly = self._read_singly(tried)
@@ -202,7 +205,7 @@ class _Sampler:
         return {key: np.stack([np.atleast_1d(result[key]) for result in results]) for key in STAT_KEYS}
 
     def _sample(self, frames: np.ndarray | np.integer) -> dict[str, Any]:
-        """One frame, or a batch of them, as the transforms want it."""
+        """Return one frame, or a batch, as input of the transforms."""
         columns = self._source.columns
         sample = self._stand_ins | {key: column[frames] for key, column in columns.items()}
         window = np.minimum(frames[..., None] + self._window, self._last[frames][..., None])
@@ -253,7 +256,8 @@ def _basis(sources: Sequence[_StatsInput], data_config: DataConfig, action_horiz
 
 
 def _dim_names(metadata: lerobot_metadata.LeRobotMetadata, data_config: DataConfig) -> dict[str, list[str]]:
-    """Name the numbers after the transforms: each after the one number of the dataset that moves it most."""
+    """Name each transformed number after the dataset's number that moves it most."""
+    # A frame in which every number is 0.5.
     transform = _chain(data_config)
     keys = stats_provenance.stats_keys(metadata, datasets.used_keys(data_config, metadata))
     base = stats_provenance.stand_ins(metadata)
@@ -264,10 +268,11 @@ def _dim_names(metadata: lerobot_metadata.LeRobotMetadata, data_config: DataConf
         result = transform(dict(sample))
         return {key: np.asarray(result[key], np.float64).reshape(-1) for key in STAT_KEYS}
 
+    # Move one number of the dataset at a time, and see what changes.
     still = outputs(base)
     names = {key: [str(i) for i in range(len(value))] for key, value in still.items()}
     most = {key: np.zeros(len(value)) for key, value in still.items()}
-    # Actions last: they name what depends on both, a difference to the state.
+    # Actions come last, because a number that depends on both (a difference to the state) is named after the action.
     for key in sorted(keys, key=lambda key: key in data_config.action_sequence_keys):
         for i, name in enumerate(metadata.dim_names(key)):
             moved = base[key].copy()

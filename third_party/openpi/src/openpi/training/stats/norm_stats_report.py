@@ -1,19 +1,20 @@
-"""A table of normalisation statistics that shows the dimensions which will make trouble."""
+"""Show normalization statistics, and the dimensions that will cause trouble."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import rich.table
 
+from openpi.shared.normalize import NormStats
 from openpi.training.stats.exact_stats import Distribution
 from openpi.training.stats.norm_stats import Report
 
-# A normalised value is divided by the range; below this a dimension is constant for all purposes.
+# A normalized value is divided by the range. Below this range, in the unit of the data, a dimension counts as constant.
 TINY_RANGE = 1e-3
 
 
 def findings(distribution: Distribution, min_range: float = 0.0) -> list[str]:
-    """Say of each dimension what is wrong with it; an empty text: nothing."""
+    """Say what is wrong with each dimension. An empty text means nothing."""
     span = distribution.stats.q99 - distribution.stats.q01
     texts = []
     for is_constant, is_tiny, is_raised in zip(
@@ -25,10 +26,13 @@ def findings(distribution: Distribution, min_range: float = 0.0) -> list[str]:
 
 
 def table(report: Report, key: str) -> rich.table.Table:
-    """Draw the statistics of one key, a row a dimension, in the model's order."""
+    """Draw the statistics of one key, with a row per dimension.
+
+    Rows are in the model's order.
+    """
     found = report.distributions[key]
     stats = report.stats[key]
-    largest = np.maximum(_normalised(found.high, stats), -_normalised(found.low, stats))
+    largest = np.maximum(_normalized(found.high, stats), -_normalized(found.low, stats))
     result = rich.table.Table(title=key, title_justify="left")
     for heading in ("", "mean", "std", "q01", "q99", "q99-q01", "outside +-1", "largest", "finding"):
         result.add_column(heading, justify="left" if heading in ("", "finding") else "right", no_wrap=True)
@@ -42,12 +46,12 @@ def table(report: Report, key: str) -> rich.table.Table:
     return result
 
 
-def _normalised(values: np.ndarray, stats: object) -> np.ndarray:
+def _normalized(values: np.ndarray, stats: NormStats) -> np.ndarray:
     return 2 * (values - stats.q01) / (stats.q99 - stats.q01 + 1e-6) - 1
 
 
 def advice(report: Report) -> Sequence[str]:
-    """Return one line per key that has dimensions which hardly move."""
+    """Return one line for each key with dimensions that hardly move."""
     lines = []
     for key, found in report.distributions.items():
         texts = findings(found)
@@ -55,6 +59,6 @@ def advice(report: Report) -> Sequence[str]:
         if named and report.min_range < TINY_RANGE:
             lines.append(
                 f"{key}: {', '.join(named)}: any deviation there is amplified more than a thousand times. Check the "
-                "recordings ('make inspect'); where it is meant so (an arm that is not used), set a floor: --min-range 0.05"
+                "recordings ('make inspect'). If it is intended (an arm that is not used), set a floor: --min-range 0.05"
             )
     return lines

@@ -1,4 +1,4 @@
-"""What normalisation statistics were computed from, and whether that is what a run trains on."""
+"""Describe what statistics were computed from, and compare it with a run."""
 
 from collections.abc import Mapping, Sequence
 import datetime as dt
@@ -16,7 +16,7 @@ from openpi.training.samples import datasets
 import openpi.transforms as _transforms
 
 _FORMAT = 1
-# Stands in for every camera: robot transforms want images, the statistics do not depend on them.
+# Stands in for every camera. Robot transforms need images, but the statistics do not depend on them.
 _DUMMY_IMAGE = np.zeros((3, 1, 1), np.uint8)
 # Rounding between platforms, in the units of the data.
 _PROBE_TOLERANCE = 1e-4
@@ -27,28 +27,31 @@ def stats_keys(metadata: LeRobotMetadata, used: set[str] | None) -> list[str]:
 
     Args:
         metadata: The dataset.
-        used: Keys that the config reads; None: all.
+        used: Keys that the config reads. None means all.
     """
     return [key for key in metadata.column_keys if key not in INDEX_KEYS and (used is None or key in used)]
 
 
 def stand_ins(metadata: LeRobotMetadata) -> dict[str, Any]:
-    """Return values for the keys of a frame that transforms ask for and statistics ignore."""
+    """Return values for keys that transforms read and statistics ignore."""
     return dict.fromkeys(metadata.camera_keys, _DUMMY_IMAGE) | dict.fromkeys(INDEX_KEYS, 0) | {"task": "", "prompt": ""}
 
 
 def dataset_facts(
     repo_id: str, share: float, metadata: LeRobotMetadata, columns: Mapping[str, np.ndarray], keys: Sequence[str]
 ) -> dict[str, Any]:
-    """Describe a dataset by what statistics depend on: pictures, task texts and the way of storage may change.
+    """Describe a dataset by what statistics depend on.
+
+    Images, task texts and the way of storage may change without changing the description.
 
     Args:
-        repo_id: Its name.
-        share: Its share of the samples.
+        repo_id: Name of the dataset.
+        share: Its share of the samples, 0..1.
         metadata: Its `meta/` folder.
         columns: Its number columns, by key.
-        keys: Those that count.
+        keys: Keys of the columns that count.
     """
+    # The hash covers every number, so that any other data is noticed.
     digest = hashlib.sha256()
     digest.update(repr((metadata.fps, [episode.length for episode in metadata.episodes])).encode())
     for key in sorted(keys):
@@ -69,13 +72,13 @@ def dataset_facts(
 def describe(
     data_config: DataConfig, action_horizon: int, facts: Sequence[Mapping[str, Any]], metadata: LeRobotMetadata
 ) -> dict[str, Any]:
-    """Return the part of a provenance that says what statistics are of.
+    """Return the part of a provenance that describes data and transforms.
 
     Args:
         data_config: Names the transforms.
         action_horizon: Length of the windows of actions, frames.
-        facts: Of each dataset, from `dataset_facts`.
-        metadata: Of the first dataset.
+        facts: Facts of each dataset, from `dataset_facts`.
+        metadata: Metadata of the first dataset.
     """
     chain = [*data_config.repack_transforms.inputs, *data_config.data_transforms.inputs]
     return {
@@ -89,7 +92,10 @@ def describe(
 def _probe(
     chain: Sequence[_transforms.DataTransformFn], data_config: DataConfig, metadata: LeRobotMetadata
 ) -> dict[str, list]:
-    """What the transforms make of a frame of distinct numbers: tells orders, masks and units apart, whatever their names."""
+    """Return what the transforms make of a frame of distinct numbers.
+
+    It differs where orders, masks or units differ, even under the same names.
+    """
     sample = stand_ins(metadata)
     for position, key in enumerate(stats_keys(metadata, None)):
         shape = metadata.features[key]["shape"]
@@ -102,11 +108,11 @@ def _probe(
 
 
 def make(basis: Mapping[str, Any], **computed: Any) -> Provenance:
-    """Return the provenance to store beside statistics.
+    """Return the provenance to store with statistics.
 
     Args:
-        basis: From `describe`.
-        computed: How they were computed: further plain values.
+        basis: The result of `describe`.
+        computed: Further plain values that say how they were computed.
     """
     return {
         "format": _FORMAT,
@@ -119,16 +125,23 @@ def make(basis: Mapping[str, Any], **computed: Any) -> Provenance:
 
 
 def data_differences(found: Provenance, expected: Mapping[str, Any]) -> list[str]:
-    """Say how the datasets or the horizon of statistics differ from those of a run (`describe`); empty if they do not."""
+    """List how the data of statistics differs from that of a run.
+
+    Datasets, shares and action horizon are compared.
+
+    Args:
+        found: Provenance of the statistics.
+        expected: Description of the run, from `describe`.
+    """
     theirs, ours = found["datasets"], expected["datasets"]
     problems = []
     if sorted(facts["sha256"] for facts in theirs) != sorted(facts["sha256"] for facts in ours):
         problems.append(_compare_datasets(theirs, ours))
     elif any(abs(a - b) > 1e-6 for a, b in zip(_shares(theirs), _shares(ours), strict=True)):
-        problems.append(f"they weigh the datasets {_text(theirs)}, training weighs them {_text(ours)}")
+        problems.append(f"they weight the datasets {_text(theirs)}, training weights them {_text(ours)}")
     if found["action_horizon"] != expected["action_horizon"]:
         problems.append(
-            f"they are of an action horizon of {found['action_horizon']} frames, training has {expected['action_horizon']}"
+            f"they have an action horizon of {found['action_horizon']} frames, training has {expected['action_horizon']}"
         )
     return problems
 
@@ -139,16 +152,16 @@ def _shares(described: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def _compare_datasets(theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]) -> str:
     if [facts["repo_id"] for facts in theirs] != [facts["repo_id"] for facts in ours]:
-        return f"they are of {_text(theirs)}, training reads {_text(ours)}"
+        return f"they belong to {_text(theirs)}, training reads {_text(ours)}"
     changes = []
     for before, now in zip(theirs, ours, strict=True):
         named = [
-            f"{name} {before[name]} then, {now[name]} now"
+            f"{name} was {before[name]}, now {now[name]}"
             for name in ("fps", "columns", "episodes", "frames")
             if before[name] != now[name]
         ]
         if before["sha256"] != now["sha256"]:
-            changes.append(f"'{now['repo_id']}' has changed since ({'; '.join(named) or 'other states or actions'})")
+            changes.append(f"'{now['repo_id']}' has changed since ({', '.join(named) or 'other states or actions'})")
     return ", ".join(changes)
 
 
@@ -160,13 +173,20 @@ def _text(described: Sequence[Mapping[str, Any]]) -> str:
 
 
 def transform_differences(found: Provenance, expected: Mapping[str, Any]) -> list[str]:
-    """Say how the transforms of statistics differ from those of a run (`describe`); empty if they act alike."""
+    """List how the transforms of statistics differ from those of a run.
+
+    The list is empty if they act alike.
+
+    Args:
+        found: Provenance of the statistics.
+        expected: Description of the run, from `describe`.
+    """
     if _same_probe(found["probe"], expected["probe"]):
         return []
     theirs, ours = found["transforms"], expected["transforms"]
     only_theirs = [text for text in theirs if text not in ours] or ["other code under the same names"]
     only_ours = [text for text in ours if text not in theirs] or ["none of these"]
-    return [f"they were computed with {'; '.join(only_theirs)}, training has {'; '.join(only_ours)}"]
+    return [f"they were computed with {' and '.join(only_theirs)}, training has {' and '.join(only_ours)}"]
 
 
 def _same_probe(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
