@@ -152,7 +152,7 @@ def test_values_that_are_not_finite_leave_older_statistics_alone(home):
     ("config", "message"),
     [
         (_config.get_config("debug"), "no dataset to compute statistics of"),
-        (debug_config(assets=_config.AssetsConfig(assets_dir="gs://bucket/assets")), "takes its statistics from gs://"),
+        (debug_config(assets=_config.AssetsConfig(assets_dir="gs://bucket/assets")), "its statistics come from gs://"),
     ],
 )
 def test_configs_without_statistics_of_their_own_are_refused(config, message):

@@ -278,7 +278,7 @@ def test_a_mixture_has_statistics_of_its_own_and_others_are_refused(computed):
     data_loader.create_data_loader(cfg)
     other_weights = tuple(dataclasses.replace(member, weight=1.0) for member in mixture)
     assert "they weight the datasets" in refusal(config(mixture=other_weights))
-    assert "of 'realman/dual_arm' (3 episodes, 28 frames) with 25.0% + " in refusal(config())
+    assert "belong to 'realman/dual_arm' (3 episodes, 28 frames) with 25.0% + " in refusal(config())
 
 
 def test_samples_of_a_mixture_have_the_prompt_of_their_dataset(computed):

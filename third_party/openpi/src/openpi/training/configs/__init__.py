@@ -1,1 +1,1 @@
-"""What a run is told: training and data configs, the robots' presets, mixtures, validation episodes."""
+"""Configure a run: training, data, robots, mixtures and validation episodes."""

@@ -1,6 +1,7 @@
-"""What a training run reads: dataset, normalisation statistics and the transforms between a stored frame and the model.
+"""Configure what a run reads: dataset, statistics and transforms.
 
-A `DataConfigFactory` is the part a user sets (and the command line shows); `create` turns it into a `DataConfig`.
+The transforms lead from a stored frame to the model. A `DataConfigFactory` is the part that you set, and that the
+command line shows. Its `create` turns it into a `DataConfig`.
 """
 
 import abc
@@ -33,51 +34,51 @@ GroupFactory: TypeAlias = Callable[[_model.BaseModelConfig], _transforms.Group]
 
 @dataclasses.dataclass(frozen=True)
 class AssetsConfig:
-    """Where the assets of the data (normalisation statistics) are read, when not from the config's own assets folder.
+    """Where normalization statistics are, if not in the config's assets folder.
 
-    Fine-tuning with the statistics of a released checkpoint:
+    To fine-tune with the statistics of a released checkpoint:
     `AssetsConfig(assets_dir="gs://openpi-assets/checkpoints/pi0_base/assets", asset_id="trossen")`.
     """
 
-    # Folder or URL that holds <asset_id>/norm_stats.json; None: <assets_base_dir>/<config name>.
+    # Folder or URL that holds <asset_id>/norm_stats.json. The default is <assets_base_dir>/<config name>.
     assets_dir: str | None = None
-    # Sub-folder of the assets; None: the dataset's repo_id.
+    # Sub-folder of the assets. The default is the dataset's repo_id.
     asset_id: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Everything the data loader needs to know; built by a `DataConfigFactory`."""
+    """Everything that the data loader needs, built by a `DataConfigFactory`."""
 
-    # LeRobot dataset id; None: no dataset ("fake": random samples of the model's shapes).
+    # LeRobot dataset id. None means no dataset, "fake" random samples of the model's shapes.
     repo_id: str | None = None
     # Folder of the statistics inside the assets folder.
     asset_id: str | None = None
-    # Statistics of `state` and `actions` after the data transforms; None when they have not been computed.
+    # Statistics of `state` and `actions` after the data transforms. None if they have not been computed.
     norm_stats: dict[str, _normalize.NormStats] | None = None
-    # What the statistics were computed from; None when that is not known.
+    # What the statistics were computed from. None if unknown.
     norm_stats_provenance: _normalize.Provenance | None = None
-    # Dataset keys to the keys that the data transforms expect. Training only.
+    # Map dataset keys to the keys that the data transforms expect. Training only.
     repack_transforms: _transforms.Group = dataclasses.field(default_factory=_transforms.Group)
-    # Robot-specific: camera slots, joint order, delta actions. Training and inference, before normalisation.
+    # Robot-specific: camera slots, joint order, delta actions. Training and inference, before normalization.
     data_transforms: _transforms.Group = dataclasses.field(default_factory=_transforms.Group)
-    # Model-specific: resize, tokenise, pad. Training and inference, after normalisation.
+    # Model-specific: resize, tokenize, pad. Training and inference, after normalization.
     model_transforms: _transforms.Group = dataclasses.field(default_factory=_transforms.Group)
     # Scale with the 1 % and 99 % quantiles instead of mean and standard deviation.
     use_quantile_norm: bool = False
     # Dataset keys that are read as windows of action_horizon frames.
     action_sequence_keys: Sequence[str] = ("actions",)
-    # Take the prompt from the dataset's task text.
+    # Use the dataset's task text as the prompt.
     prompt_from_task: bool = False
-    # Datasets that are mixed, instead of the one named repo_id.
+    # Datasets to mix, instead of the one named repo_id.
     mixture: Sequence[MixedDataset] = ()
     # Episodes kept out of training.
     validation: ValidationSplit = dataclasses.field(default_factory=ValidationSplit)
-    # Decode JPEGs at a part of their size.
+    # Decode JPEGs at a reduced size.
     reduced_jpeg: bool = False
-    # Keep pictures on the disk in the model's size.
+    # Keep images on disk in the model's size.
     keep_images: bool = True
-    # RLDS data is not supported by this loader; the three fields keep such configs representable.
+    # This loader does not support RLDS data. The three fields exist so that such configs can be written down.
     rlds_data_dir: str | None = None
     action_space: Any | None = None
     datasets: Sequence[Any] = ()
@@ -89,19 +90,23 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfigFactory(abc.ABC):
-    """Base of every data configuration: subclass it as a frozen dataclass and start `create` from `create_base_config`."""
+    """Base of every data config.
 
-    # LeRobot dataset id, a folder below $HF_LEROBOT_HOME (or ./data/lerobot); of a mixture: the name of its statistics.
+    Subclass it as a frozen dataclass, and start `create` from `create_base_config`.
+    """
+
+    # LeRobot dataset id, a folder below $HF_LEROBOT_HOME (or ./data/lerobot). For a mixture, the name of its statistics.
     repo_id: str = tyro.MISSING
-    # Where the statistics are read.
+    # Where to read the statistics.
     assets: AssetsConfig = dataclasses.field(default_factory=AssetsConfig)
-    # Datasets to train on together, each REPO_ID[:WEIGHT[:PROMPT]]; the weights are shares of the samples.
+    # Datasets to train on together, each REPO_ID[:WEIGHT[:PROMPT]]. The weights are relative shares of the samples.
     mixture: tuple[MixedDatasetFlag, ...] = ()
-    # Episodes kept out of training, to watch the loss on them.
+    # Episodes to keep out of training, so that you can watch the loss on them.
     validation: ValidationSplit = dataclasses.field(default_factory=ValidationSplit)
-    # Decode JPEGs at half their size where that still fills the model's images: faster, differs by 0.4 grey levels (mean).
+    # Decode JPEGs at half their size where that still fills the model's images. It is faster, and differs by 0.4 gray
+    # levels (mean).
     reduced_jpeg: bool = False
-    # Keep pictures on the disk beside the dataset in the model's size (no pixel differs): each is decoded once.
+    # Keep images on disk in the model's size, in the dataset's folder, so that each is decoded once. No pixel differs.
     keep_images: bool = True
     # Values that the factory does not set itself.
     base_config: Annotated[DataConfig | None, tyro.conf.Suppress] = None
@@ -111,13 +116,16 @@ class DataConfigFactory(abc.ABC):
         """Build the data config of `model_config`.
 
         Args:
-            assets_dirs: Assets folder of the training config. None: the statistics come from elsewhere (a checkpoint),
-                nothing is looked up, on disk or on the network.
-            model_config: Decides token length, padding and the kind of normalisation.
+            assets_dirs: Assets folder of the training config. None if the statistics come from elsewhere (a
+                checkpoint). Then nothing is looked up, on disk or on the network.
+            model_config: Sets token length, padding and the kind of normalization.
         """
 
     def create_base_config(self, assets_dirs: pathlib.Path | None, model_config: _model.BaseModelConfig) -> DataConfig:
-        """Fill in the dataset, the statistics (None, with a log line, if absent) and the kind of normalisation."""
+        """Fill in the dataset, the statistics and the kind of normalization.
+
+        The statistics are None if they are absent, and the log says so.
+        """
         repo_id = None if self.repo_id is tyro.MISSING else self.repo_id
         asset_id = self.assets.asset_id or repo_id
         stats, provenance = (None, None) if assets_dirs is None else self._load_norm_stats(assets_dirs, asset_id)
@@ -147,7 +155,7 @@ class DataConfigFactory(abc.ABC):
         except FileNotFoundError:
             logger.info("no norm_stats.json in %s yet", directory)
         except errors.DataError:
-            raise  # they are there, but damaged
+            raise  # The file exists, but is damaged.
         except errors.UserError as e:
             logger.warning("norm stats of %s could not be fetched: %s", directory, e)
         return None, None
@@ -155,7 +163,10 @@ class DataConfigFactory(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class ModelTransformFactory:
-    """Transforms that a model family needs whatever the robot: default prompt, image size, tokens, padding."""
+    """The transforms of a model family, the same for every robot.
+
+    They set default prompt, image size, tokens and padding.
+    """
 
     # Prompt of samples that carry none.
     default_prompt: str | None = None
@@ -172,12 +183,12 @@ class ModelTransformFactory:
             extract = _transforms.ExtractFASTActions(
                 tokenizer, action_horizon=model_config.action_horizon, action_dim=model_config.action_dim
             )
-            # Actions are tokens here: nothing is padded.
+            # Actions are tokens here, so nothing is padded.
             return _transforms.Group(inputs=[*prepare, _transforms.TokenizeFASTInputs(tokenizer)], outputs=[extract])
         is_pi05 = model_config.model_type == _model.ModelType.PI05
         tokenize = _transforms.TokenizePrompt(
             _tokenizer.for_vocab(vocab_size, model_config.max_token_len),
-            # The original's pi0 takes its state as a token of its own, whatever this field says.
+            # The original's pi0 takes its state as a token of its own, regardless of this field.
             discrete_state_input=is_pi05 and model_config.discrete_state_input,
         )
         return _transforms.Group(inputs=[*prepare, tokenize, _transforms.PadStatesAndActions(model_config.action_dim)])
@@ -197,20 +208,23 @@ def _no_transforms(model_config: _model.BaseModelConfig) -> _transforms.Group:
 
 @dataclasses.dataclass(frozen=True)
 class FakeDataConfig(DataConfigFactory):
-    """Random samples of the model's input shapes: tries out a model without any dataset."""
+    """Random samples of the model's input shapes, to try a model without a dataset."""
 
-    # Has no effect: there is nothing to choose from.
+    # Has no effect, because there is nothing to choose from.
     repo_id: str = FAKE_REPO_ID
 
     def create(self, assets_dirs: pathlib.Path | None, model_config: _model.BaseModelConfig) -> DataConfig:
-        """Name the fake dataset; nothing is looked up."""
+        """Name the fake dataset. Nothing is looked up."""
         del assets_dirs, model_config
         return DataConfig(repo_id=FAKE_REPO_ID)
 
 
 @dataclasses.dataclass(frozen=True)
 class SimpleDataConfig(DataConfigFactory):
-    """A data config whose transforms are given as two functions of the model config; the rest comes from `base_config`."""
+    """A data config with its transforms as two functions of the model config.
+
+    The rest comes from `base_config`.
+    """
 
     # Robot-specific transforms.
     data_transforms: Annotated[GroupFactory, tyro.conf.Suppress] = _no_transforms

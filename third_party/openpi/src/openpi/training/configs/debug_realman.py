@@ -1,4 +1,7 @@
-"""A RealMan config small enough to train from scratch on a laptop CPU; the demo and the tests use it."""
+"""A RealMan config that trains from scratch on a laptop CPU.
+
+The demo and the tests use it.
+"""
 
 import dataclasses
 
@@ -12,19 +15,19 @@ _NUM_STEPS = 600
 
 
 def get_configs() -> list[TrainConfig]:
-    """Build the config: pi0 with small sizes; inputs, outputs and files are those of pi0_realman.
+    """Build the config: pi0 with small sizes.
 
-    On 2 CPU cores 600 steps take about 3 minutes and 2 GB of memory, up to 3.5 GB while compiling. On 12 simulated
-    pick-and-place episodes the loss falls from 2.3 to 0.07, and 25 predicted steps of unseen episodes have half the
-    error of holding still.
+    Inputs, outputs and files are those of pi0_realman. On 2 CPU cores, 600 steps take about 3 minutes and 2 GB of
+    memory, up to 3.5 GB while compiling. On 12 simulated pick-and-place episodes the loss falls from 2.3 to 0.07, and
+    25 predicted steps of unseen episodes have half the error of holding still.
     """
     perception = gemma.Config(width=64, depth=3, mlp_dim=128, num_heads=4, num_kv_heads=1, head_dim=32, vocab_size=512)
     model = pi0_config.Pi0Config(
         dtype="float32",
-        # 16 tokens an image: most of the time of a small model goes into the number of tokens.
+        # 16 tokens per image, because the number of tokens takes most of a small model's time.
         vision_variant="mu/56",
         paligemma_variant=perception,
-        # The few action tokens can afford more.
+        # There are few action tokens, so their expert can be larger.
         action_expert_variant=dataclasses.replace(perception, width=128, mlp_dim=512),
         max_token_len=32,
     )
