@@ -33,7 +33,7 @@ def test_shares_follow_the_weights_or_else_the_frames():
     a, b = MixedDataset("a"), MixedDataset("b")
     assert mixture.shares([a, b], [300, 100]) == [0.75, 0.25]
     assert mixture.shares([MixedDataset("a", 1), MixedDataset("b", 3)], [300, 100]) == [0.25, 0.75]
-    with pytest.raises(errors.ConfigError, match="give one to each, or none"):
+    with pytest.raises(errors.ConfigError, match="Give one to each, or none"):
         mixture.shares([a, MixedDataset("b", 3)], [300, 100])
     with pytest.raises(errors.ConfigError, match=r"\['a'\] are named twice"):
         mixture.shares([a, a], [300, 100])

@@ -72,9 +72,9 @@ def test_every_iteration_gives_the_same_batches_whatever_the_seed_of_training(ho
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"fraction": 1.0}, "fraction is 1.0, expected 0 up to"),
+        ({"fraction": 1.0}, "found fraction 1.0, expected 0 to below 1"),
         ({"fraction": 0.5, "episodes": (1,)}, "exclude each other"),
-        ({"episodes": (1, 7, 9)}, r"dataset 'realman/dual_arm': has no episodes \[7, 9\] .*found 0 to 2"),
+        ({"episodes": (1, 7, 9)}, r"dataset 'realman/dual_arm': no episodes \[7, 9\] .*found 0 to 2"),
         ({"episodes": (0, 1, 2)}, "validation takes 3 of 3 episodes, none is left to train on"),
     ],
 )

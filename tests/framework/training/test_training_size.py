@@ -154,20 +154,20 @@ def test_a_batch_that_cannot_be_cut_evenly_is_refused_before_anything_else(tmp_p
 
 @pytest.mark.parametrize("name", ["grad_accumulation", "batch_size", "save_interval"])
 def test_numbers_below_one_are_refused(name):
-    with pytest.raises(errors.ConfigError, match=f"{name} is 0, expected at least 1"):
+    with pytest.raises(errors.ConfigError, match=f"found {name} 0, expected at least 1"):
         dataclasses.replace(_config.get_config("debug"), **{name: 0})
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"num_train_steps": 0}, "num_train_steps is 0, expected at least 1"),
-        ({"keep_period": -3}, "keep_period is -3, expected at least 1"),
-        ({"num_workers": -1}, "num_workers is -1, expected at least 0"),
-        ({"seed": -1}, "seed is -1, expected at least 0"),
-        ({"max_loss_growth": 0}, "max_loss_growth is 0, expected at least 1"),
-        ({"ema_decay": 2.0}, "ema_decay is 2, expected 0 to below 1"),
-        ({"validation_interval": 10}, "no episodes are kept out; add --data.validation.fraction 0.1"),
+        ({"num_train_steps": 0}, "found num_train_steps 0, expected at least 1"),
+        ({"keep_period": -3}, "found keep_period -3, expected at least 1"),
+        ({"num_workers": -1}, "found num_workers -1, expected at least 0"),
+        ({"seed": -1}, "found seed -1, expected at least 0"),
+        ({"max_loss_growth": 0}, "found max_loss_growth 0, expected at least 1"),
+        ({"ema_decay": 2.0}, "found ema_decay 2, expected 0 to below 1"),
+        ({"validation_interval": 10}, "no episodes are kept out. Add --data.validation.fraction 0.1"),
     ],
 )
 def test_numbers_that_no_run_could_have_are_refused_with_the_flags(fields, words):

@@ -84,7 +84,7 @@ class DataConfig:
     datasets: Sequence[Any] = ()
 
     def members(self) -> Sequence[MixedDataset]:
-        """Return the datasets to read: those of the mixture, or the one named `repo_id`."""
+        """Return the datasets of the mixture, or the one named `repo_id`."""
         return self.mixture or (() if self.repo_id is None else (MixedDataset(self.repo_id),))
 
 
@@ -208,7 +208,7 @@ def _no_transforms(model_config: _model.BaseModelConfig) -> _transforms.Group:
 
 @dataclasses.dataclass(frozen=True)
 class FakeDataConfig(DataConfigFactory):
-    """Random samples of the model's input shapes, to try a model without a dataset."""
+    """Random samples, to try a model without a dataset."""
 
     # Has no effect, because there is nothing to choose from.
     repo_id: str = FAKE_REPO_ID
@@ -221,7 +221,7 @@ class FakeDataConfig(DataConfigFactory):
 
 @dataclasses.dataclass(frozen=True)
 class SimpleDataConfig(DataConfigFactory):
-    """A data config with its transforms as two functions of the model config.
+    """A data config with transforms as functions of the model config.
 
     The rest comes from `base_config`.
     """

@@ -1,4 +1,4 @@
-"""Training on several datasets at once: which ones, how much of each, and under which prompt."""
+"""Train on several datasets at once, with shares and prompts."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -8,7 +8,7 @@ import tyro
 
 from openpi.shared import errors
 
-# Least share of a dataset: a block of the sample order must hold a few of its samples.
+# Smallest share of a dataset, so that each block of the sample order holds a few of its samples.
 _LEAST_SHARE = 0.002
 _FORM = "REPO_ID[:WEIGHT[:PROMPT]]"
 
@@ -19,9 +19,9 @@ class MixedDataset:
 
     # Name of the dataset.
     repo_id: str
-    # Share of the samples, relative to the others' weights; None: its number of frames.
+    # Share of the samples, relative to the other weights. The default is the dataset's number of frames.
     weight: float | None = None
-    # Prompt of all its samples; None: its own tasks.
+    # Prompt of all its samples. The default is the task of each sample.
     prompt: str | None = None
 
     def __post_init__(self) -> None:
@@ -35,7 +35,9 @@ class MixedDataset:
 
     @classmethod
     def parse(cls, text: str) -> "MixedDataset":
-        """Read `REPO_ID[:WEIGHT[:PROMPT]]`, for example "realman/towels:2" or "realman/cubes::pick up the cube".
+        """Read `REPO_ID[:WEIGHT[:PROMPT]]`.
+
+        Examples are "realman/towels:2" and "realman/cubes::pick up the cube".
 
         Raises:
             ValueError: The weight is not a number above 0.
@@ -62,17 +64,17 @@ MixedDatasetFlag = Annotated[
 
 
 def shares(members: Sequence[MixedDataset], num_frames: Sequence[int]) -> list[float]:
-    """Return the share of the samples that comes from each dataset; they sum to 1.
+    """Return each dataset's share of the samples. The shares sum to 1.
 
     Raises:
-        ConfigError: Some datasets have a weight and others none, one is named twice, or a share is tiny.
+        ConfigError: Only some datasets have a weight, one is named twice, or a share is tiny.
     """
     names = [member.repo_id for member in members]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise errors.ConfigError(f"mixture: {twice} are named twice; give one of them the sum of the weights")
+        raise errors.ConfigError(f"mixture: {twice} are named twice. Name each once, with the sum of its weights")
     if len({member.weight is None for member in members}) > 1:
         raise errors.ConfigError(
-            f"mixture: found weights for some of {names} only; give one to each, or none (shares by number of frames)"
+            f"mixture: found weights for some of {names} only. Give one to each, or none (shares by number of frames)"
         )
     weights = [
         float(count if member.weight is None else member.weight)
@@ -81,6 +83,6 @@ def shares(members: Sequence[MixedDataset], num_frames: Sequence[int]) -> list[f
     found = [weight / sum(weights) for weight in weights]
     if rare := [name for name, share in zip(names, found, strict=True) if share < _LEAST_SHARE]:
         raise errors.ConfigError(
-            f"mixture: {rare} would be less than {_LEAST_SHARE:.1%} of the samples; raise the weight"
+            f"mixture: {rare} would be less than {_LEAST_SHARE:.1%} of the samples. Raise the weight"
         )
     return found

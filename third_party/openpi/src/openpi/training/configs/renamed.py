@@ -1,4 +1,4 @@
-"""Understand the former names of config fields, in stored runs and on the command line."""
+"""Translate former names of config fields, in stored runs and flags."""
 
 from collections.abc import Mapping, Sequence
 import logging
@@ -7,17 +7,17 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-# Former name of a field: its name today. Runs and shell scripts of earlier releases still use the former one.
+# From the former name of a field to its name today. Runs and shell scripts of earlier releases use the former one.
 RENAMED_FIELDS = {"keep_pictures": "keep_images"}
 
-# --data.keep-pictures, --data.no-keep-pictures, with underscores too, and with a value behind "=".
+# A flag with a former name as the last part of its path: with dashes or underscores, negated or with "=value" or not.
 _FLAG = re.compile(
     rf"(?P<path>--(?:[\w-]+\.)*(?:no[-_])?)(?P<name>{'|'.join(RENAMED_FIELDS).replace('_', '[-_]')})(?P<value>=.*)?"
 )
 
 
 def rename_fields(stored: Any) -> Any:
-    """Return a stored config (nested, as JSON holds it) with the names that fields have today."""
+    """Return a stored config, as JSON holds it, with today's names."""
     if isinstance(stored, Mapping):
         return {RENAMED_FIELDS.get(key, key): rename_fields(value) for key, value in stored.items()}
     if isinstance(stored, list):
@@ -26,7 +26,10 @@ def rename_fields(stored: Any) -> Any:
 
 
 def rename_flags(flags: Sequence[str]) -> list[str]:
-    """Return command-line words with the names that flags have today, and warn about each former one."""
+    """Return command-line words with today's names of flags.
+
+    Each former name is logged as a warning.
+    """
     return [_rename_flag(flag) for flag in flags]
 
 

@@ -1,4 +1,4 @@
-"""Data configs of the robots that come with the framework: ALOHA, LIBERO and DROID."""
+"""Data configs of the framework's own robots: ALOHA, LIBERO and DROID."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -33,19 +33,20 @@ _ALOHA_REPACK = _transforms.Group(
 class LeRobotAlohaDataConfig(DataConfigFactory):
     """A LeRobot dataset of a two-armed ALOHA robot, left arm first."""
 
-    # Train the 12 joints on differences to the current state; grippers stay absolute.
+    # Train the 12 joints on differences from the current state. Grippers stay absolute.
     use_delta_joint_actions: bool = True
     # Prompt of samples that carry none.
     default_prompt: str | None = None
-    # Convert joints and grippers to the convention of the base models; for robots with ALOHA's kinematics only.
+    # Convert joints and grippers to the convention of the base models. Only for robots with ALOHA's kinematics.
     adapt_to_pi: bool = True
-    # Dataset keys to `images`, `state`, `actions`. List `prompt` too when prompts come from the dataset's tasks.
+    # Map dataset keys to `images`, `state` and `actions`. Add `prompt` if prompts come from the dataset's tasks.
     repack_transforms: Annotated[_transforms.Group, tyro.conf.Suppress] = _ALOHA_REPACK
     # Dataset key of the actions.
     action_sequence_keys: Sequence[str] = ("action",)
 
     def create(self, assets_dirs: pathlib.Path | None, model_config: _model.BaseModelConfig) -> DataConfig:
-        """Build the robot's transforms, with deltas nearer to the model than the robot's convention."""
+        """Build repack, robot and model transforms."""
+        # Deltas come after the robot's convention, nearer to the model.
         data_transforms = _transforms.Group(
             inputs=[aloha_policy.AlohaInputs(adapt_to_pi=self.adapt_to_pi)],
             outputs=[aloha_policy.AlohaOutputs(adapt_to_pi=self.adapt_to_pi)],
@@ -65,11 +66,12 @@ class LeRobotAlohaDataConfig(DataConfigFactory):
 class LeRobotLiberoDataConfig(DataConfigFactory):
     """A LeRobot dataset of the LIBERO simulator."""
 
-    # Subtract the state from the first six action numbers; the data are deltas already, but pi0 was trained with this.
+    # Subtract the state from the first six action numbers. The data are deltas already, but pi0 was trained with this.
     extra_delta_transform: bool = False
 
     def create(self, assets_dirs: pathlib.Path | None, model_config: _model.BaseModelConfig) -> DataConfig:
         """Build repack, simulator and model transforms."""
+        # Training data gets the keys that the simulator's clients send.
         keys = {"image": "image", "wrist_image": "wrist_image", "state": "state"}
         repack = {f"observation/{new}": old for new, old in keys.items()} | {"actions": "actions", "prompt": "prompt"}
         data_transforms = _transforms.Group(
@@ -114,7 +116,10 @@ def droid_transforms(model_config: _model.BaseModelConfig) -> _transforms.Group:
 
 
 def _without_second_wrist(model_config: _model.BaseModelConfig) -> list[_transforms.DataTransformFn]:
-    """Save the work for the wrist camera that a single arm lacks; pi0-FAST was trained with a black image there."""
+    """Return what drops the wrist camera that a single arm lacks.
+
+    It saves work. pi0-FAST was trained with a black image there and keeps it.
+    """
     is_masked = model_config.model_type != _model.ModelType.PI0_FAST
     return [_transforms.DropImages(["right_wrist_0_rgb"])] if is_masked else []
 

@@ -1,4 +1,7 @@
-"""The published configs of ALOHA, LIBERO and DROID: inference with released checkpoints, and fine-tuning."""
+"""The published configs of ALOHA, LIBERO and DROID.
+
+They are for inference with released checkpoints and for fine-tuning.
+"""
 
 from typing import Any
 
@@ -19,7 +22,7 @@ from openpi.training.optimizer import CosineDecaySchedule
 import openpi.transforms as _transforms
 
 _CHECKPOINTS = "gs://openpi-assets/checkpoints"
-# First arm's joints of the pose that an ALOHA robot begins an episode in, rad; both arms take it.
+# Joints of one arm in the pose that an ALOHA robot begins an episode in, rad. Both arms take it.
 _ALOHA_METADATA = {"reset_pose": [0, -1.5, 1.5, 0, 0, 0]}
 _PI0_LORA = pi0_config.Pi0Config(paligemma_variant="gemma_2b_lora", action_expert_variant="gemma_300m_lora")
 _FAST_LIBERO = {"action_dim": 7, "action_horizon": 10, "max_token_len": 180}
@@ -58,6 +61,7 @@ def _aloha_configs() -> list[TrainConfig]:
             name=name, model=model, data=data, weight_loader=loader, num_train_steps=20_000, batch_size=batch_size
         )
 
+    # Inference first, then fine-tuning.
     pi0, pi05 = pi0_config.Pi0Config(), pi0_config.Pi0Config(pi05=True)
     return [
         inference("pi0_aloha", pi0),
@@ -92,6 +96,7 @@ def _libero_configs() -> list[TrainConfig]:
         )
         return TrainConfig(name=name, model=model, data=data, weight_loader=_weights(base), **overrides)
 
+    # pi0 and pi0-FAST, first whole, then with low-rank adapters. pi0.5 comes last.
     fast = pi0_fast.Pi0FASTConfig(**_FAST_LIBERO)
     return [
         config("pi0_libero", pi0_config.Pi0Config(), "pi0_base"),
@@ -130,6 +135,7 @@ def _droid_configs() -> list[TrainConfig]:
         data = SimpleDataConfig(assets=assets, data_transforms=droid_transforms, base_config=base)
         return TrainConfig(name=name, model=model, data=data)
 
+    # A template: fine-tuning starts from the released DROID checkpoint and uses its statistics.
     finetune = LeRobotDROIDDataConfig(
         repo_id="your_hf_username/my_droid_dataset",
         base_config=DataConfig(prompt_from_task=True),

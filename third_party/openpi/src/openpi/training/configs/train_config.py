@@ -1,4 +1,4 @@
-"""`TrainConfig`: everything that decides a training run, and the few values that follow from it."""
+"""Configure a training run: `TrainConfig`, and values that follow from it."""
 
 import dataclasses
 import pathlib
@@ -26,14 +26,17 @@ _LEAST = {
     **dict.fromkeys(("seed", "num_workers"), 0),
     "max_loss_growth": 1,
 }
-"""The smallest value of each number; those that may be None are looked at when they are not."""
+"""The smallest value of each number. Numbers that may be None are checked when they are set."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One training run. Values are set in a registered config and overridden by flags of the same name."""
+    """One training run.
 
-    # Unique name; also the folder of assets and checkpoints.
+    A registered config sets the values, and flags of the same name override them.
+    """
+
+    # Unique name, which is also the folder of assets and checkpoints.
     name: Annotated[str, tyro.conf.Suppress]
     # Project under which wandb lists the run.
     project_name: str = "openpi"
@@ -41,104 +44,105 @@ class TrainConfig:
     exp_name: str = tyro.MISSING
     # The network. Some fields (action_dim, action_horizon, max_token_len) also shape the data.
     model: _model.BaseModelConfig = dataclasses.field(default_factory=pi0_config.Pi0Config)
-    # Where the initial parameters come from; the default keeps the random ones.
+    # Where to load the initial parameters from. The default keeps the random ones.
     weight_loader: weight_loaders.WeightLoader = dataclasses.field(default_factory=weight_loaders.NoOpWeightLoader)
-    # Read by the original project's PyTorch trainer only.
+    # Used by the original project's PyTorch trainer only.
     pytorch_weight_path: str | None = None
-    # Read by the original project's PyTorch trainer only.
+    # Used by the original project's PyTorch trainer only.
     pytorch_training_precision: Literal["bfloat16", "float32"] = "bfloat16"
     # Learning rate as a function of the step.
     lr_schedule: _optimizer.LRScheduleConfig = dataclasses.field(default_factory=_optimizer.CosineDecaySchedule)
     # How gradients become updates.
     optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)
-    # Decay per step of the averaged parameters that checkpoints hold; None: the raw parameters are saved.
+    # Decay per step of the averaged parameters that checkpoints hold. With None, they hold the raw parameters.
     ema_decay: float | None = 0.99
-    # Which parameters stay as loaded (kept in bfloat16, without optimizer state).
+    # Parameters that stay as loaded. They are kept in bfloat16, without optimizer state.
     freeze_filter: Annotated[Filter, tyro.conf.Suppress] = dataclasses.field(default_factory=nnx.Nothing)
-    # What is trained on.
+    # The data to train on.
     data: _data_config.DataConfigFactory = dataclasses.field(default_factory=_data_config.FakeDataConfig)
-    # Folder of normalisation statistics, one sub-folder a config.
+    # Folder of normalization statistics, with one sub-folder per config.
     assets_base_dir: str = "./assets"
-    # Folder of checkpoints, one sub-folder a config.
+    # Folder of checkpoints, with one sub-folder per config.
     checkpoint_base_dir: str = "./checkpoints"
     # Seed of initial parameters, noise and sample order.
     seed: int = 42
-    # Samples a step over all devices.
+    # Samples per step, over all devices.
     batch_size: int = 32
     # Threads that read and decode samples.
     num_workers: int = 2
-    # Steps of the whole run, those before a resume included.
+    # Steps of the whole run, including those before a resume.
     num_train_steps: int = 30_000
     # Steps between two log lines.
     log_interval: int = 100
     # Steps between two checkpoints.
     save_interval: int = 1000
-    # Checkpoints of steps divisible by it are never deleted; None: only the newest is kept.
+    # Keep the checkpoints of steps divisible by this number forever. With None, only the newest is kept.
     keep_period: int | None = 5000
     # Delete the run's folder if it exists.
     overwrite: bool = False
-    # Go on from the run's newest checkpoint.
+    # Continue from the run's newest checkpoint.
     resume: bool = False
-    # Report to wandb too; the log in the run's folder is always written.
+    # Report to wandb too. The log in the run's folder is always written.
     wandb_enabled: bool = False
-    # Sent to every client of a server of this config.
+    # Metadata that a server of this config sends to every client.
     policy_metadata: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
-    # Devices that share one copy of the parameters; 1: every device holds all of them.
+    # Devices that share one copy of the parameters. With 1, every device holds all of them.
     fsdp_devices: int = 1
 
-    # Parts of a batch that are done one after the other: less memory for activations, the same losses.
+    # Parts to split each batch into. They are computed one after the other: less memory for activations, the same losses.
     grad_accumulation: int = 1
-    # Leave the image tower as it was loaded.
+    # Keep the image tower as loaded.
     freeze_image_tower: bool = False
-    # What layers compute again in the backward pass: all ("full", least memory), all but the products with weights
-    # ("dots"), or nothing ("none", least to compute).
+    # What layers compute again in the backward pass: everything ("full", least memory), everything but the products with
+    # weights ("dots"), or nothing ("none", least to compute).
     remat: stacking.Remat = "full"
-    # Steps between two validations, where --data.validation keeps episodes out; None: with every checkpoint.
+    # Steps between two validations, if --data.validation keeps episodes out. The default is with every checkpoint.
     validation_interval: int | None = None
-    # Samples that a validation looks at; always the same ones.
+    # Samples of a validation. They are always the same ones.
     validation_samples: int = 256
-    # Stop when the mean loss of 20 steps is so many times the lowest one of the run; None: never.
+    # Stop when the mean loss of 20 steps is this many times the lowest one of the run. With None, never stop.
     max_loss_growth: float | None = 100.0
     # Write TensorBoard files too, into the run's folder.
     tensorboard: bool = False
-    # Address host:port of process 0 of a run on several hosts; else JAX_COORDINATOR_ADDRESS, else there is one process.
+    # Address host:port of process 0 of a run on several hosts. The default is JAX_COORDINATOR_ADDRESS, or one process.
     coordinator_address: str | None = None
-    # Number of processes; else JAX_NUM_PROCESSES.
+    # Number of processes. The default is JAX_NUM_PROCESSES.
     num_processes: int | None = None
-    # Number of this process, from 0; else JAX_PROCESS_ID.
+    # Index of this process, from 0. The default is JAX_PROCESS_ID.
     process_id: int | None = None
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise errors.ConfigError(
-                f"config '{self.name}': --resume and --overwrite exclude each other; give one of them"
+                f"config '{self.name}': --resume and --overwrite exclude each other. Give one of them"
             )
+        # Ranges of numbers.
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise errors.ConfigError(f"config '{self.name}': {name} is {value}, expected at least {least}")
+                raise errors.ConfigError(f"config '{self.name}': found {name} {value}, expected at least {least}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise errors.ConfigError(f"config '{self.name}': ema_decay is {self.ema_decay:g}, expected 0 to below 1")
+            raise errors.ConfigError(f"config '{self.name}': found ema_decay {self.ema_decay:g}, expected 0 to below 1")
         if self.validation_interval is not None and self.data.validation.is_empty:
             raise errors.ConfigError(
-                f"config '{self.name}': validation_interval is {self.validation_interval}, but no episodes are kept out; "
-                "add --data.validation.fraction 0.1"
+                f"config '{self.name}': found validation_interval {self.validation_interval}, but no episodes are kept out. "
+                "Add --data.validation.fraction 0.1"
             )
 
     @property
     def assets_dirs(self) -> pathlib.Path:
-        """Folder of this config's assets, absolute."""
+        """Absolute path of this config's assets."""
         return (pathlib.Path(self.assets_base_dir) / self.name).resolve()
 
     @property
     def checkpoint_dir(self) -> pathlib.Path:
-        """Folder of this run's checkpoints, absolute.
+        """Absolute path of this run's checkpoints.
 
         Raises:
             ConfigError: `exp_name` is not set.
         """
         if self.exp_name is tyro.MISSING or not self.exp_name:
-            raise errors.ConfigError(f"config '{self.name}': exp_name is not set; give the run a name with --exp-name")
+            raise errors.ConfigError(f"config '{self.name}': exp_name is not set. Give the run a name with --exp-name")
         return (pathlib.Path(self.checkpoint_base_dir) / self.name / self.exp_name).resolve()
 
     @property

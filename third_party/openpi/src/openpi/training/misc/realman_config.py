@@ -1,4 +1,6 @@
-"""Training configs of the RealMan dual-arm robot (two RM65 arms, one gripper each).
+"""Training configs of the RealMan dual-arm robot.
+
+The robot has two RM65 arms with one gripper each.
 
 `openpi.training.config` registers them. It imports this module late, because the data config below derives from one of
 its classes.
@@ -18,18 +20,21 @@ import openpi.training.config as _config
 import openpi.transforms as _transforms
 
 DEFAULT_REPO_ID = "realman/dual_arm"
-# Rate of the recordings that the action horizon of 50 steps was chosen for, Hz: one second.
+# Rate of the recordings, Hz. The action horizon of 50 steps was chosen for it and covers one second.
 DEFAULT_FPS = 50
 _WRIST_CAMERAS = ("cam_left_wrist", "cam_right_wrist")
 
 
 @dataclasses.dataclass(frozen=True)
 class LeRobotRealmanDataConfig(_config.DataConfigFactory):
-    """A LeRobot dataset of the RealMan dual-arm robot: 14 numbers (right arm first), up to four cameras."""
+    """A LeRobot dataset of the RealMan dual-arm robot.
+
+    It has 14 numbers, right arm first, and up to four cameras.
+    """
 
     # LeRobot dataset id, the folder below $HF_LEROBOT_HOME or ./data/lerobot.
     repo_id: str = DEFAULT_REPO_ID
-    # Train the 12 joints on differences to the current state; grippers stay absolute.
+    # Train the 12 joints on differences from the current state. Grippers stay absolute.
     use_delta_joint_actions: bool = True
     # Prompt of clients that send none. Training prompts come from the dataset's tasks.
     default_prompt: str | None = None
@@ -41,7 +46,8 @@ class LeRobotRealmanDataConfig(_config.DataConfigFactory):
     action_sequence_keys: Sequence[str] = ("action",)
 
     def create(self, assets_dirs: pathlib.Path, model_config: _model.BaseModelConfig) -> _config.DataConfig:
-        """Build repack (only the cameras used), robot and model transforms."""
+        """Build repack, robot and model transforms."""
+        # Repack only the cameras that are used, so that no others are decoded.
         cameras = (self.base_camera, *_WRIST_CAMERAS)
         repack = _transforms.RepackTransform(
             {
@@ -75,7 +81,10 @@ class LeRobotRealmanDataConfig(_config.DataConfigFactory):
 
 
 def policy_metadata(action_horizon: int, base_camera: str = "cam_high") -> dict[str, Any]:
-    """What a policy server tells its clients about this robot; plain values only, they travel on the wire."""
+    """Return what a policy server sends its clients about this robot.
+
+    Only plain values are allowed, because they go over the wire.
+    """
     return {
         "robot": "realman_rm65_dual",
         "dim_names": list(realman_policy.DIM_NAMES),
@@ -100,10 +109,10 @@ def _realman_config(name: str, model: Any, base_checkpoint: str, **overrides: An
 
 
 def get_realman_configs() -> list[_config.TrainConfig]:
-    """Build the configs: three model families, each whole and with low-rank adapters.
+    """Build the configs: three model families, whole and with low-rank adapters.
 
-    Hardware and results are not measured. By the size of parameters, gradients, optimizer and average, full fine-tuning
-    wants 70 GB of accelerator memory or several devices (--fsdp-devices), adapters 24 GB.
+    Hardware needs and results have not been measured. By the size of parameters, gradients, optimizer and average, full
+    fine-tuning needs 70 GB of accelerator memory or several devices (--fsdp-devices), and adapters need 24 GB.
     """
     adapters = {"paligemma_variant": "gemma_2b_lora", "action_expert_variant": "gemma_300m_lora"}
     fast = {"action_dim": 14, "action_horizon": 50, "max_token_len": 300}
@@ -118,6 +127,6 @@ def get_realman_configs() -> list[_config.TrainConfig]:
         ("pi0_fast_realman_lora", pi0_fast.Pi0FASTConfig(paligemma_variant="gemma_2b_lora", **fast), "pi0_fast_base"),
     ]
     configs = [_realman_config(*row) for row in whole]
-    # Adapters are few and learn fast: an average would only lag behind.
+    # Adapters are few and learn fast, so an average would only lag behind.
     configs += [_realman_config(*row, freeze_filter=row[1].get_freeze_filter(), ema_decay=None) for row in low_rank]
     return configs
