@@ -70,12 +70,12 @@ class SimulatedDelay:
     def __init__(self, delay_steps: int) -> None:
         self._delay_steps = delay_steps
 
-    def __call__(self, predict: Callable[[], Prediction]) -> chunks.Request:
+    def __call__(self, predict: Callable[[], Prediction]) -> chunks.ChunkRequest:
         """Start a prediction."""
-        return _DelayedRequest(predict(), self._delay_steps)
+        return _DelayedChunkRequest(predict(), self._delay_steps)
 
 
-class _DelayedRequest:
+class _DelayedChunkRequest:
     def __init__(self, prediction: Prediction, num_polls: int) -> None:
         self._prediction = prediction
         self._left = num_polls

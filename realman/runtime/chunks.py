@@ -89,7 +89,7 @@ class RtcPolicy(ChunkPolicy, Protocol):
 
 
 @runtime_checkable
-class Request(Protocol):
+class ChunkRequest(Protocol):
     """One prediction under way."""
 
     def poll(self) -> Prediction | None:
@@ -97,11 +97,11 @@ class Request(Protocol):
         ...
 
 
-Ask = Callable[[Callable[[], Prediction]], Request]
+Ask = Callable[[Callable[[], Prediction]], ChunkRequest]
 """Starts a prediction without waiting for it."""
 
 
-class ThreadRequest:
+class ThreadChunkRequest:
     """A prediction in a thread of its own. A daemon: a server that never answers must not hold up the program's end."""
 
     def __init__(self, predict: Callable[[], Prediction]) -> None:
@@ -170,7 +170,7 @@ class AsyncPlayer:
     """
 
     def __init__(
-        self, policy: ChunkPolicy, prompt: str | None, *, blend_steps: int = 0, ask: Ask = ThreadRequest
+        self, policy: ChunkPolicy, prompt: str | None, *, blend_steps: int = 0, ask: Ask = ThreadChunkRequest
     ) -> None:
         """Play the predictions of `policy` for one task; with `blend_steps`, fade from each chunk to the next."""
         self._policy = policy
@@ -182,7 +182,7 @@ class AsyncPlayer:
         """Tick of the newest observation that a prediction was asked for."""
         self._asked_s = 0.0
         self._observed_s = 0.0
-        self._request: Request | None = None
+        self._request: ChunkRequest | None = None
         self._plan: JointTraj | None = None
         self._plan_tick = 0
         """Tick of the plan's first step."""
@@ -248,7 +248,7 @@ class RtcPlayer(AsyncPlayer):
     For s steps between two predictions and a horizon of H the delay d must keep d <= s <= H - d.
     """
 
-    def __init__(self, policy: RtcPolicy, prompt: str | None, *, ask: Ask = ThreadRequest) -> None:
+    def __init__(self, policy: RtcPolicy, prompt: str | None, *, ask: Ask = ThreadChunkRequest) -> None:
         """Play the predictions of `policy` for one task.
 
         Raises:
@@ -328,7 +328,7 @@ def make_player(
     prompt: str | None,
     *,
     blend_steps: int = BLEND_STEPS,
-    ask: Ask = ThreadRequest,
+    ask: Ask = ThreadChunkRequest,
 ) -> ChunkPlayer:
     """Make the player for an execution mode.
 

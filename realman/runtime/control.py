@@ -32,7 +32,7 @@ _MAX_BRAKE_TICKS = 200
 """Braking from full speed takes a few ticks; a driver that alters every target must not make it endless."""
 
 
-class StopSignal(KeyboardInterrupt):
+class StopRequested(KeyboardInterrupt):
     """A signal that stops arrived, or a person pressed the stop key.
 
     Attributes:
@@ -48,7 +48,7 @@ class StopSignal(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_on_signals(steering: Steering | None = None) -> Iterator[None]:
-    """Turn the first signal that stops into a `StopSignal` raised wherever the main thread is; `steering` tells a key apart.
+    """Turn the first signal that stops into a `StopRequested` raised wherever the main thread is; `steering` tells a key apart.
 
     Raising, rather than setting a flag, ends a wait for a slow server at once. Later signals are ignored, so that
     nothing interrupts the way to the stop.
@@ -59,14 +59,14 @@ def stop_on_signals(steering: Steering | None = None) -> Iterator[None]:
         nonlocal stopping
         if not stopping:
             stopping = True
-            raise StopSignal(number, is_gentle=steering is not None and steering.is_stopping)
+            raise StopRequested(number, is_gentle=steering is not None and steering.is_stopping)
 
     # Under nohup a lost terminal is no reason to stop; the others stop even what a shell started in its background.
     nohup = {
         number for number in STOP_SIGNALS if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
     }
-    heeded = [number for number in STOP_SIGNALS if number not in nohup]
-    before = {number: signal.signal(number, handle) for number in heeded}
+    handled = [number for number in STOP_SIGNALS if number not in nohup]
+    before = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
     finally:
@@ -157,7 +157,7 @@ def _named_counts(counts: np.ndarray) -> dict[str, int]:
 
 
 @runtime_checkable
-class Witness(Protocol):
+class TickObserver(Protocol):
     """Somebody who wants to see the ticks of a run, such as a recorder. It must never hold up the loop."""
 
     @property
@@ -182,7 +182,7 @@ def run(
     steering: Steering | None = None,
     renew: Callable[[], ChunkPlayer] | None = None,
     measure: Callable[[], JointVec] | None = None,
-    witness: Witness | None = None,
+    tick_observer: TickObserver | None = None,
 ) -> None:
     """Drive a connected robot with a policy until `max_steps`, an error, a signal or a key. The caller stops the robot.
 
@@ -197,7 +197,7 @@ def run(
         steering: What a person wants; None lets nobody interfere.
         renew: Makes the player that goes on after a pause with a fresh plan; needed if `steering` may pause.
         measure: Returns the measured position, for the log; it must not wait.
-        witness: Sees each tick with its pictures, when it wants to.
+        tick_observer: Sees each tick with its pictures, when it wants to.
 
     Raises:
         RejectedError: The safety layer refused a target or the start.
@@ -218,12 +218,12 @@ def run(
             continue
         tick = player.next_tick(loop.observe)
         loop.check(tick)
-        seen = robot.observe() if witness and witness.is_watching else None
+        seen = robot.observe() if tick_observer and tick_observer.is_watching else None
         state = measure() if measure else None
         sent = loop.send(tick.target)
         record.note(tick, state, sent)
-        if witness and seen is not None:
-            witness.see(seen, sent)
+        if tick_observer and seen is not None:
+            tick_observer.see(seen, sent)
         loop.wait()
 
 
@@ -250,13 +250,13 @@ class _Loop:
         self._watchdogs.check_policy_age(time.monotonic() - tick.observed_s)
         if tick.has_blocked:
             self._record.waits += 1
-            self._safety.held()
+            self._safety.note_hold()
             self._restart_clock()
 
     def send(self, target: JointVec) -> JointVec:
         """Send a target as far as the limits allow; return what was sent."""
         sent = self._robot.send(self._safety.check(target))
-        self._safety.sent(sent)
+        self._safety.note_sent(sent)
         return sent
 
     def wait(self) -> None:
@@ -286,7 +286,7 @@ class _Loop:
 
     def _brake(self) -> bool:
         """Send one braking target; return whether it still moved."""
-        self._safety.sent(self._robot.send(self._safety.brake()))
+        self._safety.note_sent(self._robot.send(self._safety.brake()))
         self.wait()
         return self._safety.is_moving
 

@@ -121,7 +121,7 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Motion:
+class CommandedMotion:
     """Where the commands are and how they move."""
 
     position: JointVec
@@ -132,7 +132,7 @@ class Motion:
     """Wanted last, before the limits."""
 
     @classmethod
-    def at_rest(cls, position: JointVec) -> "Motion":
+    def at_rest(cls, position: JointVec) -> "CommandedMotion":
         """Stand at a position."""
         return cls(position.copy(), np.zeros(spec.NUM_DIMS), position.copy())
 
@@ -146,7 +146,7 @@ class Limited(NamedTuple):
     """Slowed down, by speed or acceleration."""
 
 
-def limit_target(target: JointVec, motion: Motion, limits: Limits) -> Limited:
+def limit_target(target: JointVec, motion: CommandedMotion, limits: Limits) -> Limited:
     """Pull a target into the allowed range, then make one step towards it, inside the limits of speed and acceleration.
 
     A target that moves inside all limits is followed exactly. Otherwise the step is the largest from which the target, going
@@ -255,7 +255,7 @@ class SafetyLayer:
             RejectedError: The arms must not start from this state.
         """
         self._limits = limits
-        self._motion = Motion.at_rest(np.array(state, dtype=np.float64))
+        self._motion = CommandedMotion.at_rest(np.array(state, dtype=np.float64))
         self._wanted = self._motion.target
         self._is_first = True
         self._limit_ticks_in_a_row = 0
@@ -284,11 +284,11 @@ class SafetyLayer:
         """Whether the last command was a step."""
         return bool(np.abs(self._motion.step).max() > _ROUNDING)
 
-    def sent(self, target: JointVec) -> None:
+    def note_sent(self, target: JointVec) -> None:
         """Remember what the robot really sent; the next step is measured from it."""
         check_finite(target, "target sent by the robot")
         position = np.array(target, dtype=np.float64)
-        self._motion = Motion(position, position - self._motion.position, self._wanted)
+        self._motion = CommandedMotion(position, position - self._motion.position, self._wanted)
 
     def brake(self) -> JointVec:
         """Return the next target of a motion that comes to rest as fast as the acceleration allows; then it stays there.
@@ -315,14 +315,14 @@ class SafetyLayer:
         """
         check_start(state)
         check_boxes(state, self._limits)
-        self._motion = Motion.at_rest(np.array(state, dtype=np.float64))
+        self._motion = CommandedMotion.at_rest(np.array(state, dtype=np.float64))
         self._wanted = self._motion.target
         self._is_first = True
         self._limit_ticks_in_a_row = 0
 
-    def held(self) -> None:
+    def note_hold(self) -> None:
         """Remember that no target was sent for a while, so that the arms came to rest at the last one."""
-        self._motion = Motion.at_rest(self._motion.position)
+        self._motion = CommandedMotion.at_rest(self._motion.position)
 
     def _count(self, limited: Limited) -> None:
         self.range_clamps += limited.over_range

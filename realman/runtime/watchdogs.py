@@ -35,7 +35,7 @@ class Watchdogs:
         self._late_in_a_row = 0
 
     @classmethod
-    def of(cls, settings: SafetySettings) -> "Watchdogs":
+    def from_settings(cls, settings: SafetySettings) -> "Watchdogs":
         """Take a site's limits, for a robot in real time."""
         return cls(
             settings.max_observation_age_ms / 1000,

@@ -27,13 +27,13 @@ from realman.robots import robot as _robot
 from realman.runtime import chunks
 from realman.runtime import control
 from realman.runtime import safety
-from realman.runtime import watchdogs
 from realman.runtime.client import API_KEY_ENV
 from realman.runtime.client import PolicyClient
 from realman.runtime.recording import dataset
 from realman.runtime.recording.recorder import Recorder
 from realman.runtime.steering import SteeredPolicy
 from realman.runtime.steering import Steering
+from realman.runtime.watchdogs import Watchdogs
 from realman.station import site_config
 from realman.station.keyboard import Keyboard
 from realman.station.preflight import confirm
@@ -134,7 +134,7 @@ def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
                     recorder.start()
                 with _console(args, run, robot, client, recorder):
                     drive(args, run, robot, client, limits, recorder, moves=moves)
-        except control.StopSignal as stop:
+        except control.StopRequested as stop:
             run.ended_by = str(stop)
             return 128 + stop.number
         except RealmanError as e:
@@ -244,7 +244,7 @@ def drive(
     # A prediction beside the motion takes real time, so the simulation must too.
     if site.has_real_time or site.sim.realtime or site.execution != "sync":
         run.pacer = Pacer(robot.fps)
-    dogs = watchdogs.Watchdogs.of(site.safety) if site.has_real_time else None
+    watchdogs = Watchdogs.from_settings(site.safety) if site.has_real_time else None
 
     def renew() -> chunks.ChunkPlayer:
         # The figures go on; only the plan is forgotten.
@@ -260,11 +260,11 @@ def drive(
         run.record,
         max_steps=args.max_steps,
         pacer=run.pacer,
-        watchdogs=dogs,
+        watchdogs=watchdogs,
         steering=run.steering,
         renew=renew,
         measure=robot.measure if isinstance(robot, _robot.MeasuringRobot) else None,
-        witness=recorder,
+        tick_observer=recorder,
     )
     run.ended_by = "the end key" if run.steering.is_ending else f"{len(run.record.sent)} steps done"
     if moves and isinstance(robot, _robot.TaskRobot):

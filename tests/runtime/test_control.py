@@ -227,7 +227,7 @@ def test_a_signal_stops_the_arms_even_while_the_policy_thinks_and_later_ones_do_
 
     robot, before = Stopping(), signal.getsignal(number)
     start = time.monotonic()
-    with pytest.raises(control.StopSignal) as caught, control.stop_on_signals():
+    with pytest.raises(control.StopRequested) as caught, control.stop_on_signals():
         run(robot, Thinking())
     assert time.monotonic() - start < 30
     assert caught.value.number == number
@@ -325,13 +325,13 @@ def test_a_loop_that_was_suspended_ends_the_run():
 
 
 def test_a_loop_that_is_always_a_little_late_ends_the_run_and_single_late_steps_do_not():
-    dogs = Watchdogs(max_late_ticks=3)
+    watchdogs = Watchdogs(max_late_ticks=3)
     for late_s in (0.005, 0.0, 0.005, 0.005, 0.005, 0.0):
-        dogs.check_lateness(late_s)
+        watchdogs.check_lateness(late_s)
     for _ in range(3):
-        dogs.check_lateness(0.005)
+        watchdogs.check_lateness(0.005)
     with pytest.raises(RobotTimeoutError, match="4 steps in a row were late"):
-        dogs.check_lateness(0.005)
+        watchdogs.check_lateness(0.005)
 
 
 def test_a_server_that_dies_while_the_arms_move_stops_them_in_async_mode_too():

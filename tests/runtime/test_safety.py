@@ -10,8 +10,8 @@ import pytest
 from realman import spec
 from realman.errors import RejectedError
 from realman.errors import SiteError
+from realman.runtime.safety import CommandedMotion
 from realman.runtime.safety import Limits
-from realman.runtime.safety import Motion
 from realman.runtime.safety import SafetyLayer
 from realman.runtime.safety import SafetySettings
 from realman.runtime.safety import check_first_jump
@@ -34,10 +34,10 @@ def in_range(fraction: np.ndarray) -> np.ndarray:
 
 def follow(targets: np.ndarray, start: np.ndarray, limits: Limits = LIMITS) -> np.ndarray:
     """What is sent for a stream of targets, from rest at `start`; the first row is the start."""
-    motion, sent = Motion.at_rest(start), [start]
+    motion, sent = CommandedMotion.at_rest(start), [start]
     for target in targets:
         position = limit_target(target, motion, limits).target
-        motion = Motion(position, position - motion.position, target)
+        motion = CommandedMotion(position, position - motion.position, target)
         sent.append(position)
     return np.array(sent)
 
@@ -45,7 +45,7 @@ def follow(targets: np.ndarray, start: np.ndarray, limits: Limits = LIMITS) -> n
 @settings(max_examples=50)
 @given(target=anywhere, previous=anywhere)
 def test_a_tick_never_moves_further_than_its_step(target, previous):
-    sent = limit_target(target, Motion.at_rest(previous), LIMITS).target
+    sent = limit_target(target, CommandedMotion.at_rest(previous), LIMITS).target
     assert (np.abs(sent - previous) <= LIMITS.max_step + EPS).all()
 
 
@@ -66,7 +66,7 @@ def test_from_outside_the_range_a_tick_never_moves_further_out(target, previous,
     def distance(x):
         return np.maximum(np.maximum(LIMITS.lower - x, x - LIMITS.upper), 0)
 
-    sent = limit_target(target, Motion(previous, step, target), LIMITS).target
+    sent = limit_target(target, CommandedMotion(previous, step, target), LIMITS).target
     assert (distance(sent) <= distance(previous) + EPS).all()
 
 
@@ -88,10 +88,10 @@ def test_repeating_a_target_reaches_its_nearest_allowed_position_without_passing
     nearest, start = np.clip(target, LIMITS.lower, LIMITS.upper), in_range(fraction)
     num_steps = int(np.ceil(((LIMITS.upper - LIMITS.lower) / LIMITS.max_step).max())) + 30
     # The first look at the target is of one that stands, not of one that has just jumped there.
-    motion, sent = Motion(start, np.zeros(14), target), []
+    motion, sent = CommandedMotion(start, np.zeros(14), target), []
     for _ in range(num_steps):
         position = limit_target(target, motion, LIMITS).target
-        motion = Motion(position, position - motion.position, target)
+        motion = CommandedMotion(position, position - motion.position, target)
         sent.append(position)
     np.testing.assert_allclose(sent[-1], nearest, atol=EPS)
     beyond = (np.array(sent) - nearest) * np.sign(nearest - start)
@@ -111,7 +111,7 @@ def test_a_target_that_jumps_and_then_stands_is_met_and_kept(jump, speed):
 @settings(max_examples=20)
 @given(target=anywhere, previous=anywhere)
 def test_the_callers_arrays_stay_as_they_are(target, previous):
-    motion = Motion.at_rest(previous)
+    motion = CommandedMotion.at_rest(previous)
     copies = target.copy(), previous.copy()
     limit_target(target, motion, LIMITS)
     np.testing.assert_array_equal(target, copies[0])
@@ -124,7 +124,7 @@ def test_a_number_that_is_not_finite_is_refused_by_name(bad):
     target = np.zeros(14)
     target[9] = bad
     with pytest.raises(RejectedError, match=r"left_elbow \[9\]"):
-        limit_target(target, Motion.at_rest(np.zeros(14)), LIMITS)
+        limit_target(target, CommandedMotion.at_rest(np.zeros(14)), LIMITS)
 
 
 def test_the_vendors_speed_limits_a_generous_site():
@@ -177,21 +177,21 @@ def test_a_first_target_far_away_is_refused_and_grippers_may_jump():
 def test_the_layer_checks_the_jump_only_once_and_measures_steps_from_what_was_sent():
     limits = Limits.per_tick(SafetySettings(max_joint_acceleration_deg_s2=1e6), fps=50)
     layer = SafetyLayer(limits, np.zeros(14))
-    layer.sent(layer.check(np.zeros(14)))
+    layer.note_sent(layer.check(np.zeros(14)))
     far = np.full(14, 1.0)
     first = layer.check(far)
     np.testing.assert_allclose(first, limits.max_step)
     # The driver sent less than allowed: the next step starts there.
-    layer.sent(first / 2)
+    layer.note_sent(first / 2)
     np.testing.assert_allclose(layer.check(far), 1.5 * limits.max_step)
 
 
 def test_after_a_pause_the_layer_starts_from_rest():
     layer = SafetyLayer(LIMITS, np.zeros(14))
     for k in range(1, 30):
-        layer.sent(layer.check(0.5 * LIMITS.max_step * k))
+        layer.note_sent(layer.check(0.5 * LIMITS.max_step * k))
     moving = layer.check(0.5 * LIMITS.max_step * 30)
-    layer.held()
+    layer.note_hold()
     held_at = 0.5 * LIMITS.max_step * 29
     after = layer.check(held_at + LIMITS.max_step)
     assert (moving - held_at)[0] == pytest.approx(0.5 * LIMITS.max_step[0])
@@ -209,7 +209,7 @@ def test_a_tool_that_would_leave_its_box_is_refused_by_arm_and_axis():
 
     def bend(layer: SafetyLayer, target: np.ndarray) -> None:
         for _ in range(200):
-            layer.sent(layer.check(target))
+            layer.note_sent(layer.check(target))
 
     with pytest.raises(RejectedError, match=r"left arm: the tool would be outside its workspace box: z = 0\.0[89]\d m"):
         bend(SafetyLayer(limits, np.zeros(14)), down)
@@ -236,8 +236,8 @@ def test_the_layer_counts_what_it_changed():
     layer = SafetyLayer(LIMITS, np.zeros(14))
     beyond = np.zeros(14)
     beyond[6], beyond[13] = 1.01, -0.5
-    layer.sent(layer.check(beyond))
-    layer.sent(layer.check(np.zeros(14)))
+    layer.note_sent(layer.check(beyond))
+    layer.note_sent(layer.check(np.zeros(14)))
     assert layer.range_clamps.nonzero()[0].tolist() == [6, 13]
     assert layer.speed_clamps[6] == 1
     assert layer.clamped_ticks == 1
@@ -249,10 +249,10 @@ def test_a_policy_that_stays_beyond_the_joint_range_is_stopped():
     lost = np.zeros(14)
     lost[1] = np.deg2rad(150)
     for _ in range(3):
-        layer.sent(layer.check(lost))
-    layer.sent(layer.check(np.zeros(14)))
+        layer.note_sent(layer.check(lost))
+    layer.note_sent(layer.check(np.zeros(14)))
     for _ in range(3):
-        layer.sent(layer.check(lost))
+        layer.note_sent(layer.check(lost))
     with pytest.raises(RejectedError, match=r"4 steps in a row \(right_shoulder\)"):
         layer.check(lost)
 
@@ -275,10 +275,10 @@ def test_the_margin_is_taken_from_the_narrower_of_the_arms_and_the_controllers_r
 )
 def test_braking_never_accelerates_never_turns_round_and_comes_to_rest(position, step):
     layer = SafetyLayer(LIMITS, position)
-    layer.sent(position + step)
+    layer.note_sent(position + step)
     before = layer._motion.step
     for _ in range(200):
-        layer.sent(layer.brake())
+        layer.note_sent(layer.brake())
         now = layer._motion.step
         assert (np.abs(now) <= np.abs(before) + 1e-9).all()
         assert (now * before >= -1e-9).all()

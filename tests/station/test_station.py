@@ -256,7 +256,7 @@ def test_the_stop_key_ends_even_a_wait_for_the_server_with_a_slow_stop():
 
     robot = Arms()
     began = time.monotonic()
-    with pytest.raises(control.StopSignal, match="the stop key"), control.stop_on_signals(steering):
+    with pytest.raises(control.StopRequested, match="the stop key"), control.stop_on_signals(steering):
         play(robot, steering, policy=Waiting())
     assert time.monotonic() - began < 30
     assert robot.stops == ["slow", "stop"]
@@ -277,7 +277,7 @@ def handled_by(handler: signal.Handlers) -> Iterator[None]:
 def test_a_signal_stops_at_once_without_braking_first(number):
     robot = Arms(tick_5=lambda _: os.kill(os.getpid(), number))
     # The tests themselves may run under nohup.
-    stopped = pytest.raises(control.StopSignal, match=number.name)
+    stopped = pytest.raises(control.StopRequested, match=number.name)
     with handled_by(signal.SIG_DFL), stopped, control.stop_on_signals(Steering()):
         play(robot, Steering())
     assert robot.stops == ["stop"]

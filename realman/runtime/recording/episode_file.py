@@ -49,7 +49,7 @@ class EpisodeFile:
         except OSError as e:
             raise EpisodeError(f"{path}: cannot be written ({e}); choose another folder or free some space") from e
         self._file.attrs.update({FPS: round(fps), TASK_NAMES[0]: task, "compress": True})
-        self._pictures = {
+        self._images = {
             name: self._file.create_dataset(
                 f"{IMAGES}/{name}", (0,), h5py.vlen_dtype(np.uint8), maxshape=(None,), chunks=(_CHUNK_FRAMES,)
             )
@@ -73,7 +73,7 @@ class EpisodeFile:
             EpisodeError: The disk is full, or gone.
         """
         try:
-            for name, data in self._pictures.items():
+            for name, data in self._images.items():
                 data.resize((len(self) + 1,))
                 data[len(self)] = np.frombuffer(jpegs[name], np.uint8)
         except OSError as e:

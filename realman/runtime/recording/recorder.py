@@ -46,7 +46,7 @@ class _End(NamedTuple):
 
 
 class Recorder:
-    """Implements `realman.runtime.control.Witness`; all cameras of the robot are recorded. Methods may be called from any thread and never wait, but `close`.
+    """Implements `realman.runtime.control.TickObserver`; all cameras of the robot are recorded. Methods may be called from any thread and never wait, but `close`.
 
     Attributes:
         saved: Recordings finished so far.
