@@ -1,4 +1,8 @@
-"""Array types used at the package's borders. Letters: t frames, h w image height and width, 14 numbers of both arms."""
+"""Array types of the package's interfaces.
+
+In the shapes, t is the number of frames, h and w are an image's height and width, and 14 stands for the numbers of both
+arms.
+"""
 
 from jaxtyping import Float
 from jaxtyping import UInt8
@@ -20,17 +24,19 @@ Bytes = UInt8[np.ndarray, " _"]
 """Raw bytes, often a view of a larger buffer."""
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
-"""A picture whose size has nothing to do with that of others in the same call."""
+"""An image whose size is independent of other images in the same call."""
 
 StoredFrame = Bytes | Pixels
-"""A frame as it was recorded: the bytes of a JPEG, or raw in the recorded channel order."""
+"""A frame as it was recorded: the bytes of a JPEG, or pixels in the recorded channel order."""
 
 
 def check_finite(values: JointVec, what: str) -> None:
-    """Refuse NaN and infinity, which an arm controller would take for a huge angle.
+    """Refuse NaN and infinity.
+
+    An arm controller would take either for a huge angle.
 
     Raises:
-        RejectedError: Names every bad dimension.
+        RejectedError: A number is not finite. The message names every one.
     """
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:

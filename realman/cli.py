@@ -1,6 +1,8 @@
-"""One way for every command of this package to start: parse flags, set up logging, turn a `RealmanError` into one line.
+"""How every command of this package starts.
 
-Exit codes: 0 good, 1 the data, the robot or the server is bad, 2 wrong use (tyro), 130 interrupted.
+It parses the flags, sets up logging, and prints a `RealmanError` as one line.
+
+Exit codes: 0 success, 1 bad data, robot or server, 2 wrong flags (from tyro), 130 interrupted.
 """
 
 from collections.abc import Callable
@@ -20,11 +22,11 @@ DEBUG_ENV = "REALMAN_DEBUG"
 
 
 def run(main: Callable[[ArgsT], int | None], args_type: type[ArgsT], prog: str | None = None) -> None:
-    """Parse `args_type` from the command line, call `main` with it and exit with its code.
+    """Parse the command line, call `main` and exit with its code.
 
     Args:
-        main: Does the work; returns an exit code or None for 0.
-        args_type: A frozen dataclass. Its fields are the flags.
+        main: Does the work. Returns an exit code, or None for 0.
+        args_type: A frozen dataclass whose fields are the flags.
         prog: Name of the command in its help. None takes the script's.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -1,27 +1,32 @@
-"""Errors a user can mend, each with one clear line: place, what was found, what was expected, remedy.
+"""Errors that a user can fix.
+
+The message of each is one line: the place, what was found, what was expected, and a remedy.
 
 RealmanError
   +-- EpisodeError (also ValueError)   a recording is missing, damaged or contradicts its options
-  +-- DatasetError (also ValueError)   a LeRobot dataset is missing, damaged or in the way
+  +-- DatasetError (also ValueError)   a LeRobot dataset is missing, damaged or already exists
   +-- SiteError    (also ValueError)   the robot site's settings are wrong
   +-- RobotError                       the robot side
   |     +-- NotConnectedError          a call before connect() or after disconnect()
   |     +-- RobotTimeoutError          the robot or a camera did not answer in time
-  |     +-- RejectedError              the robot or the safety layer refused a motion
-  +-- ServerError                      the policy server is unreachable, wrong, or reported a failure
+  |     +-- RejectedError              the robot, or a check in front of it, refused a motion
+  +-- ServerError                      the policy server is unreachable, unexpected, or reported a failure
 """
 
 
 class RealmanError(Exception):
-    """Base of every error that a user of this package can mend; entry points print it as one line, exit code 1."""
+    """Base of every error that a user of this package can fix.
+
+    Commands print it as one line and exit with code 1.
+    """
 
 
 class EpisodeError(RealmanError, ValueError):
-    """A recording is missing, damaged, or contradicts the options it is read with."""
+    """A recording is missing, damaged or contradicts its options."""
 
 
 class DatasetError(RealmanError, ValueError):
-    """A LeRobot dataset is missing, damaged, or stands where a new one should go."""
+    """A LeRobot dataset is missing, damaged or in the way."""
 
 
 class SiteError(RealmanError, ValueError):
@@ -45,4 +50,4 @@ class RejectedError(RobotError):
 
 
 class ServerError(RealmanError):
-    """The policy server is unreachable, is not the expected one, or reported a failure."""
+    """The policy server is unreachable, unexpected, or reported a failure."""

@@ -1,7 +1,9 @@
-"""Forward and inverse kinematics of one RM65-B in its own base frame; numpy only, no limits of speed or collision.
+"""Forward and inverse kinematics of one RM65-B in its own base frame.
 
-Formula: modified (Craig) Denavit-Hartenberg, T_i = RotX(alpha_i-1) TransX(a_i-1) RotZ(theta_i + offset_i) TransZ(d_i), with
-the vendor's table for the RM65-B. At q = 0 the arm points straight up and its flange is at (0, 0, 0.8505) m.
+This module imports only numpy. It knows nothing of speed limits and collisions.
+
+Formula: modified (Craig) Denavit-Hartenberg, T_i = RotX(alpha_i-1) TransX(a_i-1) RotZ(theta_i + offset_i) TransZ(d_i),
+with the vendor's table for the RM65-B. At q = 0 the arm points straight up and its flange is at (0, 0, 0.8505) m.
 """
 
 import dataclasses
@@ -12,12 +14,13 @@ import numpy as np
 from realman import spec
 
 ArmVec = Float[np.ndarray, " 6"]
-"""Joints of one arm, rad, base to flange."""
+"""Joints of one arm, rad, from base to flange."""
 
 Transform = Float[np.ndarray, "4 4"]
-"""Homogeneous transform, metres."""
+"""Homogeneous transform, m."""
 
-# Columns: a_i-1 m, alpha_i-1 rad, d_i m, offset_i rad (vendor's table; checked against the SDK's own algorithm library).
+# Columns: a_i-1 m, alpha_i-1 rad, d_i m, offset_i rad. Source: the vendor's table, checked against the SDK's own
+# algorithm library.
 _DH = np.array(
     [
         [0.0, 0.0, 0.2405, 0.0],
@@ -31,14 +34,17 @@ _DH = np.array(
 
 _MAX_ITERATIONS = 200
 _DAMPING = 1e-3
-"""Keeps a step finite near a singular pose; small enough not to slow convergence elsewhere."""
+"""Keeps a step finite near a singular pose. It is small enough not to slow convergence elsewhere."""
 _MAX_STEP_RAD = 0.3
 _POSITION_TOLERANCE_M = 1e-6
 _ROTATION_TOLERANCE_RAD = 1e-5
 
 
 def joint_frames(q: ArmVec) -> Float[np.ndarray, "7 4 4"]:
-    """Frames of the base and the six links in the base frame; the last one is the flange."""
+    """Return the frames of base and six links in the base frame.
+
+    The last frame is the flange.
+    """
     frames = [np.eye(4)]
     for (a, alpha, d, offset), theta in zip(_DH, q + _DH[:, 3], strict=True):
         del offset
@@ -56,12 +62,15 @@ def joint_frames(q: ArmVec) -> Float[np.ndarray, "7 4 4"]:
 
 
 def forward(q: ArmVec) -> Transform:
-    """Pose of the flange in the base frame."""
+    """Return the pose of the flange in the base frame."""
     return joint_frames(q)[-1]
 
 
 def rotation_vector(rotation: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, " 3"]:
-    """Axis times angle (rad) of a rotation by less than half a turn."""
+    """Return axis times angle of a rotation, rad.
+
+    The rotation must be by less than half a turn.
+    """
     skew = (
         np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
         / 2
@@ -82,12 +91,14 @@ def _error_and_jacobian(
 
 
 def inverse(target: Transform, seed: ArmVec, tool: Transform | None = None) -> ArmVec:
-    """Joints that bring the tool to a pose; damped least squares from `seed`, so the solution near the seed is found.
+    """Return joints that bring the tool to a pose.
+
+    The search is damped least squares from `seed`, so it finds the solution near the seed.
 
     Args:
         target: Wanted pose of the tool in the base frame.
         seed: Start of the search, rad.
-        tool: Pose of the tool in the flange frame; None means the flange itself.
+        tool: Pose of the tool in the flange frame. None means the flange itself.
 
     Raises:
         ValueError: The pose is not reached within the joint limits.
@@ -102,23 +113,26 @@ def inverse(target: Transform, seed: ArmVec, tool: Transform | None = None) -> A
         step *= min(1.0, _MAX_STEP_RAD / max(float(np.abs(step).max()), 1e-9))
         q = np.clip(q + step, spec.ARM_LOWER_RAD, spec.ARM_UPPER_RAD)
     raise ValueError(
-        f"inverse kinematics: {np.round(target[:3, 3], 4)} m is out of reach, {np.round(error, 4)} is left over"
+        f"inverse kinematics: {np.round(target[:3, 3], 4)} m is out of reach, {np.round(error, 4)} remains as error"
     )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MountedArm:
-    """An arm at its place in the world with a tool on its flange."""
+    """An arm at its place in the world, with a tool."""
 
     base: Transform
     """Pose of the arm's base in the world."""
     tool: Transform
-    """Pose of the tool (the point between the fingertips) in the flange frame."""
+    """Pose of the tool, which is the point between the fingertips, in the flange frame."""
 
     def forward(self, q: ArmVec) -> Transform:
-        """Pose of the tool in the world."""
+        """Return the pose of the tool in the world."""
         return self.base @ forward(q) @ self.tool
 
     def inverse(self, target: Transform, seed: ArmVec) -> ArmVec:
-        """Joints that bring the tool to a pose in the world; see `inverse`."""
+        """Return joints that bring the tool to a pose in the world.
+
+        See `inverse`.
+        """
         return inverse(np.linalg.inv(self.base) @ target, seed, self.tool)

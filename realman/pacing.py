@@ -1,4 +1,7 @@
-"""When each tick of a control loop begins: deadlines on a monotonic clock, counted, never caught up in a burst."""
+"""Deadlines for the ticks of a control loop, on a monotonic clock.
+
+Missed deadlines are counted. They are never caught up in a burst.
+"""
 
 import time
 from typing import Protocol, runtime_checkable
@@ -6,24 +9,26 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 _LATE_SHARE = 0.1
-"""A tick counts as late when it is this share of a period behind its deadline."""
+"""A tick counts as late if it misses its deadline by more than this share of a period."""
 
 
 @runtime_checkable
 class Clock(Protocol):
-    """Where a loop's time comes from; the module `time` is one."""
+    """Where a loop's time comes from, for example the module `time`."""
 
     def monotonic(self) -> float:
-        """Return seconds that never go back."""
+        """Return seconds that never decrease."""
         ...
 
     def sleep(self, seconds: float, /) -> None:
-        """Wait."""
+        """Wait for a number of seconds."""
         ...
 
 
 class Pacer:
-    """Deadlines at `start + k * period`, so that errors do not add up.
+    """Waits for each tick of a loop.
+
+    The deadlines are `start + k * period`, so errors do not add up.
 
     Attributes:
         late_ticks: Ticks that missed their deadline.
@@ -31,7 +36,7 @@ class Pacer:
     """
 
     def __init__(self, fps: float, clock: Clock = time) -> None:
-        """Start now, at `fps` ticks a second."""
+        """Start now, at `fps` ticks per second."""
         self._period_s = 1.0 / fps
         self._clock = clock
         self.late_ticks = 0
@@ -39,15 +44,16 @@ class Pacer:
         self.restart()
 
     def restart(self) -> None:
-        """Count deadlines from now: the start, or the end of a pause that everyone knew of."""
+        """Count deadlines from now, at the start or after an intended pause."""
         self._start = self._clock.monotonic()
         self._tick = 0
 
     def wait(self) -> float:
-        """Wait for the next deadline; return by how much it was missed, s, 0 when it was met.
+        """Wait for the next deadline and return the delay, s.
 
-        More than a period behind, time starts anew: catching up would send targets faster than the speed limit, which
-        is one step per period, was computed for.
+        The delay is 0 if the deadline was met. After a delay of more than a period, deadlines count from now. To catch
+        up would send targets faster than the speed limit allows, because that limit is computed for one step per
+        period.
         """
         self._tick += 1
         late_s = self._clock.monotonic() - (self._start + self._tick * self._period_s)
@@ -63,7 +69,7 @@ class Pacer:
 
 
 def percentiles_ms(durations_s: list[float]) -> dict[str, float] | None:
-    """Return p50, p95 and max of durations in ms; None when there are none."""
+    """Return p50, p95 and max of durations, ms, or None if empty."""
     if not durations_s:
         return None
     p50, p95 = np.percentile(durations_s, [50, 95]) * 1000

@@ -1,6 +1,7 @@
-"""The robot's numbers: two RM65 arms, their order, limits, cameras and rates. Imports numpy only.
+"""The robot's numbers: order, limits, cameras and rates of two RM65 arms.
 
 Every file, message and plot uses this layout: right arm first, joints in rad, grippers 0..1 with 1 = open.
+This module imports only numpy.
 """
 
 import numpy as np
@@ -9,10 +10,10 @@ SIDES = ("right", "left")
 """Order of the arms in every 14-vector."""
 
 ARM_JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate")
-"""Joints of one arm from base to flange."""
+"""Joints of one arm, from base to flange."""
 
 DIM_NAMES = tuple(f"{side}_{part}" for side in SIDES for part in (*ARM_JOINTS, "gripper"))
-"""Names of the 14 numbers, as LeRobot datasets of this robot carry them."""
+"""Names of the 14 numbers in LeRobot datasets of this robot."""
 
 NUM_DIMS = len(DIM_NAMES)
 ARM_SLICES = {"right": slice(0, 7), "left": slice(7, 14)}
@@ -24,13 +25,13 @@ IMAGE_HEIGHT_PX = 480
 IMAGE_WIDTH_PX = 640
 
 DEFAULT_FPS = 50
-"""Usual rate of recordings and control, Hz. Always read from the recording or a flag; this is only the flag's default."""
+"""Default of the rate flags, Hz. The real rate always comes from the recording or a flag."""
 
 ACTION_CHUNK = 25
-"""Steps of a predicted chunk that the client executes before the next one, half a second at 50 Hz."""
+"""Steps of a predicted chunk that the client executes before the next chunk: half a second at 50 Hz."""
 
-# RM65-B, base to flange: position range and maximum speed of each joint (vendor parameter page; the SDK's algorithm
-# library 1.6.0 returns the same numbers).
+# RM65-B, base to flange: position range and maximum speed of each joint. Source: the vendor's parameter page. The SDK's
+# algorithm library 1.6.0 returns the same numbers.
 _ARM_LIMIT_DEG = np.array([178.0, 130.0, 135.0, 178.0, 128.0, 360.0])
 _ARM_SPEED_DEG_S = np.array([180.0, 180.0, 225.0, 225.0, 225.0, 225.0])
 
@@ -51,5 +52,5 @@ IMAGE_KEY_PREFIX = "observation.images."
 
 
 def image_key(camera: str) -> str:
-    """Dataset key of a camera, for example `observation.images.cam_high`."""
+    """Return the dataset key of a camera, for example `observation.images.cam_high`."""
     return IMAGE_KEY_PREFIX + camera

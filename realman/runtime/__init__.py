@@ -1,4 +1,4 @@
-"""The control loop: from a policy server's chunks to targets inside the limits, at the robot's rate.
+"""The control loop, from a policy server's chunks to safe targets.
 
 client.py      asks the policy server, and checks its replies
 chunks.py      turns chunks into targets: sync, async, blend, rtc

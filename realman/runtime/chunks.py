@@ -1,12 +1,13 @@
-"""How a policy's chunks become one target per tick: chunk players.
+"""Chunk players turn a policy's chunks into one target per tick.
 
-sync    execute `action_chunk` steps, hold the last target while the next chunk is predicted, go on
-async   ask for the next chunk while the present one plays; of its steps, skip those whose time passed meanwhile
+sync    execute `action_chunk` steps, then hold the last target while the next chunk is predicted
+async   ask for the next chunk while the present one plays, and skip those of its steps whose time has passed
 blend   as async, and fade from the old chunk to the new one over some steps
-rtc     as async, and the policy is told what will be executed meanwhile, so that its chunk goes on from there
+rtc     as async, and send the steps that are executed meanwhile, so that the policy continues from them
 
-A chunk's step i belongs to the tick of its observation plus i, so the delay of a prediction is counted in ticks that were
-really played. Only `rtc` needs it beforehand; a wrong estimate costs smoothness, never the right moment of a step.
+Step i of a chunk belongs to the tick of its observation plus i, so the delay of a prediction is counted in ticks that
+were really played. Only `rtc` needs the delay in advance. A wrong estimate makes its motion less smooth, but every step
+still comes at its right tick.
 """
 
 import collections
@@ -33,11 +34,12 @@ Observe = Callable[[], RobotObservation]
 Execution = Literal["sync", "async", "blend", "rtc"]
 
 BLEND_STEPS = 8
-"""Steps of a cross-fade, 160 ms at 50 Hz: long enough to hide a seam, short beside a chunk of 25."""
-
+"""Steps of a cross-fade, 160 ms at 50 Hz: long enough to hide a seam, short compared with a chunk of 25."""
 
 DELAYS_REMEMBERED = 10
-"""Predictions whose longest delay is expected of the next one (arXiv 2506.07339): 5 s at a chunk of 25 and 50 Hz."""
+"""Number of predictions whose longest delay is expected of the next one (arXiv 2506.07339).
+
+With a chunk of 25 steps at 50 Hz they cover 5 s."""
 
 
 class Tick(NamedTuple):
@@ -45,36 +47,39 @@ class Tick(NamedTuple):
 
     target: JointVec
     observed_s: float
-    """`time.monotonic()` of the observation that it was predicted from."""
+    """`time.monotonic()` of the observation that the step was predicted from."""
     is_seam: bool = False
-    """First step of a new chunk."""
+    """Whether it is the first step of a new chunk."""
     has_blocked: bool = False
-    """The loop was held up for a prediction; the arms stood still."""
+    """Whether the loop waited for a prediction and the arms stood still."""
     is_stall: bool = False
-    """No step was left, so the last target is held."""
+    """Whether the last target is held because no step was left."""
 
 
 @runtime_checkable
 class ChunkPolicy(Protocol):
-    """What a player asks for chunks; `realman.runtime.client.PolicyClient` is one."""
+    """A source of chunks, such as `realman.runtime.client.PolicyClient`."""
 
     action_chunk: int
     """Steps to execute of each prediction."""
 
     def infer(self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None) -> Prediction:
-        """Return the next actions."""
+        """Return the next actions for an observation."""
         ...
 
 
 @runtime_checkable
 class RtcPolicy(ChunkPolicy, Protocol):
-    """A policy whose chunks can go on from the previous one; `realman.runtime.client.PolicyClient` is one."""
+    """A policy that can continue the previous chunk.
+
+    `realman.runtime.client.PolicyClient` is one.
+    """
 
     fps: float
     """Rate of its steps, Hz."""
 
     def require_rtc(self) -> None:
-        """Raise `ServerError` unless the policy heeds what is left over."""
+        """Raise `ServerError` unless the policy supports `left_over`."""
         ...
 
     def infer(
@@ -84,16 +89,19 @@ class RtcPolicy(ChunkPolicy, Protocol):
         prompt: str | None = None,
         left_over: LeftOver | None = None,
     ) -> Prediction:
-        """Return the next actions."""
+        """Return the next actions, which continue `left_over` if it is given."""
         ...
 
 
 @runtime_checkable
 class ChunkRequest(Protocol):
-    """One prediction under way."""
+    """A prediction in progress."""
 
     def poll(self) -> Prediction | None:
-        """Return the prediction once it is there; called once a tick. Raise what the policy raised."""
+        """Return the prediction, or None while it is in progress.
+
+        The player calls this once per tick. It raises what the policy raised.
+        """
         ...
 
 
@@ -102,17 +110,17 @@ Ask = Callable[[Callable[[], Prediction]], ChunkRequest]
 
 
 class ThreadChunkRequest:
-    """A prediction in a thread of its own. A daemon: a server that never answers must not hold up the program's end."""
+    """A prediction in a thread of its own."""
 
     def __init__(self, predict: Callable[[], Prediction]) -> None:
-        """Start."""
         self._predict = predict
         self._result: Prediction | None = None
         self._error: BaseException | None = None
+        # A daemon, because a server that never answers must not keep the program from ending.
         threading.Thread(target=self._run, name="prediction", daemon=True).start()
 
     def poll(self) -> Prediction | None:
-        """Return the prediction once it is there, or raise its error."""
+        """Return the prediction or None, or raise its error."""
         if self._error is not None:
             raise self._error
         return self._result
@@ -131,18 +139,17 @@ class ChunkPlayer(Protocol):
     round_trips_s: list[float]
     """Duration of each prediction, from observation to checked reply, s."""
     infer_s: list[float]
-    """The server's share of each, s, where it says."""
+    """Inference time of each prediction whose server reported it, s."""
 
     def next_tick(self, observe: Observe) -> Tick:
-        """Return what to execute now."""
+        """Return the step to execute now."""
         ...
 
 
 class SyncPlayer:
-    """Executes the policy's `action_chunk` steps of a prediction, then observes and predicts again."""
+    """Executes the first `action_chunk` steps of a prediction, then predicts again."""
 
     def __init__(self, policy: ChunkPolicy, prompt: str | None) -> None:
-        """Play the predictions of `policy` for one task."""
         self._policy = policy
         self._prompt = prompt
         self._left: list[np.ndarray] = []
@@ -151,7 +158,7 @@ class SyncPlayer:
         self.infer_s: list[float] = []
 
     def next_tick(self, observe: Observe) -> Tick:
-        """Return the next step of the chunk, or of a new one when it is used up."""
+        """Return the next step of the chunk, or of a new one."""
         if self._left:
             return Tick(self._left.pop(0), self._observed_s)
         observation = observe()
@@ -163,23 +170,31 @@ class SyncPlayer:
 
 
 class AsyncPlayer:
-    """Plays without a pause as long as a prediction takes no longer than the steps that follow `action_chunk`.
+    """Predicts the next chunk while the present one plays.
 
-    The next chunk is asked for when `action_chunk` ticks have passed since the present one's observation. With a horizon of
-    50 steps and a chunk of 25 at 50 Hz, a prediction may take 500 ms. The first one is waited for.
+    It asks for the next chunk when `action_chunk` ticks have passed since the observation of the present one. The arms
+    do not stop as long as a prediction takes no longer than the steps that follow `action_chunk`. With a horizon of 50
+    steps and a chunk of 25 at 50 Hz, that is 500 ms. The loop waits for the first prediction.
     """
 
     def __init__(
         self, policy: ChunkPolicy, prompt: str | None, *, blend_steps: int = 0, ask: Ask = ThreadChunkRequest
     ) -> None:
-        """Play the predictions of `policy` for one task; with `blend_steps`, fade from each chunk to the next."""
+        """Play the predictions of `policy` for one task.
+
+        Args:
+            policy: Where chunks come from.
+            prompt: Task text. None lets the server use its default.
+            blend_steps: Steps of the fade from each chunk to the next. 0 does not fade.
+            ask: Starts a prediction.
+        """
         self._policy = policy
         self._prompt = prompt
         self._blend_steps = blend_steps
         self._ask = ask
         self._tick = -1
         self._asked_tick = 0
-        """Tick of the newest observation that a prediction was asked for."""
+        """Tick of the newest observation that was sent to the policy."""
         self._asked_s = 0.0
         self._observed_s = 0.0
         self._request: ChunkRequest | None = None
@@ -192,12 +207,14 @@ class AsyncPlayer:
         self.infer_s: list[float] = []
 
     def next_tick(self, observe: Observe) -> Tick:
-        """Return this tick's step: of a new chunk if one has come, of the present one, or hold the last."""
+        """Return this tick's step, or the last one if none is left."""
         self._tick += 1
+        # The first chunk: nothing can be played before it.
         if self._plan is None:
             self._adopt(self._predict(observe())())
             assert self._plan is not None
             return Tick(self._plan[0].copy(), self._observed_s, is_seam=True, has_blocked=True)
+        # A prediction may answer at once, so look for it before and after a new one is started.
         is_seam = self._collect()
         if self._request is None and self._tick - self._asked_tick >= self._policy.action_chunk:
             self._request = self._ask(self._predict(observe()))
@@ -208,7 +225,7 @@ class AsyncPlayer:
         return Tick(target, self._observed_s, is_seam=is_seam, is_stall=is_stall)
 
     def _collect(self) -> bool:
-        """Take the prediction under way if it is there; return whether a new plan begins."""
+        """Take a finished prediction and return whether a new plan begins."""
         if self._request is None or (prediction := self._request.poll()) is None:
             return False
         self._request = None
@@ -219,7 +236,10 @@ class AsyncPlayer:
         return lambda: self._policy.infer(observation.state, observation.images, self._prompt)
 
     def _adopt(self, prediction: Prediction) -> bool:
-        """Make a prediction the plan from this tick on, unless all of its steps have passed; return whether it is."""
+        """Replace the plan with a prediction and return whether that was possible.
+
+        It is not possible if the time of all its steps has passed.
+        """
         _note(self, prediction)
         delay = self._tick - self._asked_tick
         self.delays.append(delay)
@@ -229,30 +249,32 @@ class AsyncPlayer:
         if self._plan is not None:
             old = self._plan[self._tick - self._plan_tick :]
             if len(old):
-                # Not beyond the old plan's end: the arms would be drawn back to where it ended.
+                # Never fade beyond the old plan's end, which would pull the arms back to where it ended.
                 new = cross_fade(old, new, min(self._blend_steps, len(old)))
             else:
-                # Used up, so held at its last step: that is what the new one fades from.
+                # The old plan is used up and held at its last step, so fade from that step.
                 new = cross_fade(self._plan[-1:], new, self._blend_steps)
         self._plan, self._plan_tick, self._observed_s = new, self._tick, self._asked_s
         return True
 
 
 class RtcPlayer(AsyncPlayer):
-    """Asynchronous, with chunks that go on from what is executed while they are predicted: real-time chunking.
+    """Plays asynchronously with real-time chunking.
 
-    With each observation the policy gets the steps still to be played and how many of them will be gone when it answers: as
-    many as in the slowest of the last predictions, the conservative choice. A prediction that is later still is played from
-    its own tick's step on, as in `AsyncPlayer`; its seam is then only as smooth as the policy made it, and it is counted.
+    Each new chunk continues the steps that are executed while it is predicted. With each observation the policy gets
+    the steps that are still to be played, and how many of them will have been played when it answers. The expected
+    number is the conservative one: that of the slowest of the last predictions. A prediction that takes longer is
+    counted and played from the step of its own tick, as in `AsyncPlayer`. Then its seam is only as smooth as the policy
+    made it.
 
-    For s steps between two predictions and a horizon of H the delay d must keep d <= s <= H - d.
+    For s steps between two predictions and a horizon of H, the delay d must satisfy d <= s <= H - d.
     """
 
     def __init__(self, policy: RtcPolicy, prompt: str | None, *, ask: Ask = ThreadChunkRequest) -> None:
         """Play the predictions of `policy` for one task.
 
         Raises:
-            ServerError: The policy cannot do it.
+            ServerError: The policy does not support real-time chunking.
         """
         policy.require_rtc()
         super().__init__(policy, prompt, ask=ask)
@@ -271,7 +293,11 @@ class RtcPlayer(AsyncPlayer):
         return lambda: self._rtc_policy.infer(observation.state, observation.images, self._prompt, left_over)
 
     def _left_over(self, plan: JointTraj) -> LeftOver:
-        """Return the steps from this tick on: the plan's, then its last one, which is held when nothing is left."""
+        """Return the steps that are still to be played.
+
+        They are the remaining steps of the plan. If fewer remain than the expected delay, the last step is repeated,
+        because it is held then.
+        """
         self._expected_delay = min(max(self._recent_delays), self._horizon)
         steps = plan[self._tick - self._plan_tick :]
         num_held = max(self._expected_delay, 1) - len(steps)
@@ -281,7 +307,7 @@ class RtcPlayer(AsyncPlayer):
         is_first = self._plan is None
         is_seam = super()._adopt(prediction)
         if is_first:
-            # The arms waited for it, so no ticks passed: the clock says what it would have been.
+            # The arms waited for the first prediction, so no ticks passed. Its delay comes from the clock.
             delay = math.ceil(prediction.round_trip_s * self._rtc_policy.fps)
             self._horizon = len(prediction.actions)
             self._check_delay(delay)
@@ -297,9 +323,9 @@ class RtcPlayer(AsyncPlayer):
         chunk = self._policy.action_chunk
         if delay > (limit := min(chunk, self._horizon - chunk)):
             raise ServerError(
-                f"real-time chunking: a prediction takes {delay} steps of {1000 / self._rtc_policy.fps:g} ms, at most {limit} "
-                f"are possible with {chunk} of {self._horizon} steps executed; make the server faster (--num-steps), "
-                "change action_chunk, or choose the execution 'sync'"
+                f"real-time chunking: a prediction takes {delay} steps of {1000 / self._rtc_policy.fps:g} ms, expected "
+                f"at most {limit} with {chunk} of {self._horizon} steps executed. Make the server faster "
+                "(--num-steps), change action_chunk, or choose the execution 'sync'"
             )
 
 
@@ -307,9 +333,9 @@ def cross_fade(old: Float[np.ndarray, "u 14"], new: JointTraj, num_steps: int) -
     """Fade linearly from one plan to another, step by step.
 
     Args:
-        old: Steps of the old plan from now on, at least one; its last one is held.
-        new: Steps of the new plan from now on; not changed.
-        num_steps: Steps that are a mixture; step i of them has (i + 1) / (num_steps + 1) of the new plan.
+        old: Remaining steps of the old plan, at least one. Its last step is held.
+        new: Remaining steps of the new plan. It is not changed.
+        num_steps: Number of mixed steps. Step i of them has (i + 1) / (num_steps + 1) of the new plan.
 
     Returns:
         A plan as long as `new`.
@@ -333,7 +359,8 @@ def make_player(
     """Make the player for an execution mode.
 
     Raises:
-        ServerError: The policy cannot do what the mode needs.
+        ServerError: The policy does not support the mode.
+        TypeError: The mode is 'rtc' and the policy is not an `RtcPolicy`.
     """
     if execution == "sync":
         return SyncPlayer(policy, prompt)

@@ -1,7 +1,8 @@
-"""The policy server as the robot side sees it: wait for it, check that it fits, ask it, and trust no reply.
+"""The policy client of the robot side.
 
-The realtime loop and the offline evaluation both go through `PolicyClient`, so what is measured offline is what runs on
-the arms. Light on purpose: numpy, pillow, msgpack and websockets are all it needs.
+It waits for the policy server, checks that the server's policy fits this robot, and checks every reply. The realtime
+loop and the offline evaluation both use `PolicyClient`, so what is measured offline is what runs on the arms. The
+module needs only numpy, pillow, msgpack and websockets, because it runs on the robot PC.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,18 +25,18 @@ from realman.arrays import JointVec
 from realman.errors import ServerError
 
 ROBOT_NAME = "realman_rm65_dual"
-"""What a server of this robot's policies calls the robot in its metadata."""
+"""Name of this robot in a server's metadata."""
 
 API_KEY_ENV = "REALMAN_API_KEY"
-"""Where programs find the key for a server that asks for one: never in a file or a flag."""
+"""Environment variable with the key for a server that asks for one. The key is never in a file or a flag."""
 
 IMAGE_SIZE_PX = 224
-"""Side of the images sent: the policy's input size, so the server need not resize and little is sent (151 kB each)."""
+"""Side of the sent images: the policy's input size, so the server need not resize and an image takes only 151 kB."""
 
 _FPS_TOLERANCE = 0.01
 
 _UNITS = {"joints": "rad", "grippers": "0..1, 1 = open"}
-"""What the 14 numbers mean on this side."""
+"""Units of the 14 numbers on this side."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +45,9 @@ class ServerInfo:
 
     address: str
     cameras: tuple[str, ...]
-    """Cameras to send."""
+    """Cameras whose images it needs."""
     action_chunk: int
-    """Steps of each prediction that the server recommends to execute."""
+    """Steps of each prediction that it recommends to execute."""
     action_horizon: int
     """Steps of each prediction."""
     metadata: Mapping[str, Any]
@@ -60,17 +61,20 @@ class Prediction:
     actions: JointTraj
     """Absolute targets (horizon, 14), one per control step, checked to be finite."""
     round_trip_s: float
-    """From the observation in hand to the reply checked, resizing included, s."""
+    """Time from observation to checked reply, including the resizing, s."""
     infer_s: float | None
-    """The server's own inference time, s, when it says."""
+    """The server's own inference time, s. None if it reports none."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LeftOver:
-    """What will still be executed of the previous chunk while the next one is predicted, and after: it is to go on from that."""
+    """Steps of the previous chunk that the next chunk must continue.
+
+    They are executed while the next chunk is predicted, and after.
+    """
 
     actions: JointTraj
-    """Absolute targets (k, 14); row i belongs to step i of the chunk asked for."""
+    """Absolute targets (k, 14). Row i belongs to step i of the requested chunk."""
     delay: int
     """Steps that will have been executed when the reply arrives, at most k."""
 
@@ -85,7 +89,7 @@ def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequenc
         fps: Control rate of this side, Hz.
 
     Raises:
-        ServerError: Names every difference at once.
+        ServerError: The policy does not fit. The message names every difference.
     """
     problems = []
 
@@ -99,13 +103,14 @@ def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequenc
     if metadata.get("robot") != ROBOT_NAME:
         problems.append(f"'robot' is {metadata.get('robot')!r}, expected '{ROBOT_NAME}'")
     problems += _dim_name_problems(metadata.get("dim_names"))
-    # An older server says nothing about these.
+    # An older server does not send these keys.
     ours = {"units": _UNITS, "state_dim": spec.NUM_DIMS, "image_size": [IMAGE_SIZE_PX, IMAGE_SIZE_PX]}
     problems += [
-        f"'{key}' is {metadata[key]!r}, this side has {value!r}"
+        f"'{key}' is {metadata[key]!r}, expected {value!r}"
         for key, value in ours.items()
         if key in metadata and metadata[key] != value
     ]
+    # Cameras and rates are compared with what this side can do.
     asked = tuple(metadata.get("cameras") or cameras)
     if missing := [name for name in asked if name not in cameras]:
         problems.append(f"'cameras' asks for {', '.join(missing)}, this side has {', '.join(cameras) or 'none'}")
@@ -116,7 +121,7 @@ def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequenc
         problems.append(f"'fps' is {server_fps:g}, this side runs at {fps:g}")
     if problems:
         raise ServerError(
-            f"policy server {address} does not fit: {'; '.join(problems)}; serve a checkpoint trained for this robot"
+            f"policy server {address} does not fit: {'; '.join(problems)}. Serve a checkpoint trained for this robot"
         )
     return ServerInfo(address, asked, chunk, horizon, metadata)
 
@@ -141,14 +146,14 @@ def build_request(
     prompt: str | None,
     left_over: LeftOver | None = None,
 ) -> dict[str, Any]:
-    """Make the message for one observation: state, the asked cameras at the policy's size, and what else there is.
+    """Return the request for one observation, with images at the policy's size.
 
     Args:
         state: Measured position (14,), rad and gripper fraction, right arm first.
-        images: At least the asked cameras, uint8 (h, w, 3) RGB, any size.
-        cameras: Which to send.
-        prompt: Task text; None lets the server use its default.
-        left_over: The previous chunk, for real-time chunking.
+        images: Images of at least `cameras`, uint8 (h, w, 3) RGB, any size.
+        cameras: Which images to send.
+        prompt: Task text. None lets the server use its default.
+        left_over: Steps of the previous chunk, for real-time chunking.
     """
     request: dict[str, Any] = {
         "state": np.asarray(state, dtype=np.float32),
@@ -165,22 +170,25 @@ def build_request(
 
 
 def read_reply(reply: Mapping[str, Any], *, address: str, min_steps: int) -> JointTraj:
-    """Take the actions out of a reply, as a fresh float64 array.
+    """Return the actions of a reply as a new float64 array.
 
     Raises:
-        ServerError: No actions, not (at least `min_steps`, 14) numbers, or not finite.
+        ServerError: The actions are missing, not (at least `min_steps`, 14) numbers, or not finite.
     """
     if "actions" not in reply:
-        raise ServerError(f"policy server {address}: reply has no 'actions', only {', '.join(map(str, reply))}")
+        raise ServerError(
+            f"policy server {address}: the reply has {', '.join(map(str, reply)) or 'no keys'}, expected 'actions'"
+        )
     try:
         actions = np.array(reply["actions"], dtype=np.float64)
     except (TypeError, ValueError) as e:
-        raise ServerError(f"policy server {address}: 'actions' are not numbers ({e})") from e
+        raise ServerError(f"policy server {address}: 'actions' are not an array of numbers ({e})") from e
     if actions.ndim != 2 or actions.shape[1] != spec.NUM_DIMS or actions.shape[0] < min_steps:
         raise ServerError(
             f"policy server {address}: 'actions' have shape {actions.shape}, "
             f"expected (at least {min_steps}, {spec.NUM_DIMS})"
         )
+    # The message names the first such value and counts all of them.
     bad = np.argwhere(~np.isfinite(actions))
     if bad.size:
         step, dim = (int(i) for i in bad[0])
@@ -192,7 +200,7 @@ def read_reply(reply: Mapping[str, Any], *, address: str, min_steps: int) -> Joi
 
 
 class PolicyClient:
-    """A connection to the policy server that is checked when it opens and on every reply.
+    """A connection to the policy server that checks every reply.
 
     Example:
         with PolicyClient.connect("127.0.0.1", 8000, cameras=spec.CAMERAS, fps=50) as client:
@@ -206,7 +214,7 @@ class PolicyClient:
         action_chunk: int,
         jpeg_quality: int | None = None,
     ):
-        """Use `connect`, which makes and checks all."""
+        """Take checked parts. Call `connect` instead."""
         self._jpeg_quality = jpeg_quality
         self._policy = policy
         self.info = info
@@ -226,32 +234,34 @@ class PolicyClient:
         reply_timeout_s: float = 30.0,
         jpeg_quality: int | None = None,
     ) -> "PolicyClient":
-        """Wait for the server and check that its policy is one for this robot.
+        """Wait for the server and check that its policy fits this robot.
 
         Args:
             host: Host name or address.
             port: TCP port.
             cameras: Cameras that this side can send.
             fps: Control rate of this side, Hz.
-            action_chunk: Steps to execute of each prediction; None takes the server's.
-            api_key: Key, where the server asks for one.
+            action_chunk: Steps to execute of each prediction. None takes the number that the server recommends.
+            api_key: Key for a server that asks for one.
             connect_timeout_s: How long to wait for the server to come up, s.
             reply_timeout_s: How long one prediction may take, s.
-            jpeg_quality: Send images as JPEG of this quality, 1..100, for a slow network; None sends pixels.
+            jpeg_quality: Send images as JPEG of this quality, 1..100, for a slow network. None sends pixels.
 
         Raises:
-            ServerError: No server in time, not one for this robot, or `action_chunk` is longer than its predictions.
+            ServerError: No server answers in time, its policy does not fit, `action_chunk` is longer than its
+                predictions, or it does not accept JPEG images.
         """
         address = f"{host}:{port}"
         policy = _open(
             host, port, api_key=api_key, connect_timeout_s=connect_timeout_s, reply_timeout_s=reply_timeout_s
         )
+        # A server that does not fit must not keep an open connection.
         try:
             info = read_metadata(policy.get_server_metadata(), address=address, cameras=cameras, fps=fps)
             chunk = info.action_chunk if action_chunk is None else action_chunk
             if not 1 <= chunk <= info.action_horizon:
                 raise ServerError(
-                    f"policy server {address}: action_chunk {chunk} asked for; expected 1..{info.action_horizon}, "
+                    f"policy server {address}: action_chunk is {chunk}, expected 1..{info.action_horizon}, "
                     "the steps of one prediction"
                 )
             if jpeg_quality is not None:
@@ -263,21 +273,24 @@ class PolicyClient:
 
     @property
     def fps(self) -> float:
-        """Rate of the policy's steps, Hz; `connect` has compared it with this side's."""
+        """Rate of the policy's steps, Hz.
+
+        `connect` has compared it with the control rate of this side.
+        """
         return float(self.info.metadata["fps"])
 
     def require_rtc(self) -> None:
-        """Refuse a server that would not heed what is left over of a chunk.
+        """Refuse a server that does not support real-time chunking.
 
         Raises:
-            ServerError: It does not announce real-time chunking.
+            ServerError: The server does not announce real-time chunking.
         """
         features = (self.info.metadata.get(protocol.PROTOCOL_KEY) or {}).get("features") or []
         if protocol.FEATURE_RTC not in features:
             raise ServerError(
-                f"policy server {self.info.address}: real-time chunking ('{protocol.FEATURE_RTC}') is not among its "
-                f"features ({', '.join(map(str, features)) or 'none'}); serve a pi0 or pi0.5 checkpoint with 'make serve', "
-                "or choose the execution 'blend' or 'async'"
+                f"policy server {self.info.address}: its features are {', '.join(map(str, features)) or 'none'}, "
+                f"expected real-time chunking ('{protocol.FEATURE_RTC}'). Serve a pi0 or pi0.5 checkpoint with "
+                "'make serve', or choose the execution 'blend' or 'async'"
             )
 
     def infer(
@@ -291,12 +304,12 @@ class PolicyClient:
 
         Args:
             state: Measured position (14,), rad and gripper fraction, right arm first.
-            images: At least the cameras that the server uses, uint8 (h, w, 3) RGB.
-            prompt: Task text; None lets the server use its default.
-            left_over: The previous chunk, for a server that announces real-time chunking.
+            images: Images of at least the cameras that the server uses, uint8 (h, w, 3) RGB.
+            prompt: Task text. None lets the server use its default.
+            left_over: Steps of the previous chunk, for a server that announces real-time chunking.
 
         Raises:
-            ServerError: The server is gone, too late, reported a failure, or its reply cannot be used.
+            ServerError: The server is gone, took too long or reported a failure, or its reply cannot be used.
         """
         start = time.monotonic()
         request = build_request(state, images, self.info.cameras, prompt, left_over)
@@ -313,7 +326,7 @@ class PolicyClient:
         return Prediction(actions, time.monotonic() - start, None if infer_ms is None else float(infer_ms) / 1000)
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._policy.close()
 
     def __enter__(self) -> "PolicyClient":
@@ -328,7 +341,7 @@ class PolicyClient:
 def _require_jpeg(info: ServerInfo) -> None:
     features = (info.metadata.get(protocol.PROTOCOL_KEY) or {}).get("features") or []
     if protocol.FEATURE_JPEG_IMAGES not in features:
-        raise ServerError(f"policy server {info.address}: does not take JPEG images; leave 'jpeg_quality' out")
+        raise ServerError(f"policy server {info.address}: does not accept JPEG images. Remove 'jpeg_quality'")
 
 
 def _open(
@@ -341,12 +354,15 @@ def _open(
     except ServerUnreachableError as e:
         reason = _first_line(e.__cause__ or e)
         raise ServerError(
-            f"no policy server at {host}:{port} after {connect_timeout_s:g} s ({reason}); start it with 'make serve'"
+            f"no policy server at {host}:{port} after {connect_timeout_s:g} s ({reason}). Start it with 'make serve'"
         ) from e
     except PolicyClientError as e:
         raise ServerError(_first_line(e)) from e
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the summary of an error, whose further lines may be the server's traceback."""
+    """Return the first line of an error.
+
+    Further lines may be the server's traceback.
+    """
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,6 +1,6 @@
-"""The realtime loop: observe, ask the policy, execute its chunk tick by tick through the safety layer.
+"""The realtime loop: observe, predict, and execute through the safety layer.
 
-How a policy's chunks become one target per tick is a `realman.runtime.chunks.ChunkPlayer`; the loop knows nothing of it.
+A `realman.runtime.chunks.ChunkPlayer` turns the policy's chunks into one target per tick. The loop does not know how.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,15 +29,15 @@ from realman.runtime.steering import Steering
 from realman.runtime.watchdogs import Watchdogs
 
 _MAX_BRAKE_TICKS = 200
-"""Braking from full speed takes a few ticks; a driver that alters every target must not make it endless."""
+"""Braking from full speed takes a few ticks. A driver that alters every target must not make it endless."""
 
 
 class StopRequested(KeyboardInterrupt):
-    """A signal that stops arrived, or a person pressed the stop key.
+    """A stop signal arrived, or the operator pressed the stop key.
 
     Attributes:
         number: The signal's number, for the exit code.
-        is_gentle: Whether the arms may brake along their path, as the key asks for; a signal means at once.
+        is_gentle: Whether the arms may brake along their path. True for the key. After a signal they stop at once.
     """
 
     def __init__(self, number: int, *, is_gentle: bool = False) -> None:
@@ -48,10 +48,10 @@ class StopRequested(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_on_signals(steering: Steering | None = None) -> Iterator[None]:
-    """Turn the first signal that stops into a `StopRequested` raised wherever the main thread is; `steering` tells a key apart.
+    """Raise `StopRequested` in the main thread at the first stop signal.
 
-    Raising, rather than setting a flag, ends a wait for a slow server at once. Later signals are ignored, so that
-    nothing interrupts the way to the stop.
+    An exception, unlike a flag, ends a wait for a slow server at once. Later signals are ignored, so that nothing
+    interrupts the way to the stop. `steering` shows whether the signal came from the stop key.
     """
     stopping = False
 
@@ -61,7 +61,8 @@ def stop_on_signals(steering: Steering | None = None) -> Iterator[None]:
             stopping = True
             raise StopRequested(number, is_gentle=steering is not None and steering.is_stopping)
 
-    # Under nohup a lost terminal is no reason to stop; the others stop even what a shell started in its background.
+    # Under nohup a lost terminal must not stop the run. The other signals are handled even where they were ignored, as
+    # they are in a process that a shell started in the background.
     nohup = {
         number for number in STOP_SIGNALS if number.name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
     }
@@ -76,7 +77,10 @@ def stop_on_signals(steering: Steering | None = None) -> Iterator[None]:
 
 @dataclasses.dataclass(eq=False)
 class RunRecord:
-    """What happened in a run, filled in while it goes on, so that a broken run can be reported too."""
+    """What happened in a run.
+
+    It is filled in during the run, so that a run that breaks off can be reported too.
+    """
 
     times_s: list[float] = dataclasses.field(default_factory=list)
     """When each target was sent, `time.monotonic()`, s."""
@@ -85,26 +89,26 @@ class RunRecord:
     sent: list[np.ndarray] = dataclasses.field(default_factory=list)
     """What the robot was sent at each tick (14,)."""
     states: list[np.ndarray] = dataclasses.field(default_factory=list)
-    """What was measured just before it (14,), where the robot says; else NaN."""
+    """Position (14,) measured just before each target. NaN if the robot cannot measure."""
     ages_s: list[float] = dataclasses.field(default_factory=list)
     """How old the observation behind each target was, s."""
     seams: list[bool] = dataclasses.field(default_factory=list)
-    """Whether a new chunk began."""
+    """Whether a new chunk began at each tick."""
     stalls: list[bool] = dataclasses.field(default_factory=list)
-    """Whether the last target was held for want of a chunk."""
+    """Whether the last target was held at each tick because the next chunk was late."""
     waits: int = 0
     """How often the arms stood still for a prediction."""
     pauses: int = 0
-    """How often a person paused the run."""
+    """How often the operator paused the run."""
     safety: SafetyLayer | None = None
 
     @property
     def stalled_ticks(self) -> int:
-        """Ticks in which a target was held because the next chunk was late."""
+        """Ticks that held a target because the next chunk was late."""
         return sum(self.stalls)
 
     def note(self, tick: Tick, state: JointVec | None, sent: JointVec) -> None:
-        """Remember one tick."""
+        """Add one tick."""
         now_s = time.monotonic()
         self.times_s.append(now_s)
         self.targets.append(tick.target)
@@ -112,17 +116,20 @@ class RunRecord:
         self.ages_s.append(now_s - tick.observed_s)
         self.seams.append(tick.is_seam)
         self.stalls.append(tick.is_stall)
-        # Last: whoever reads while the run goes on counts these.
+        # Last, because readers in other threads count these.
         self.sent.append(sent)
 
     def summary(self, player: ChunkPlayer, pacer: Pacer | None) -> dict[str, Any]:
-        """Return the run's figures as plain numbers; times in ms."""
+        """Return the run's figures as plain numbers.
+
+        The key of each time ends with its unit, s or ms.
+        """
         steps, safety = len(self.sent), self.safety
         duration_s = self.times_s[-1] - self.times_s[0] if steps else 0.0
         return {
             "steps": steps,
             "predictions": len(player.round_trips_s),
-            # Those that came later than the player had told the policy.
+            # Predictions that came later than the player had announced to the policy.
             "late_predictions": player.num_late if isinstance(player, RtcPlayer) else None,
             "duration_s": duration_s,
             "rate_hz": (steps - 1) / duration_s if duration_s > 0 else None,
@@ -139,7 +146,11 @@ class RunRecord:
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the run tick by tick: time_s, target, sent and state (t, 14), and per tick what came with the target."""
+        """Return the run tick by tick.
+
+        `time_s` (t,) counts from the first tick. `target`, `sent` and `state` are (t, 14). `observation_age_s`,
+        `is_seam` and `is_stall` are (t,).
+        """
         shape = (len(self.sent), spec.NUM_DIMS)
         return {
             "time_s": np.array(self.times_s) - np.array(self.times_s[:1]),
@@ -158,15 +169,24 @@ def _named_counts(counts: np.ndarray) -> dict[str, int]:
 
 @runtime_checkable
 class TickObserver(Protocol):
-    """Somebody who wants to see the ticks of a run, such as a recorder. It must never hold up the loop."""
+    """An observer of a run's ticks, such as a recorder.
+
+    It must never hold up the loop.
+    """
 
     @property
     def is_watching(self) -> bool:
-        """Whether it wants the next tick; pictures are taken for it then."""
+        """Whether it wants the next tick.
+
+        If it does, the loop reads the cameras for it.
+        """
         ...
 
     def see(self, observation: RobotObservation, sent: JointVec) -> None:
-        """Take what was observed, and what was sent right after; neither will be changed by anyone."""
+        """Take an observation and the target that was sent right after it.
+
+        Nobody changes either of them later.
+        """
         ...
 
 
@@ -184,29 +204,32 @@ def run(
     measure: Callable[[], JointVec] | None = None,
     tick_observer: TickObserver | None = None,
 ) -> None:
-    """Drive a connected robot with a policy until `max_steps`, an error, a signal or a key. The caller stops the robot.
+    """Drive a connected robot with a policy. The caller stops the robot.
+
+    The run ends after `max_steps`, or by an error, a signal or the end key.
 
     Args:
-        robot: A connected robot; hold it with `realman.robots.robot.connected`, which stops it however this ends.
+        robot: A connected robot. Hold it with `realman.robots.robot.connected`, which stops it however this ends.
         player: Where targets come from.
-        limits: What one tick may do.
+        limits: Limits of one tick.
         record: Filled in tick by tick.
-        max_steps: Control steps; None goes on until interrupted.
-        pacer: Keeps wall-clock time; None where the robot's time is simulated and advances with each target.
-        watchdogs: Limits of age and lateness; none by default, where time is simulated.
-        steering: What a person wants; None lets nobody interfere.
-        renew: Makes the player that goes on after a pause with a fresh plan; needed if `steering` may pause.
-        measure: Returns the measured position, for the log; it must not wait.
-        tick_observer: Sees each tick with its pictures, when it wants to.
+        max_steps: Number of control steps. None runs until the run is interrupted.
+        pacer: Keeps wall-clock time. None if the robot's time is simulated and advances with each target.
+        watchdogs: Limits of age and lateness. By default there are none, which suits simulated time.
+        steering: What the operator asks for. None lets nobody interfere.
+        renew: Returns a player with a fresh plan, for the time after a pause. Needed if `steering` may pause.
+        measure: Returns the measured position, for the log. It must not wait.
+        tick_observer: Sees each tick with its images, if it is watching.
 
     Raises:
         RejectedError: The safety layer refused a target or the start.
-        RobotTimeoutError: An observation or a prediction was too old, or the loop too late.
+        RobotTimeoutError: An observation or a prediction was too old, or the loop was too late.
         ServerError: The policy failed.
     """
     loop = _Loop(robot, limits, record, pacer, watchdogs or Watchdogs())
     steering = steering or Steering()
     while max_steps is None or len(record.sent) < max_steps:
+        # The operator's wishes come first, between two ticks.
         if steering.is_ending:
             loop.come_to_rest()
             return
@@ -218,6 +241,7 @@ def run(
             continue
         tick = player.next_tick(loop.observe)
         loop.check(tick)
+        # Measure right before sending, so that state and target belong together.
         seen = robot.observe() if tick_observer and tick_observer.is_watching else None
         state = measure() if measure else None
         sent = loop.send(tick.target)
@@ -228,7 +252,7 @@ def run(
 
 
 class _Loop:
-    """What one tick of a run consists of."""
+    """The parts of one tick of a run."""
 
     def __init__(
         self, robot: Robot, limits: Limits, record: RunRecord, pacer: Pacer | None, watchdogs: Watchdogs
@@ -240,13 +264,16 @@ class _Loop:
         self._safety = record.safety = SafetyLayer(limits, self.observe().state)
 
     def observe(self) -> RobotObservation:
-        """Look at the robot, and refuse what is too old to predict from."""
+        """Observe the robot and refuse an observation that is too old."""
         observation = self._robot.observe()
         self._watchdogs.check_observation_age(time.monotonic() - observation.time_s)
         return observation
 
     def check(self, tick: Tick) -> None:
-        """Refuse a plan that is too old; after a wait, count time anew."""
+        """Refuse a plan that is too old.
+
+        After a wait for the plan, deadlines count from now.
+        """
         self._watchdogs.check_policy_age(time.monotonic() - tick.observed_s)
         if tick.has_blocked:
             self._record.waits += 1
@@ -254,23 +281,26 @@ class _Loop:
             self._restart_clock()
 
     def send(self, target: JointVec) -> JointVec:
-        """Send a target as far as the limits allow; return what was sent."""
+        """Limit and send a target, and return what was sent."""
         sent = self._robot.send(self._safety.check(target))
         self._safety.note_sent(sent)
         return sent
 
     def wait(self) -> None:
-        """Wait for the next tick."""
+        """Wait for the next tick and check how late it is."""
         if self._pacer:
             self._watchdogs.check_lateness(self._pacer.wait())
 
     def hold_while_paused(self, steering: Steering) -> None:
-        """Brake, and hold until the pause ends. Targets go on to be sent, and with them every check of the driver."""
+        """Brake and hold until the pause ends.
+
+        Targets are still sent, so every check of the driver stays active.
+        """
         self._record.pauses += 1
         while steering.is_paused and not steering.is_ending:
             self._brake()
             if self._pacer is None:
-                # Simulated time would race on, and this loop with it.
+                # Simulated time does not wait, so this loop would spin.
                 time.sleep(1.0 / self._robot.fps)
 
     def come_to_rest(self) -> None:
@@ -280,12 +310,12 @@ class _Loop:
                 return
 
     def start_anew(self) -> None:
-        """Begin again from where the arms are now."""
+        """Begin again from the measured state."""
         self._safety.restart(self.observe().state)
         self._restart_clock()
 
     def _brake(self) -> bool:
-        """Send one braking target; return whether it still moved."""
+        """Send one braking target and return whether the arms still move."""
         self._safety.note_sent(self._robot.send(self._safety.brake()))
         self.wait()
         return self._safety.is_moving

@@ -1,7 +1,9 @@
-"""Limits between a policy and the arms: every target passes here, none leaves it faster or further than allowed.
+"""The limits between a policy and the arms.
 
-`limit_target` and the checks are pure; `SafetyLayer` adds the memory of one run (last command, counters). What this
-layer does not know: other arms, the table, people. The hardware emergency stop remains the real one.
+Every target passes through this layer, and none leaves it faster or further than allowed. `limit_target` and the checks
+are pure functions. `SafetyLayer` adds the memory of one run: the last command and counters.
+
+This layer knows nothing of other arms, the table and people. The hardware emergency stop remains the only real one.
 """
 
 from collections.abc import Mapping
@@ -19,12 +21,15 @@ from realman.runtime.workspace import Box
 
 _JOINTS = list(spec.JOINT_DIMS)
 _ROUNDING = 1e-9
-"""Differences below this (rad or gripper fraction) are float rounding, not clamps."""
+"""Differences up to this (rad or gripper fraction) are float rounding, not clamps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SafetySettings:
-    """What a site allows its arms; the RM65's own limits always apply on top."""
+    """What a site allows its arms.
+
+    The RM65's own limits always apply as well.
+    """
 
     joint_margin_deg: float = 2.0
     """Distance kept from both ends of each joint's range, deg."""
@@ -35,21 +40,21 @@ class SafetySettings:
     max_gripper_speed_per_s: float = 4.0
     """Largest gripper speed, full strokes per second."""
     max_first_jump_deg: float = 15.0
-    """Largest distance of the first target from the measured joints, deg; further is refused, not approached."""
+    """Largest distance of the first target from the measured joints, deg. A further one is refused, not approached."""
     max_limit_ticks: int = 50
-    """Targets outside the joint range in a row before the run is stopped: the policy is lost."""
+    """Targets outside the joint range in a row before the run is stopped, because the policy is lost."""
     max_observation_age_ms: float = 500.0
-    """Oldest observation to predict from, ms."""
+    """Largest age of an observation to predict from, ms."""
     max_policy_age_ms: float = 2000.0
-    """Oldest observation behind a target, ms: how long the arms may move without a new prediction."""
+    """Largest age of the observation behind a target, ms. It bounds how long the arms move without a new prediction."""
     max_overrun_ms: float = 200.0
     """Largest delay of one control step, ms."""
     max_late_ticks: int = 50
     """Late control steps in a row before the run is stopped."""
     right_box: Box | None = None
-    """Where the right arm's tool may be; None allows everywhere."""
+    """Where the right arm's tool may be. None allows every position."""
     left_box: Box | None = None
-    """Where the left arm's tool may be."""
+    """Where the left arm's tool may be. None allows every position."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -57,24 +62,27 @@ class SafetySettings:
             if field.name in ("right_box", "left_box"):
                 continue
             if not (np.isfinite(value) and value >= 0) or (value == 0 and field.name != "joint_margin_deg"):
-                raise SiteError(f"safety: '{field.name}' is {value}; expected a finite number greater than 0")
+                raise SiteError(f"safety: '{field.name}' is {value}, expected a finite number greater than 0")
         if np.deg2rad(self.joint_margin_deg) >= spec.ARM_UPPER_RAD.min():
-            raise SiteError(f"safety: 'joint_margin_deg' is {self.joint_margin_deg} deg, which leaves no joint range")
+            raise SiteError(
+                f"safety: 'joint_margin_deg' is {self.joint_margin_deg}, expected one that leaves every joint a range"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Limits:
-    """Limits of one control tick, in the units of `spec`: rad and gripper fraction."""
+    """Limits of one control tick, in rad and gripper fraction."""
 
     lower: JointVec
     upper: JointVec
     max_step: JointVec
     """Largest change from one target to the next."""
     max_step_change: JointVec
-    """Largest change from one such step to the next, above 0: the acceleration."""
+    """Largest change from one such step to the next, above 0. It limits the acceleration."""
     max_first_jump: float
-    """rad, joints only: grippers may start anywhere."""
+    """Largest distance of the first target from the measured joints, rad. Grippers may start anywhere."""
     max_limit_ticks: int
+    """Targets outside the joint range in a row before the run is stopped."""
     boxes: Mapping[str, Box]
     """Workspace of each arm that has one."""
 
@@ -82,17 +90,18 @@ class Limits:
     def per_tick(
         cls, settings: SafetySettings, fps: float, joint_range: tuple[JointVec, JointVec] | None = None
     ) -> "Limits":
-        """Turn a site's settings into limits for a loop at `fps` Hz.
+        """Return a site's limits for a loop at `fps` Hz.
 
         Args:
-            settings: The site's.
-            fps: Ticks a second.
-            joint_range: Lower and upper ends that the controllers allow; the margin is taken from the narrower of these and
-                the arms' own.
+            settings: The site's settings.
+            fps: Ticks per second.
+            joint_range: Lower and upper ends that the controllers allow. The margin is taken from the narrower of these
+                and the arms' own.
 
         Raises:
             SiteError: The margin leaves a joint no range.
         """
+        # Positions: the range that both the arms and their controllers allow, less the margin.
         lower, upper = joint_range or (spec.LOWER, spec.UPPER)
         margin = np.zeros(spec.NUM_DIMS)
         margin[_JOINTS] = np.deg2rad(settings.joint_margin_deg)
@@ -100,12 +109,14 @@ class Limits:
         if (lower >= upper).any():
             names = ", ".join(spec.DIM_NAMES[i] for i in np.flatnonzero(lower >= upper))
             raise SiteError(
-                f"safety: 'joint_margin_deg' {settings.joint_margin_deg} leaves no range at {names}, as its controller is set"
+                f"safety: 'joint_margin_deg' is {settings.joint_margin_deg}, which leaves no range at {names}. "
+                "Choose a smaller margin, or a wider range in the arm's controller"
             )
+        # Steps: what the site and the vendor allow.
         speed = np.full(spec.NUM_DIMS, settings.max_gripper_speed_per_s)
         vendor_speed = np.tile(spec.ARM_SPEED_RAD_S, len(spec.SIDES))
         speed[_JOINTS] = np.minimum(np.deg2rad(settings.max_joint_speed_deg_s), vendor_speed)
-        # A gripper may turn round within a tick: its own controller does the accelerating.
+        # A gripper may reverse within a tick, because its own controller limits the acceleration.
         step_change = 2 * speed / fps
         step_change[_JOINTS] = np.deg2rad(settings.max_joint_acceleration_deg_s2) / fps**2
         boxes = {"right": settings.right_box, "left": settings.left_box}
@@ -122,43 +133,45 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CommandedMotion:
-    """Where the commands are and how they move."""
+    """Position and speed of the commands so far."""
 
     position: JointVec
-    """Commanded last, or measured before the first command."""
+    """Last command, or the measured position before the first command."""
     step: JointVec
-    """Change of the last command."""
+    """Last command minus the command before it."""
     target: JointVec
-    """Wanted last, before the limits."""
+    """Last target before the limits."""
 
     @classmethod
     def at_rest(cls, position: JointVec) -> "CommandedMotion":
-        """Stand at a position."""
+        """Return the motion of arms that stand at a position."""
         return cls(position.copy(), np.zeros(spec.NUM_DIMS), position.copy())
 
 
 class Limited(NamedTuple):
-    """A target after the limits, and which of the 14 numbers each limit changed."""
+    """A limited target and which of its 14 numbers were changed."""
 
     target: np.ndarray
     over_range: np.ndarray
+    """Which numbers were outside the range."""
     over_speed: np.ndarray
-    """Slowed down, by speed or acceleration."""
+    """Which numbers were slowed down, by the limit of speed or acceleration."""
 
 
 def limit_target(target: JointVec, motion: CommandedMotion, limits: Limits) -> Limited:
-    """Pull a target into the allowed range, then make one step towards it, inside the limits of speed and acceleration.
+    """Clip a target and make one step towards it within the limits.
 
-    A target that moves inside all limits is followed exactly. Otherwise the step is the largest from which the target, going
-    on as it does, can still be met without passing it, and from which the range's ends can be respected by braking. Where limits
-    contradict each other, as after a start near the end of the range, the range wins over speed, speed over acceleration.
+    A target that moves inside all limits is followed exactly. Otherwise the step is the largest one after which braking
+    still meets a target that keeps its pace, without overshoot, and still stops before the ends of the range. Limits
+    can contradict each other, for example after a start near the end of the range. Then the range has priority over
+    speed, and speed over acceleration.
 
-    A position outside the range (margin) is legal: the result then moves back towards the range, never away.
+    A position outside the range (in the margin) is legal. The result then moves back towards the range, never away.
 
     Args:
-        target: Wanted positions (14,), rad and gripper fraction; not changed.
+        target: Wanted positions (14,), rad and gripper fraction. It is not changed.
         motion: The commands so far.
-        limits: What one tick may do.
+        limits: Limits of one tick.
 
     Returns:
         The target to send and two bool masks (14,).
@@ -171,8 +184,9 @@ def limit_target(target: JointVec, motion: CommandedMotion, limits: Limits) -> L
     before = np.clip(motion.target, limits.lower, limits.upper)
     pace = np.clip(in_range - before, -limits.max_step, limits.max_step)
     ahead = in_range - motion.position - pace
-    # In the frame that moves with the target: approach it as fast as can still be braked.
+    # In the frame that moves with the target, approach it as fast as braking still allows.
     step = pace + np.sign(ahead) * _brakable_step(np.abs(ahead), limits.max_step_change)
+    # Each limit below has priority over the ones before it: acceleration, speed, range.
     step = np.clip(step, motion.step - limits.max_step_change, motion.step + limits.max_step_change)
     step = np.clip(step, -limits.max_step, limits.max_step)
     room_up = np.maximum(limits.upper - motion.position, 0.0)
@@ -185,19 +199,21 @@ def limit_target(target: JointVec, motion: CommandedMotion, limits: Limits) -> L
 
 
 def _brakable_step(distance: JointVec, change: JointVec) -> JointVec:
-    """Return the largest step after which steps that shrink by `change` stay within `distance`, all >= 0.
+    """Return the largest step from which braking ends within `distance`.
 
-    Formula: of n shrinking steps s, s - c, ... the sum is n s - c n (n - 1) / 2; n is the least with c n (n + 1) / 2 >= d.
+    Braking means that each following step is smaller by `change`. All values are >= 0.
+
+    Formula: n steps s, s - c, s - 2c, ... cover n s - c n (n - 1) / 2. n is the least number with c n (n + 1) / 2 >= d.
     """
     count = np.maximum(np.ceil((np.sqrt(1 + 8 * distance / change) - 1) / 2), 1.0)
     return distance / count + change * (count - 1) / 2
 
 
 def check_start(state: JointVec) -> None:
-    """Refuse to start from a measured position that is not finite or lies outside the arms' own range.
+    """Refuse a start position that is outside the arms' own range.
 
     Raises:
-        RejectedError: Names every joint with its position and range.
+        RejectedError: A number is not finite or a joint is outside. The message names each with its position and range.
     """
     check_finite(state, "measured state")
     outside = [i for i in _JOINTS if not spec.LOWER[i] <= state[i] <= spec.UPPER[i]]
@@ -207,14 +223,14 @@ def check_start(state: JointVec) -> None:
             f"(range {np.rad2deg(spec.LOWER[i]):.0f}..{np.rad2deg(spec.UPPER[i]):.0f})"
             for i in outside
         )
-        raise RejectedError(f"measured state: {found}; check the units or move the arm back by hand")
+        raise RejectedError(f"measured state: {found}. Check the units or move the arm back by hand")
 
 
 def check_boxes(position: JointVec, limits: Limits) -> None:
     """Refuse a position whose tool is outside its arm's workspace box.
 
     Raises:
-        RejectedError: Names the arm and every axis.
+        RejectedError: A tool is outside. The message names the arm and every axis.
     """
     for side, box in limits.boxes.items():
         start = spec.ARM_SLICES[side].start
@@ -222,10 +238,12 @@ def check_boxes(position: JointVec, limits: Limits) -> None:
 
 
 def check_first_jump(target: JointVec, state: JointVec, limits: Limits) -> None:
-    """Refuse a first target far from where the arms are: wrong start pose, wrong units or wrong arm order.
+    """Refuse a first target that is far from the measured position.
+
+    The cause is a wrong start pose, wrong units or a wrong arm order.
 
     Raises:
-        RejectedError: Names every joint that would jump, and how far.
+        RejectedError: A number is not finite or a joint would jump. The message names every such joint and how far.
     """
     check_finite(target, "first target")
     jump = np.abs(target - state)
@@ -234,13 +252,13 @@ def check_first_jump(target: JointVec, state: JointVec, limits: Limits) -> None:
         found = ", ".join(f"{spec.DIM_NAMES[i]} {np.rad2deg(jump[i]):.1f} deg" for i in far)
         allowed = np.rad2deg(limits.max_first_jump)
         raise RejectedError(
-            f"first target: too far from the measured position: {found} (at most {allowed:.1f} deg); "
-            "bring the arms to the pose the recordings start from"
+            f"first target: too far from the measured position: {found} (at most {allowed:.1f} deg). "
+            "Move the arms to the pose from which the recordings start"
         )
 
 
 class SafetyLayer:
-    """The limits with the memory of one run.
+    """Applies the limits with the memory of one run.
 
     Attributes:
         range_clamps: Ticks in which each of the 14 numbers was pulled into its range.
@@ -268,7 +286,8 @@ class SafetyLayer:
         """Return what may be sent for this target.
 
         Raises:
-            RejectedError: Not finite, too far for a first target, outside a workspace box, or out of range for too long.
+            RejectedError: The target is not finite, too far for a first target, outside a workspace box, or was outside
+                the joint range for too long.
         """
         if self._is_first:
             check_first_jump(target, self._motion.position, self._limits)
@@ -285,15 +304,19 @@ class SafetyLayer:
         return bool(np.abs(self._motion.step).max() > _ROUNDING)
 
     def note_sent(self, target: JointVec) -> None:
-        """Remember what the robot really sent; the next step is measured from it."""
+        """Remember what the robot really sent.
+
+        The next step is measured from it.
+        """
         check_finite(target, "target sent by the robot")
         position = np.array(target, dtype=np.float64)
         self._motion = CommandedMotion(position, position - self._motion.position, self._wanted)
 
     def brake(self) -> JointVec:
-        """Return the next target of a motion that comes to rest as fast as the acceleration allows; then it stays there.
+        """Return the next target of braking at the largest acceleration.
 
-        A standstill at once would be one step of any size, which high follow would try to make.
+        At rest the target stays the same. A target that stopped at once would be one step of any size, and high follow
+        would try to make that step.
 
         Raises:
             RejectedError: Braking would lead out of a workspace box.
@@ -301,14 +324,16 @@ class SafetyLayer:
         step, change = self._motion.step, self._limits.max_step_change
         slower = np.sign(step) * np.maximum(np.abs(step) - change, 0.0)
         position = self._motion.position
-        # A start outside the range is legal, so braking must not be turned into a jump into it.
+        # A start outside the range is legal, so braking must not become a jump into the range.
         lower, upper = np.minimum(self._limits.lower, position), np.maximum(self._limits.upper, position)
         self._wanted = np.clip(position + slower, lower, upper)
         check_boxes(self._wanted, self._limits)
         return self._wanted.copy()
 
     def restart(self, state: JointVec) -> None:
-        """Go on from a measured state after a hold, as if the run began: the first-jump check applies to the next target.
+        """Continue from a measured state as if the run began.
+
+        The first-jump check applies to the next target.
 
         Raises:
             RejectedError: The arms must not start from this state.
@@ -321,7 +346,10 @@ class SafetyLayer:
         self._limit_ticks_in_a_row = 0
 
     def note_hold(self) -> None:
-        """Remember that no target was sent for a while, so that the arms came to rest at the last one."""
+        """Remember that the arms came to rest at the last target.
+
+        This happens if no target was sent for a while.
+        """
         self._motion = CommandedMotion.at_rest(self._motion.position)
 
     def _count(self, limited: Limited) -> None:
@@ -333,6 +361,6 @@ class SafetyLayer:
         if self._limit_ticks_in_a_row > self._limits.max_limit_ticks:
             names = ", ".join(spec.DIM_NAMES[i] for i in joints_over)
             raise RejectedError(
-                f"target: outside the joint range for {self._limit_ticks_in_a_row} steps in a row ({names}); "
-                "the policy does not fit this scene"
+                f"target: outside the joint range for {self._limit_ticks_in_a_row} steps in a row ({names}), "
+                f"expected at most {self._limits.max_limit_ticks}. The policy does not fit this scene"
             )

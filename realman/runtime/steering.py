@@ -1,4 +1,7 @@
-"""What a person may ask of a run while it goes on. Asked from any thread; the control loop takes it between two ticks."""
+"""What the operator may ask of a run in progress.
+
+Any thread may ask. The control loop reacts between two ticks.
+"""
 
 from collections.abc import Mapping
 import signal
@@ -12,44 +15,48 @@ from realman.runtime.client import Prediction
 
 
 class Steering:
-    """The wishes of the moment.
+    """What the operator wants at this moment.
 
     Attributes:
-        prompt: Task text that the next request carries; None leaves it to the server's default.
-        is_paused: The arms shall brake and hold.
-        is_ending: The run shall end at the next tick, after braking.
-        is_stopping: The arms shall be stopped now, whatever the loop waits for.
+        prompt: Task text for the next request. None lets the server use its default.
+        is_paused: The arms must brake and hold.
+        is_ending: The run must end at the next tick, after braking.
+        is_stopping: The arms must stop now, even if the loop is waiting for something.
     """
 
     def __init__(self, prompt: str | None = None) -> None:
-        """Wish for nothing but to go on with a task."""
         self.prompt = prompt
         self.is_paused = False
         self.is_ending = False
         self.is_stopping = False
 
     def toggle_pause(self) -> None:
-        """Pause, or go on."""
+        """Pause or resume."""
         self.is_paused = not self.is_paused
 
     def end(self) -> None:
-        """End the run in good order."""
+        """Brake and end the run at the next tick."""
         self.is_ending = True
 
     def stop(self) -> None:
-        """Interrupt the main thread wherever it is, so that the arms are stopped even while it waits for a server."""
+        """Interrupt the main thread, so that the arms stop now.
+
+        This also works while the main thread waits for a server.
+        """
         self.is_stopping = True
-        # To that thread alone: another one's system call would be interrupted instead.
+        # Signal only that thread. Otherwise a system call of another thread could be interrupted instead.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 class SteeredPolicy:
-    """A policy that is asked with the prompt of the moment, whatever its player was made with."""
+    """A policy that always gets the operator's present prompt.
+
+    It replaces the prompt that a player was made with.
+    """
 
     def __init__(self, policy: ChunkPolicy, steering: Steering) -> None:
-        """Ask `policy` for what `steering` wants."""
         self._policy = policy
-        # The same, for what only some policies can do.
+        # The same policy without its type, for calls that only some policies support.
         self._any: Any = policy
         self._steering = steering
 
@@ -64,11 +71,14 @@ class SteeredPolicy:
         return float(self._any.fps)
 
     def require_rtc(self) -> None:
-        """Raise `ServerError` unless the policy's chunks can go on from the previous one."""
+        """Raise `ServerError` unless the policy supports real-time chunking."""
         self._any.require_rtc()
 
     def infer(
         self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None, *more: Any, **options: Any
     ) -> Prediction:
-        """Return the next actions; `prompt` gives way to the present one, whatever else is asked is handed on."""
+        """Return the next actions for the operator's present prompt.
+
+        `prompt` is ignored. All other arguments are passed to the policy.
+        """
         return self._any.infer(state, images, self._steering.prompt, *more, **options)

@@ -1,17 +1,21 @@
-"""What ends a run because time went wrong: old observations, old predictions, a loop that cannot keep its rate.
+"""Checks that end a run when its timing fails.
 
-The driver has its own, at every tick: age of each arm's state, gripper and camera, and arms that do not follow.
+They refuse old observations, old predictions, and a loop that cannot keep its rate. At every tick the driver has checks
+of its own: the age of each arm's state, of each gripper and camera, and arms that do not follow.
 """
 
 from realman.errors import RobotTimeoutError
 from realman.runtime.safety import SafetySettings
 
 _LATE_S = 0.002
-"""A tick that is later than this counts as a late one, s."""
+"""A tick with a larger delay than this counts as late, s."""
 
 
 class Watchdogs:
-    """Checks of one run; None switches one off. All raise `RobotTimeoutError`."""
+    """The timing checks of one run.
+
+    A limit of None turns its check off. All checks raise `RobotTimeoutError`.
+    """
 
     def __init__(
         self,
@@ -23,10 +27,11 @@ class Watchdogs:
         """Set the limits.
 
         Args:
-            max_observation_age_s: Oldest observation to predict from, s.
-            max_policy_age_s: Oldest observation behind a target, s: how long the arms may move without a look.
+            max_observation_age_s: Largest age of an observation to predict from, s.
+            max_policy_age_s: Largest age of the observation behind a target, s. It bounds how long the arms move
+                without a new prediction.
             max_overrun_s: Largest delay of one tick, s.
-            max_late_ticks: Late ticks in a row.
+            max_late_ticks: Largest number of late ticks in a row.
         """
         self._max_observation_age_s = max_observation_age_s
         self._max_policy_age_s = max_policy_age_s
@@ -36,7 +41,7 @@ class Watchdogs:
 
     @classmethod
     def from_settings(cls, settings: SafetySettings) -> "Watchdogs":
-        """Take a site's limits, for a robot in real time."""
+        """Return the checks of a site whose robot runs in real time."""
         return cls(
             settings.max_observation_age_ms / 1000,
             settings.max_policy_age_ms / 1000,
@@ -45,26 +50,34 @@ class Watchdogs:
         )
 
     def check_observation_age(self, age_s: float) -> None:
-        """Refuse to predict from what is no longer so."""
-        _check("observation", age_s, self._max_observation_age_s, "check the cameras and the arms' state push")
+        """Refuse to predict from an outdated observation."""
+        _check("observation", age_s, self._max_observation_age_s, "Check the cameras and the arms' state push")
 
     def check_policy_age(self, age_s: float) -> None:
         """Refuse to move on a plan made too long ago."""
-        _check("prediction", age_s, self._max_policy_age_s, "is the policy server too slow, or the network cut?")
+        _check("prediction", age_s, self._max_policy_age_s, "Check the speed of the policy server and the network")
 
     def check_lateness(self, late_s: float) -> None:
-        """Refuse to go on when this machine cannot keep the rate: speeds are limited per tick."""
-        _check("control loop", late_s, self._max_overrun_s, "is this machine busy, or was it suspended?", verb="late")
+        """Refuse to continue when this machine cannot keep the rate.
+
+        The speed limits are computed per tick, so they hold only at this rate.
+
+        A stopped process (SIGSTOP) and a paused virtual machine are noticed as late. A suspended machine is not,
+        because `time.monotonic` does not count suspended time on Linux. After such a suspend the loop resumes with the
+        old chunk.
+        """
+        remedy = "Check whether this machine is busy, or whether it or this process was paused"
+        _check("control loop", late_s, self._max_overrun_s, remedy, adjective="late")
         self._late_in_a_row = self._late_in_a_row + 1 if late_s > _LATE_S else 0
         if self._max_late_ticks is not None and self._late_in_a_row > self._max_late_ticks:
             raise RobotTimeoutError(
-                f"control loop: {self._late_in_a_row} steps in a row were late (at most {self._max_late_ticks} allowed); "
-                "end other programs, or choose a lower rate"
+                f"control loop: {self._late_in_a_row} steps in a row were late, expected at most "
+                f"{self._max_late_ticks}. End other programs, or choose a lower rate"
             )
 
 
-def _check(what: str, found_s: float, limit_s: float | None, remedy: str, *, verb: str = "old") -> None:
+def _check(what: str, found_s: float, limit_s: float | None, remedy: str, *, adjective: str = "old") -> None:
     if limit_s is not None and found_s > limit_s:
         raise RobotTimeoutError(
-            f"{what}: {found_s * 1000:.0f} ms {verb}, at most {limit_s * 1000:.0f} ms allowed; {remedy}"
+            f"{what}: {found_s * 1000:.0f} ms {adjective}, expected at most {limit_s * 1000:.0f} ms. {remedy}"
         )

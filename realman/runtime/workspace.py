@@ -1,4 +1,4 @@
-"""Where an arm's tool may be: a box in the arm's own base frame."""
+"""A box in an arm's base frame where its tool may be."""
 
 import dataclasses
 
@@ -14,22 +14,25 @@ _AXES = "xyz"
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """A box for the tool's tip, metres, in the base frame of one arm: z points from the arm's foot along its column."""
+    """A box for the tool's tip, in its arm's base frame.
+
+    z points from the arm's foot along its column.
+    """
 
     lower_m: tuple[float, float, float]
     upper_m: tuple[float, float, float]
     tool_length_m: float = 0.0
-    """Distance of the tip from the flange along the flange's axis; 0 watches the flange itself."""
+    """Distance of the tip from the flange along the flange's axis, m. With 0 the flange itself is checked."""
 
     def __post_init__(self) -> None:
         for axis, low, high in zip(_AXES, self.lower_m, self.upper_m, strict=True):
             if not (np.isfinite([low, high]).all() and low < high):
                 raise SiteError(
-                    f"workspace box: {axis} is {low}..{high} m; expected finite numbers, the lower one first"
+                    f"workspace box: {axis} is {low}..{high} m, expected finite numbers with the lower one first"
                 )
 
     def tip_m(self, joints: ArmVec) -> np.ndarray:
-        """Position of the tool's tip (3,), m."""
+        """Return the position of the tool's tip (3,), m."""
         flange = forward(joints)
         return flange[:3, 3] + self.tool_length_m * flange[:3, 2]
 
@@ -37,7 +40,7 @@ class Box:
         """Refuse joints that bring the tip out of the box.
 
         Raises:
-            RejectedError: Names every axis that is out.
+            RejectedError: The tip would be outside. The message begins with `name` and names every such axis.
         """
         tip_m = self.tip_m(joints)
         out = [

@@ -1,4 +1,4 @@
-"""The operator's station: the settings of a site, and what the person at the robot sees and presses.
+"""The operator's station: a site's settings, the keys, view and report.
 
 site_config.py      site.toml as frozen dataclasses (`toml_config.py` reads any such file)
 client_command.py   `realman client`: a run from its flags to its exit code

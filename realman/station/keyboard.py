@@ -1,4 +1,7 @@
-"""Keys during a run: a thread reads single characters from the terminal, which is put back as it was however the run ends."""
+"""Keys during a run.
+
+A thread reads single characters from the terminal. The terminal's settings are restored however the run ends.
+"""
 
 import atexit
 import codecs
@@ -17,11 +20,12 @@ _ENTER = ("\n", "\r")
 
 
 class Keyboard:
-    """Calls an action per key. Without a terminal, as in a service, it does nothing.
+    """Calls an action per key.
+
+    Without a terminal, for example in a service, it does nothing.
 
     Attributes:
-        is_active: Whether keys are being read.
-        typed: The line being typed; None when keys act.
+        typed: The line that is being typed. None while keys act.
     """
 
     def __init__(
@@ -31,13 +35,13 @@ class Keyboard:
         on_line: Callable[[str], None],
         file: Any = None,
     ) -> None:
-        """Describe the keys; nothing is read before the `with` block.
+        """Define the keys. Nothing is read before the `with` block.
 
         Args:
-            actions: What each key does; called in the keyboard's thread.
-            line_key: The key that begins a line of text: Enter ends it, Escape drops it.
-            on_line: Gets the line, if it is not empty.
-            file: Where keys come from; None is stdin.
+            actions: The action of each key, called in the keyboard's thread.
+            line_key: The key that begins a line of text. Enter ends the line, Escape drops it.
+            on_line: Takes the line if it is not empty.
+            file: Where keys come from. None is stdin.
         """
         self._actions = actions
         self._line_key = line_key
@@ -55,21 +59,21 @@ class Keyboard:
         return self._thread is not None
 
     def __enter__(self) -> "Keyboard":
-        """Begin to read keys, if there is a terminal."""
+        """Start to read keys, if there is a terminal."""
         try:
             import termios
             import tty
-        except ImportError:  # no terminal of this kind on Windows
+        except ImportError:  # Windows has no such terminals
             return self
         if self._file is None or self._file.closed or not self._file.isatty():
             return self
         self._fd = self._file.fileno()
-        # A shell's background job that touched its terminal would be suspended, arms and all.
+        # A shell's background job that touches its terminal is suspended, and with it the control of the arms.
         if os.tcgetpgrp(self._fd) != os.getpgrp():
             return self
         self._before = termios.tcgetattr(self._fd)
         atexit.register(self._restore)
-        # Signals stay on: Ctrl-C must always work.
+        # This mode keeps the signals, because Ctrl-C must always work.
         tty.setcbreak(self._fd)
         self._is_closing.clear()
         self._thread = threading.Thread(target=self._run, name="keyboard", daemon=True)
@@ -79,7 +83,7 @@ class Keyboard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Read no more and put the terminal back."""
+        """Stop reading and restore the terminal."""
         self._is_closing.set()
         try:
             thread, self._thread = self._thread, None
@@ -110,7 +114,7 @@ class Keyboard:
             self._take(decode(data))
 
     def _take(self, text: str) -> None:
-        # An arrow or function key arrives as Escape and more at once: none of it is meant.
+        # An arrow or function key arrives as Escape with further characters. Ignore all of them.
         if text.startswith(_ESCAPE) and len(text) > 1:
             return
         for char in text:

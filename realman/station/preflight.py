@@ -1,4 +1,4 @@
-"""The last look before anything moves: robot, cameras, server and one prediction, in a table; and the question."""
+"""The last checks before anything moves, and the operator's confirmation."""
 
 import platform
 
@@ -16,25 +16,28 @@ from realman.station import site_config
 
 SAFETY_LINES = (
     "Real arms are about to move. Clear the workspace of people and things.",
-    "Keep a hand on the hardware emergency stop; Ctrl-C here stops both arms as well.",
+    "Keep a hand on the hardware emergency stop. Ctrl-C here stops both arms as well.",
 )
 
 
 def preflight(site: site_config.Site, robot: _robot.Robot, client: PolicyClient, limits: safety.Limits) -> None:
-    """Check robot, cameras and one prediction before anything moves, and print what was found.
+    """Check robot, cameras and one prediction, and print the results.
 
     Raises:
         RejectedError: The run must not start.
         ServerError: The prediction failed.
     """
+    # Check first, so that a table is only printed for a run that may start.
     observation = robot.observe()
     safety.check_start(observation.state)
     if missing := [name for name in client.info.cameras if name not in observation.images]:
         raise RejectedError(
-            f"robot: no frame of {', '.join(missing)}; the policy needs {', '.join(client.info.cameras)}"
+            f"robot: no frame of {', '.join(missing)}, expected frames of {', '.join(client.info.cameras)}. "
+            "Add the missing ones to the site's cameras"
         )
     prediction = client.infer(observation.state, observation.images, site.prompt)
     safety.check_first_jump(prediction.actions[0], observation.state, limits)
+    # The table: what the operator reads before the arms move.
     jump = np.abs(prediction.actions[0] - observation.state)[list(spec.JOINT_DIMS)].max()
     info, settings = client.info, site.safety
     findings = robot.preflight if isinstance(robot, _robot.InspectedRobot) else []
@@ -69,4 +72,4 @@ def confirm() -> None:
     except EOFError:
         answer = ""
     if answer.strip().lower() != "yes":
-        raise RejectedError("motion: not confirmed; nothing moved")
+        raise RejectedError("motion: not confirmed, nothing moved. Type 'yes' to let the arms move")

@@ -1,4 +1,4 @@
-"""What is left of a run: its figures on the screen and in run.json, itself tick by tick in run.npz."""
+"""The report of a run: a table, run.json and run.npz."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,10 @@ from realman.station.run import Run
 
 
 def report(run: Run, out_dir: Path) -> None:
-    """Print the run's figures and write them to `out_dir`; nothing when the run never began."""
+    """Print and write the results of a run that sent any target.
+
+    run.json holds the figures, and run.npz holds the run tick by tick.
+    """
     if not run.record.sent:
         return
     summary = {
@@ -36,7 +39,7 @@ def report(run: Run, out_dir: Path) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)
@@ -47,12 +50,12 @@ def _summary_table(summary: dict[str, Any]) -> Table:
     rows = {
         "ended by": summary["ended_by"],
         "task": {None: "not judged", True: "done", False: "not done"}[summary["task_done"]],
-        "steps": f"{summary['steps']} in {summary['duration_s']:.1f} s, {summary['stand_stills']} stand-stills included; "
+        "steps": f"{summary['steps']} in {summary['duration_s']:.1f} s with {summary['stand_stills']} stand-stills, "
         f"{summary['stalled_steps']} held for a late chunk",
         "predictions": f"{summary['predictions']}, {_milliseconds(summary['round_trip_ms'])}{_unexpected(summary)}",
         "on the server": _milliseconds(summary["infer_ms"]),
         "late steps": _late(summary),
-        "limited steps": f"{summary['clamped_steps']} (range: {_counts(summary['range_clamps'])}; "
+        "limited steps": f"{summary['clamped_steps']} (range: {_counts(summary['range_clamps'])} / "
         f"speed: {_counts(summary['speed_clamps'])})",
     }
     for name, value in rows.items():
@@ -66,7 +69,7 @@ def _milliseconds(latency: dict[str, float] | None) -> str:
 
 def _unexpected(summary: dict[str, Any]) -> str:
     late = summary["late_predictions"]
-    return "" if late is None else f"; {late} later than expected"
+    return "" if late is None else f", {late} later than expected"
 
 
 def _late(summary: dict[str, Any]) -> str:

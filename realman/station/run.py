@@ -1,4 +1,4 @@
-"""One run with everything that belongs to it and its outcome."""
+"""One run of the client: its parts and its outcome."""
 
 import dataclasses
 
@@ -11,14 +11,14 @@ from realman.station import site_config
 
 @dataclasses.dataclass
 class Run:
-    """What a run works with, and what came of it."""
+    """The parts of a run, and its outcome."""
 
     site: site_config.Site
     player: ChunkPlayer
-    """Renewed after each pause; its figures go on."""
+    """Replaced after each pause. The new one continues the figures."""
     steering: Steering
     record: RunRecord = dataclasses.field(default_factory=RunRecord)
     pacer: Pacer | None = None
     ended_by: str = "an internal error"
     task_done: bool | None = None
-    """Whether the simulated task succeeded; None when nobody can tell."""
+    """Whether the simulated task succeeded. None if the robot does not know."""

@@ -1,7 +1,7 @@
-"""The robot site's settings, a frozen dataclass read from `site.toml`, and the robot that they name.
+"""The settings of a robot site, and the robot that they name.
 
-`examples/realman/site.example.toml` shows every key; units are in the names. Secrets are not in the file: an API key, where
-the server asks for one, comes from the environment variable REALMAN_API_KEY.
+They are a frozen dataclass read from `site.toml`. `examples/realman/site.example.toml` shows every key. The names carry
+the units. The file holds no secrets: the API key of a server comes from the environment variable REALMAN_API_KEY.
 """
 
 import dataclasses
@@ -23,8 +23,11 @@ from realman.runtime.safety import SafetySettings
 from realman.station import toml_config
 
 RobotName = Literal["sim", "emulated", "replay", "rm65"]
-"""'sim': simulated arms in simulated time. 'emulated': the driver and the vendor's SDK against emulated controllers, in
-real time. 'replay': a recorded episode or the log of a run. 'rm65': the real arms."""
+"""Which robot to drive.
+
+'sim': simulated arms in simulated time. 'emulated': the driver and the vendor's SDK against emulated controllers, in
+real
+time. 'replay': a recorded episode or the log of a run. 'rm65': the real arms."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +41,16 @@ class ServerSettings:
     reply_timeout_s: float = 30.0
     """How long one prediction may take before the run is stopped, s."""
     jpeg_quality: int | None = None
-    """Send images as JPEG of this quality, 1..100, a tenth of the bytes, for a slow network; None sends pixels."""
+    """Send images as JPEG of this quality, 1..100: a tenth of the bytes, for a slow network. None sends pixels."""
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536:
-            raise SiteError(f"server: 'port' is {self.port}; expected 1..65535")
+            raise SiteError(f"server: 'port' is {self.port}, expected 1..65535")
         if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
-            raise SiteError(f"server: 'jpeg_quality' is {self.jpeg_quality}; expected 1..100")
+            raise SiteError(f"server: 'jpeg_quality' is {self.jpeg_quality}, expected 1..100")
         for name in ("connect_timeout_s", "reply_timeout_s"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise SiteError(f"server: '{name}' is {getattr(self, name)}; expected a finite time greater than 0 s")
+                raise SiteError(f"server: '{name}' is {getattr(self, name)}, expected a finite time greater than 0 s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +58,9 @@ class SimSettings:
     """The simulated cell, for robot = "sim" and "emulated"."""
 
     task_seed: int = 0
-    """Which scene: object poses and start pose are drawn from it."""
+    """Seed of the scene. Object poses and the start pose are drawn from it."""
     realtime: bool = False
-    """Keep wall-clock time, as real arms do, instead of running as fast as possible. Emulated arms always do."""
+    """Keep wall-clock time, as real arms do, instead of running as fast as possible. Emulated arms always keep it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +68,9 @@ class ReplaySettings:
     """What robot = "replay" plays."""
 
     path: str | None = None
-    """A recording (episode_<n>.hdf5), which has pictures to predict from, or a run.npz, which has none."""
+    """A recording (episode_<n>.hdf5), which has images to predict from, or a run.npz, which has none."""
     fps: int = spec.DEFAULT_FPS
-    """Frames a second of it."""
+    """Its frames per second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +78,11 @@ class Site:
     """One robot with its server and limits."""
 
     robot: RobotName = "sim"
-    """Which robot; see `RobotName`."""
+    """Which robot to drive. See `RobotName`."""
     prompt: str | None = None
-    """Task text sent to the policy; None leaves it to the server's default."""
+    """Task text for the policy. None lets the server use its default."""
     execution: Execution = "sync"
-    """How chunks are played; see `realman.runtime.chunks`."""
+    """How chunks are played. See `realman.runtime.chunks`."""
     blend_steps: int = BLEND_STEPS
     """Steps of a cross-fade, for execution = "blend"."""
     server: ServerSettings = dataclasses.field(default_factory=ServerSettings)
@@ -92,9 +95,9 @@ class Site:
 
     def __post_init__(self) -> None:
         if self.blend_steps < 1:
-            raise SiteError(f"site: 'blend_steps' is {self.blend_steps}; expected 1 or more")
+            raise SiteError(f"site: 'blend_steps' is {self.blend_steps}, expected 1 or more")
         if unknown := [name for name in self.cameras if name not in spec.CAMERAS]:
-            raise SiteError(f"cameras: '{unknown[0]}' is no camera of this robot; known: {', '.join(spec.CAMERAS)}")
+            raise SiteError(f"cameras: unknown camera '{unknown[0]}', expected one of {', '.join(spec.CAMERAS)}")
 
     @property
     def is_real(self) -> bool:
@@ -103,19 +106,22 @@ class Site:
 
     @property
     def has_real_time(self) -> bool:
-        """Whether the robot goes on while nobody sends; else its time advances with each target."""
+        """Whether the robot keeps wall-clock time by itself.
+
+        Otherwise its time advances with each target.
+        """
         return self.robot in ("emulated", "rm65")
 
 
 SIM_SITE = Site(
-    # What the simulated cell is for; realman.robots.sim.task says the same.
+    # The task of the simulated cell, equal to realman.robots.sim.task.TASK.
     prompt="pick up the cube and place it in the tray",
     safety=SafetySettings(
         max_joint_speed_deg_s=225.0,
         max_first_jump_deg=360.0,
         max_limit_ticks=1_000_000,
         max_joint_acceleration_deg_s2=100_000.0,
-        # Drawing four cameras without a graphics card takes a while, and so does predicting.
+        # Without a graphics card, rendering four cameras takes long, and so does a prediction.
         max_observation_age_ms=10_000.0,
         max_policy_age_ms=60_000.0,
         max_overrun_ms=10_000.0,
@@ -130,24 +136,26 @@ SIM_SITE = Site(
         gripper=GripperSettings(max_age_s=20.0),
     ),
 )
-"""The site when no file is given: a simulated robot, where the whole speed is free, a lost policy harms nothing and the
-computer may be slow."""
+"""The site without a file: a simulated robot.
+
+It may use its full speed, a lost policy harms nothing, and the computer may be slow."""
 
 
 def open_robot(site: Site) -> Robot:
-    """Make the robot that the site names; it is not connected yet.
+    """Return the robot that the site names, not yet connected.
 
     Raises:
         SiteError: The robot is not available in this installation.
     """
     if site.robot == "rm65":
         if not site.cameras:
-            raise SiteError("site: robot = 'rm65' needs its cameras; add tables such as [cameras.cam_high]")
+            raise SiteError("site: robot = 'rm65' has no cameras. Add tables such as [cameras.cam_high]")
         return Rm65Robot(site.rm65, open_cameras(site.cameras))
     if site.robot == "replay":
         if site.replay.path is None:
-            raise SiteError("site: robot = 'replay' needs what to play; add [replay] path = \"...\", or --replay")
+            raise SiteError("site: robot = 'replay' has nothing to play. Add [replay] path = \"...\", or --replay")
         return ReplayRobot(Path(site.replay.path), site.replay.fps)
+    # The other robots need packages that a robot PC may lack.
     try:
         if site.robot == "sim":
             from realman.robots.sim.robot import SimRobot
@@ -168,8 +176,10 @@ def load_site(path: Path) -> Site:
     """Read `site.toml`.
 
     Raises:
-        SiteError: No such file, not TOML, an unknown key (with the nearest known one), a wrong type or value.
+        SiteError: The file is missing or not TOML, or a key, type or value is wrong. For an unknown key, the message
+        names
+            the nearest known one.
     """
     if not path.is_file():
-        raise SiteError(f"{path}: no such file; copy examples/realman/site.example.toml")
+        raise SiteError(f"{path}: no such file. Copy examples/realman/site.example.toml")
     return toml_config.load(path, Site)

@@ -1,14 +1,21 @@
-"""Frozen dataclasses from TOML: unknown keys, wrong types and wrong values are refused with their place in the file."""
+"""Frozen dataclasses from TOML.
+
+Unknown keys, wrong types and wrong values are refused. The message names their place in the file.
+"""
 
 import dataclasses
 import difflib
 from pathlib import Path
+import sys
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import tomllib
-
 from realman.errors import SiteError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _T = TypeVar("_T")
 
@@ -16,11 +23,12 @@ _T = TypeVar("_T")
 def load(path: Path, cls: type[_T]) -> _T:
     """Read a file as one `cls`, whose fields are the keys.
 
-    Fields may be bool, int, float, str, None unions of these, `Literal`, tuples of a fixed length, dataclasses (a table)
-    and dicts from str to a dataclass (a table of named tables).
+    A field may be bool, int, float, str, a union of these with None, a `Literal`, a tuple of fixed length, a dataclass
+    (a table), or a dict from str to a dataclass (a table of named tables).
 
     Raises:
-        SiteError: Not readable, an unknown key (with the nearest known one), a wrong type or value.
+        SiteError: The file is not readable, or a key, type or value is wrong. For an unknown key, the message names the
+            nearest known one.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -32,10 +40,15 @@ def load(path: Path, cls: type[_T]) -> _T:
 
 
 def from_table(cls: type[_T], table: dict[str, Any], prefix: str = "") -> _T:
-    """Build a dataclass from a TOML table; `prefix` is the place in the file, for messages.
+    """Build a dataclass from a TOML table.
+
+    Args:
+        cls: The dataclass.
+        table: The parsed table.
+        prefix: Its place in the file, for messages.
 
     Raises:
-        SiteError: See `load`.
+        SiteError: As for `load`.
     """
     hints = get_type_hints(cls)
     unknown = [_unknown_key(key, list(hints), prefix) for key in table if key not in hints]
@@ -46,7 +59,7 @@ def from_table(cls: type[_T], table: dict[str, Any], prefix: str = "") -> _T:
 
 def _unknown_key(key: str, known: list[str], prefix: str) -> str:
     near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+    hint = f"did you mean '{prefix}{near[0]}'?" if near else f"expected one of {', '.join(known)}"
     return f"unknown key '{prefix}{key}', {hint}"
 
 
@@ -60,7 +73,7 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
         return {key: _convert(entry, item, f"{place}.{key}") for key, entry in _table(value, place).items()}
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise SiteError(f"'{place}' is {value!r}; expected one of {', '.join(map(repr, get_args(hint)))}")
+            raise SiteError(f"'{place}' is {value!r}, expected one of {', '.join(map(repr, get_args(hint)))}")
         return value
     if get_origin(hint) is tuple:
         return _convert_tuple(value, get_args(hint), place)
@@ -69,19 +82,19 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
 
 def _table(value: Any, place: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise SiteError(f"'{place}' is {value!r}; expected a table [{place}]")
+        raise SiteError(f"'{place}' is {value!r}, expected a table [{place}]")
     return value
 
 
 def _convert_union(value: Any, choices: tuple[Any, ...], place: str) -> Any:
     tables = [choice for choice in choices if dataclasses.is_dataclass(choice)]
-    # TOML has no null: a value is never the None of a union.
+    # TOML has no null, so a value is never the None of a union.
     return _convert(value, tables[0], place) if tables else _convert_plain(value, choices, place)
 
 
 def _convert_tuple(value: Any, hints: tuple[Any, ...], place: str) -> tuple[Any, ...]:
     if not isinstance(value, list) or len(value) != len(hints):
-        raise SiteError(f"'{place}' is {value!r}; expected a list of {len(hints)} values")
+        raise SiteError(f"'{place}' is {value!r}, expected a list of {len(hints)} values")
     return tuple(
         _convert(entry, hint, f"{place}[{i}]") for i, (entry, hint) in enumerate(zip(value, hints, strict=True))
     )
@@ -90,8 +103,8 @@ def _convert_tuple(value: Any, hints: tuple[Any, ...], place: str) -> tuple[Any,
 def _convert_plain(value: Any, accepted: tuple[Any, ...], place: str) -> Any:
     if float in accepted and type(value) is int and int not in accepted:
         return float(value)
-    # An exact comparison: bool is an int in Python, and `port = true` is a slip.
+    # Compare types exactly, because a bool is an int in Python and `port = true` is a mistake.
     if type(value) not in accepted:
         names = " or ".join(t.__name__ for t in accepted if t is not type(None))
-        raise SiteError(f"'{place}' is {value!r}; expected {names}")
+        raise SiteError(f"'{place}' is {value!r}, expected {names}")
     return value

@@ -1,6 +1,7 @@
-"""What a person sees of a run: a live view in a terminal, one plain line now and then elsewhere. A thread of its own.
+"""The operator's view of a run.
 
-It only reads what the loop leaves behind, so the loop never waits for a terminal.
+In a terminal it is live. Elsewhere it is a plain log line every few seconds. Its thread only reads what the loop has
+written, so the loop never waits for a terminal.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,13 +34,13 @@ logger = logging.getLogger(__name__)
 _REFRESH_S = 0.25
 _LINE_EVERY_S = 5.0
 _WINDOW = 100
-"""Ticks over which the present rate is taken."""
+"""Ticks over which the present rate is measured."""
 _BAR_WIDTH = 25
 
 
 @dataclasses.dataclass
 class Watched:
-    """Where the view looks. All of it is filled in elsewhere while the run goes on."""
+    """What the view reads. Other parts update it during the run."""
 
     run: Run
     horizon: int
@@ -47,13 +48,14 @@ class Watched:
     keyboard: Keyboard | None = None
     ages_s: Callable[[], dict[str, float]] | None = None
     age_limits_s: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Largest age of what `ages_s` names, by the first word that fits; and of 'observation'."""
+    """Largest age by a part of the name, s, for the names of `ages_s` and for 'prediction'. The first match applies."""
     recording: Callable[[], str] | None = None
-    """Returns how a recording is doing, in words."""
+    """Returns the recording's state in words."""
     keys: str = ""
+    """The keys and what they do, in one line."""
 
     def state(self) -> str:
-        """What the arms are doing, in a word."""
+        """Return the state of the run in one word."""
         steering = self.run.steering
         if steering.is_stopping or steering.is_ending:
             return "STOPPING" if steering.is_stopping else "ENDING"
@@ -63,13 +65,16 @@ class Watched:
 
 
 def rate_hz(times_s: list[float]) -> float | None:
-    """Present rate of ticks; None while there are too few."""
+    """Return the present rate of ticks, or None after too few."""
     window = times_s[-_WINDOW:]
     return (len(window) - 1) / (window[-1] - window[0]) if len(window) > 1 and window[-1] > window[0] else None
 
 
 def chunk_use(seams: list[bool]) -> tuple[int, float | None]:
-    """Return how many steps of the present chunk were played, and the mean of the chunks before it."""
+    """Return the played steps of the present chunk and the mean before.
+
+    The mean is over the earlier chunks. It is None without any.
+    """
     starts = np.flatnonzero(seams)
     if not len(starts):
         return 0, None
@@ -78,7 +83,7 @@ def chunk_use(seams: list[bool]) -> tuple[int, float | None]:
 
 
 def rows(watched: Watched) -> dict[str, Text]:
-    """What the view shows, line by line."""
+    """Return the lines of the view by name."""
     run, state = watched.run, watched.state()
     record, site = run.record, run.site
     return {
@@ -100,7 +105,7 @@ def rows(watched: Watched) -> dict[str, Text]:
 def _prompt(watched: Watched) -> Text:
     typed = watched.keyboard.typed if watched.keyboard else None
     if typed is not None:
-        return Text(f"new: {typed}_   (Enter takes it, Escape drops it)", style="bold cyan")
+        return Text(f"new: {typed}_   (Enter: use it, Escape: cancel)", style="bold cyan")
     return Text(watched.run.steering.prompt or "the server's default")
 
 
@@ -109,20 +114,23 @@ def _loop(record: RunRecord, pacer: Pacer | None) -> str:
     text = "-" if rate is None else f"{rate:.1f} Hz"
     if pacer is not None:
         text += f", {pacer.late_ticks} late, worst {pacer.worst_late_s * 1000:.1f} ms"
-    return f"{text}; {record.waits} stand-stills, {record.stalled_ticks} held, {record.pauses} pauses"
+    return f"{text}, {record.waits} stand-stills, {record.stalled_ticks} held, {record.pauses} pauses"
 
 
 def _latency(player: ChunkPlayer) -> str:
     figures = percentiles_ms(list(player.round_trips_s))
     if figures is None:
         return "-"
-    return f"p50 {figures['p50']:.0f} ms, p95 {figures['p95']:.0f} ms, max {figures['max']:.0f} ms; {len(player.round_trips_s)} predictions"
+    return (
+        f"p50 {figures['p50']:.0f} ms, p95 {figures['p95']:.0f} ms, max {figures['max']:.0f} ms, "
+        f"{len(player.round_trips_s)} predictions"
+    )
 
 
 def _chunk(record: RunRecord, horizon: int) -> str:
     played, mean = chunk_use(list(record.seams))
     filled = min(_BAR_WIDTH, round(_BAR_WIDTH * played / max(horizon, 1)))
-    used = "" if mean is None else f"; {mean:.1f} used on average"
+    used = "" if mean is None else f", {mean:.1f} used on average"
     return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {played} of {horizon} steps{used}"
 
 
@@ -163,12 +171,12 @@ def render(watched: Watched) -> Table:
 
 
 def line(watched: Watched) -> str:
-    """The view in one plain line, for a log."""
+    """Return the view as one plain line, for a log."""
     run, record = watched.run, watched.run.record
     clamped = record.safety.clamped_ticks if record.safety else 0
     return (
-        f"{watched.state().lower()}: step {len(record.sent)}, {_loop(record, run.pacer)}; "
-        f"latency {_latency(run.player)}; {clamped} limited"
+        f"{watched.state().lower()}: step {len(record.sent)}, {_loop(record, run.pacer)}, "
+        f"latency {_latency(run.player)}, {clamped} limited"
     )
 
 
@@ -176,33 +184,38 @@ class View:
     """Shows a run until the `with` block ends."""
 
     def __init__(self, watched: Watched, console: Console | None = None) -> None:
-        """Watch; `console` is stderr when None."""
+        """Prepare the view.
+
+        Args:
+            watched: What to show.
+            console: Where to show it. None is stderr.
+        """
         self._watched = watched
         self._console = console or Console(stderr=True)
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="view", daemon=True)
 
     def __enter__(self) -> "View":
-        """Begin to show."""
+        """Start to show the run."""
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Show the end and stop."""
+        """Show the last state and stop."""
         self._is_closing.set()
         self._thread.join(4 * _REFRESH_S)
 
     def _run(self) -> None:
-        # Whatever happens to a terminal is no reason to lose a run; nobody waits for this thread.
+        # A broken terminal must not end the run, and no other thread waits for this one.
         try:
             if self._console.is_terminal:
                 self._show_live()
             else:
                 self._log_lines()
         except Exception:
-            logger.exception("view: gave up; the run goes on")
+            logger.exception("view: failed, the run continues without it")
 
     def _show_live(self) -> None:
         terminal = sys.stderr
@@ -221,7 +234,10 @@ class View:
 
 @contextlib.contextmanager
 def _logs_above(terminal: TextIO) -> Iterator[None]:
-    """Let log lines that go to `terminal` scroll above the view instead of through it: Rich has taken stderr's place."""
+    """Let log lines scroll above the view instead of through it.
+
+    Handlers that write to `terminal` write to the present stderr instead, which Rich has replaced.
+    """
     handlers = [
         h for h in logging.getLogger().handlers if isinstance(h, logging.StreamHandler) and h.stream is terminal
     ]

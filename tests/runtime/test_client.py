@@ -89,7 +89,7 @@ def test_images_travel_as_jpeg_where_the_site_asks_for_it_and_the_policy_sees_pi
 def test_a_server_that_takes_no_jpeg_is_refused_before_anything_is_asked():
     with (
         serving(EchoPolicy(), protocol={"features": []}) as server,
-        pytest.raises(ServerError, match="does not take JPEG images; leave 'jpeg_quality' out"),
+        pytest.raises(ServerError, match="does not accept JPEG images. Remove 'jpeg_quality'"),
     ):
         connect(server, jpeg_quality=90)
 
@@ -165,7 +165,7 @@ def test_a_server_of_another_robot_is_refused_when_the_connection_is_made():
 def test_a_chunk_that_the_policy_cannot_give_is_refused(chunk):
     with (
         serving(EchoPolicy()) as server,
-        pytest.raises(ServerError, match=rf"action_chunk {chunk} asked for; expected 1\.\.50"),
+        pytest.raises(ServerError, match=rf"action_chunk is {chunk}, expected 1\.\.50"),
     ):
         connect(server, action_chunk=chunk)
 

@@ -191,7 +191,7 @@ def test_a_stop_that_fails_after_a_good_run_is_an_error():
 
 def test_an_old_observation_is_not_acted_on():
     robot = FakeRobot(age_s=2.0)
-    with pytest.raises(RobotTimeoutError, match=r"observation: 2\d\d\d ms old, at most 500 ms"):
+    with pytest.raises(RobotTimeoutError, match=r"observation: 2\d\d\d ms old, expected at most 500 ms"):
         run(robot, RampClient(), watchdogs=Watchdogs(max_observation_age_s=0.5))
     assert robot.sent == []
 

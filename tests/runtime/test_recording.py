@@ -136,7 +136,7 @@ def test_a_killed_run_leaves_no_recording_and_the_next_one_clears_up(tmp_path, c
         convert.main(convert.Args(raw_dir=tmp_path, repo_id="a/b", root=tmp_path / "out"))
     recorder(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert "a run was killed while it recorded it" in caplog.text
+    assert "removed, because the run that recorded it was killed" in caplog.text
     file._file.close()
 
 

@@ -40,21 +40,21 @@ def test_values_are_read_and_whole_numbers_may_stand_for_floats(tmp_path):
         ),
         ("sever = 1", "unknown key 'sever', did you mean 'server'"),
         ("zzz = 1\nyyy = 2", "unknown key 'zzz'.*unknown key 'yyy'"),
-        ("[server]\nport = 'http'", "'server.port' is 'http'; expected int"),
-        ("[server]\nport = true", "'server.port' is True; expected int"),
-        ("[server]\nport = 0", "'port' is 0; expected 1..65535"),
+        ("[server]\nport = 'http'", "'server.port' is 'http', expected int"),
+        ("[server]\nport = true", "'server.port' is True, expected int"),
+        ("[server]\nport = 0", "'port' is 0, expected 1..65535"),
         ("[server]\nreply_timeout_s = inf", "'reply_timeout_s' is inf"),
-        ("server = 'here'", r"'server' is 'here'; expected a table \[server\]"),
-        ("robot = 'rm75'", "'robot' is 'rm75'; expected one of 'sim', 'emulated', 'replay', 'rm65'"),
-        ("[rm65]\nfollow = 'fast'", "'rm65.follow' is 'fast'; expected one of 'low', 'high'"),
+        ("server = 'here'", r"'server' is 'here', expected a table \[server\]"),
+        ("robot = 'rm75'", "'robot' is 'rm75', expected one of 'sim', 'emulated', 'replay', 'rm65'"),
+        ("[rm65]\nfollow = 'fast'", "'rm65.follow' is 'fast', expected one of 'low', 'high'"),
         (
             "[rm65.gripper]\nkind = 'eg2'\nrate = 3",
             "unknown key 'rm65.gripper.rate', did you mean 'rm65.gripper.rate_hz'",
         ),
         ("[rm65]\nright_host = '10.0.0.1'\nleft_host = '10.0.0.1'", "both arms have the address '10.0.0.1'"),
-        ("[cameras.cam_hihg]\nkind = 'opencv'\ndevice = 0", "'cam_hihg' is no camera of this robot"),
+        ("[cameras.cam_hihg]\nkind = 'opencv'\ndevice = 0", "unknown camera 'cam_hihg'"),
         ("[cameras.cam_high]\nkind = 'opencv'\nserial = '1'", "kind = 'opencv' needs 'device' and takes no 'serial'"),
-        ("[cameras]\ncam_high = 3", r"'cameras.cam_high' is 3; expected a table \[cameras.cam_high\]"),
+        ("[cameras]\ncam_high = 3", r"'cameras.cam_high' is 3, expected a table \[cameras.cam_high\]"),
         ("robot = ", "cannot be read as TOML"),
         ("[safety]\njoint_margin_deg = -3", "'joint_margin_deg' is -3"),
     ],
@@ -67,7 +67,7 @@ def test_a_wrong_file_is_refused_with_place_and_remedy(tmp_path, text, message):
 
 
 def test_a_missing_file_names_the_example(tmp_path):
-    with pytest.raises(SiteError, match=r"no such file; copy .*site\.example\.toml"):
+    with pytest.raises(SiteError, match=r"no such file. Copy .*site\.example\.toml"):
         load_site(tmp_path / "nowhere.toml")
 
 
@@ -98,7 +98,7 @@ def test_a_real_site_is_read_and_makes_a_robot_that_is_not_connected_yet(tmp_pat
 
 
 def test_real_arms_need_cameras():
-    with pytest.raises(SiteError, match=r"needs its cameras; add tables such as \[cameras.cam_high\]"):
+    with pytest.raises(SiteError, match=r"has no cameras. Add tables such as \[cameras.cam_high\]"):
         open_robot(Site(robot="rm65"))
 
 

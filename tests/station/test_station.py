@@ -342,7 +342,7 @@ def test_the_view_shows_rate_latency_chunk_use_ages_clamps_prompt_and_state():
         "fold the towel",
         " Hz",
         "p50 10 ms, p95 10 ms",
-        "2 of 10 steps; 4.0 used on average",
+        "2 of 10 steps, 4.0 used on average",
         "right arm 4/100 ms",
         "cam_high 150/200 ms",
         "shoulder 77",
@@ -383,4 +383,4 @@ def test_a_view_that_breaks_is_told_and_ends_nothing(caplog):
     run = play(Arms(), Steering())
     console = Console(file=io.StringIO(), force_terminal=True)
     with View(watched(run, recording=lambda: 1 / 0), console):
-        wait_until(lambda: "view: gave up" in caplog.text)
+        wait_until(lambda: "view: failed" in caplog.text)

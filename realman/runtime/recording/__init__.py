@@ -1,5 +1,6 @@
-"""Episodes recorded while a policy runs: what was seen, measured and really sent, in the form that `make convert` reads.
+"""Recording of episodes while a policy runs.
 
-The robot PC needs no dataset library for it: an episode is the same HDF5 file that teleoperation writes, with the cameras'
-full pictures as JPEG, which the conversion to a LeRobot dataset takes over untouched.
+An episode holds what was seen, what was measured and what was really sent. It is the same HDF5 file that teleoperation
+writes, so `realman convert` reads it and the robot PC needs no dataset library. The images are full-size JPEGs, which
+the conversion to a LeRobot dataset copies unchanged.
 """

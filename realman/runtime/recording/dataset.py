@@ -1,4 +1,7 @@
-"""The recordings of a run as a LeRobot dataset, where the packages for it are installed; else the command that makes it."""
+"""Conversion of a run's recordings to a LeRobot dataset.
+
+It needs packages that a robot PC may lack. There, `command` names the command that makes the dataset elsewhere.
+"""
 
 import importlib.util
 import logging
@@ -15,21 +18,21 @@ _NEEDED = ("pyarrow", "tqdm", "psutil")
 
 
 def can_convert() -> bool:
-    """Whether this installation can write datasets; a robot PC need not."""
+    """Return whether this installation can write datasets."""
     return all(importlib.util.find_spec(name) for name in _NEEDED)
 
 
 def check_target(repo_id: str) -> None:
-    """Refuse a dataset that exists already, before anything is recorded.
+    """Refuse a dataset that cannot be made, before anything is recorded.
 
     Raises:
         SiteError: This installation cannot write datasets.
-        DatasetError: The dataset exists, or the name is none.
+        DatasetError: The dataset already exists, or the name is not valid.
     """
     if not can_convert():
         raise SiteError(
-            f"--record-repo-id: needs {', '.join(_NEEDED)}, which a robot PC lacks; leave it out, and run "
-            "'make convert' on the recordings where the training runs"
+            f"--record-repo-id: needs {', '.join(_NEEDED)}, which a robot PC lacks. Remove the flag, and run "
+            "'make convert' on the recordings where you train"
         )
     from realman.data import convert
     from realman.data.dataset import staging
@@ -38,7 +41,10 @@ def check_target(repo_id: str) -> None:
 
 
 def convert(folder: Path, repo_id: str) -> int:
-    """Make a LeRobot v2.1 dataset of all recordings of a folder; return an exit code.
+    """Convert a folder's recordings to a LeRobot v2.1 dataset.
+
+    Returns:
+        An exit code.
 
     Raises:
         EpisodeError: A recording is bad.
@@ -50,13 +56,13 @@ def convert(folder: Path, repo_id: str) -> int:
 
 
 def cameras_of(folder: Path) -> tuple[str, ...]:
-    """Cameras of the first recording of a folder."""
+    """Return the cameras of the first recording of a folder."""
     with open_episode(find_episodes(folder)[0]) as episode:
         return episode.cameras
 
 
 def command(folder: Path) -> str:
-    """The command that makes a dataset of a folder, for messages."""
+    """Return the command that makes a dataset of a folder, for messages."""
     cameras = cameras_of(folder)
     flags = "" if cameras == spec.CAMERAS else f" ARGS='--cameras {' '.join(cameras)}'"
     return f"make convert DATA={folder} REPO_ID=realman/rollouts{flags}"

@@ -1,4 +1,7 @@
-"""One recording that grows frame by frame: hidden while it grows, in place only when it is whole."""
+"""One recording that grows frame by frame.
+
+Its file is hidden while it grows. It gets its name only when it is complete.
+"""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -18,25 +21,30 @@ from realman.data.raw.episode import TASK_NAMES
 from realman.errors import EpisodeError
 
 TICK_TIMES = "tick_times_s"
-"""When each frame was sent, s from the first. Not the frames' own time: waits and pauses, in which the arms stood, are left out."""
+"""Dataset with the time of each frame's observation, s from the first.
+
+The time of a frame in a recording is its number over the rate, which omits the waits and pauses of the run."""
 
 _CHUNK_FRAMES = 16
 
 
 class EpisodeFile:
-    """An ALOHA-style HDF5 recording under construction; `finish` or `discard` ends it."""
+    """An unfinished ALOHA-style HDF5 recording.
+
+    `finish` or `discard` ends it.
+    """
 
     def __init__(self, path: Path, cameras: Sequence[str], fps: float, task: str) -> None:
         """Begin a file.
 
         Args:
-            path: Where it will stand; must not exist.
-            cameras: Whose pictures each frame has.
+            path: Where the finished file will be. It must not exist yet.
+            cameras: Cameras whose images each frame has.
             fps: Frames per second.
-            task: What the robot is told to do.
+            task: Task text of the episode.
 
         Raises:
-            EpisodeError: It cannot be written there.
+            EpisodeError: The file cannot be written there.
         """
         self.path = path
         self._partial = path.with_name(f".{path.name}.partial")
@@ -47,7 +55,7 @@ class EpisodeFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = h5py.File(self._partial, "w")
         except OSError as e:
-            raise EpisodeError(f"{path}: cannot be written ({e}); choose another folder or free some space") from e
+            raise EpisodeError(f"{path}: cannot be written ({e}). Choose another folder or free some space") from e
         self._file.attrs.update({FPS: round(fps), TASK_NAMES[0]: task, "compress": True})
         self._images = {
             name: self._file.create_dataset(
@@ -57,7 +65,7 @@ class EpisodeFile:
         }
 
     def __len__(self) -> int:
-        """Frames so far."""
+        """Return the number of frames so far."""
         return len(self._states)
 
     def append(self, state: JointVec, action: JointVec, jpegs: Mapping[str, bytes], time_s: float) -> None:
@@ -65,19 +73,19 @@ class EpisodeFile:
 
         Args:
             state: Measured position.
-            action: What was sent right after.
-            jpegs: An RGB picture of each camera as standard JPEG.
+            action: Target that was sent right after.
+            jpegs: An RGB image of each camera as standard JPEG.
             time_s: `time.monotonic()` of the observation.
 
         Raises:
-            EpisodeError: The disk is full, or gone.
+            EpisodeError: The disk is full or gone.
         """
         try:
             for name, data in self._images.items():
                 data.resize((len(self) + 1,))
                 data[len(self)] = np.frombuffer(jpegs[name], np.uint8)
         except OSError as e:
-            raise EpisodeError(f"{self.path}: cannot be written ({e}); free some space") from e
+            raise EpisodeError(f"{self.path}: cannot be written ({e}). Free some space") from e
         self._states.append(state)
         self._actions.append(action)
         self._times_s.append(time_s)
@@ -86,7 +94,7 @@ class EpisodeFile:
         """Write the numbers and move the file into place.
 
         Raises:
-            EpisodeError: It cannot be written; nothing is left behind.
+            EpisodeError: The file cannot be written. Nothing is left of it.
         """
         try:
             self._file[QPOS] = np.array(self._states, np.float32)
@@ -99,26 +107,29 @@ class EpisodeFile:
             self._partial.replace(self.path)
         except OSError as e:
             self.discard()
-            raise EpisodeError(f"{self.path}: cannot be written ({e}); free some space") from e
+            raise EpisodeError(f"{self.path}: cannot be written ({e}). Free some space") from e
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Remove the file."""
         try:
             self._file.close()
-        except (OSError, RuntimeError):  # what could not be flushed to a full disk
+        except (OSError, RuntimeError):  # the rest could not be flushed to a full disk
             pass
         finally:
             self._partial.unlink(missing_ok=True)
 
 
 def next_episode(folder: Path) -> Path:
-    """Return the path of the next recording of a folder: one after the highest number there."""
+    """Return the path of a folder's next recording.
+
+    Its number is one more than the highest number there.
+    """
     numbers = [int(m.group(1)) for p in folder.glob("episode_*.hdf5") if (m := re.fullmatch(r"episode_(\d+)", p.stem))]
     return folder / f"episode_{max(numbers, default=-1) + 1}.hdf5"
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove unfinished recordings that a killed run left; return them."""
+    """Remove the unfinished recordings of killed runs and return their paths."""
     leftovers = sorted(folder.glob(".episode_*.hdf5.partial"))
     for path in leftovers:
         path.unlink()
