@@ -89,7 +89,7 @@ def test_what_cannot_be_replayed_is_told_in_one_line(tmp_path, name):
 
 
 def test_a_site_that_replays_says_what(tmp_path):
-    with pytest.raises(SiteError, match="robot = 'replay' needs what to play"):
+    with pytest.raises(SiteError, match="robot = 'replay' has nothing to play"):
         open_robot(Site(robot="replay"))
     robot = open_robot(Site(robot="replay", replay=ReplaySettings(str(tmp_path / "run.npz"), 30)))
     assert robot.fps == 30

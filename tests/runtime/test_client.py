@@ -89,7 +89,7 @@ def test_images_travel_as_jpeg_where_the_site_asks_for_it_and_the_policy_sees_pi
 def test_a_server_that_takes_no_jpeg_is_refused_before_anything_is_asked():
     with (
         serving(EchoPolicy(), protocol={"features": []}) as server,
-        pytest.raises(ServerError, match="does not accept JPEG images. Remove 'jpeg_quality'"),
+        pytest.raises(ServerError, match=r"does not accept JPEG images\. Remove 'jpeg_quality'"),
     ):
         connect(server, jpeg_quality=90)
 
