@@ -14,7 +14,7 @@ for cuda in cuda12 cuda13; do
 done
 # The robot PC: Python 3.10 to 3.12, x86-64 and aarch64, wheels only.
 compile --python-version 3.10 -o requirements/robot-pc.lock
-compile --python-version 3.10 --group robot-pc-test -o requirements/robot-pc-test.lock
+compile --python-version 3.10 --extra sim --group robot-pc-test -o requirements/robot-pc-test.lock
 
 for name in upstream published-client; do
   "$uv" pip compile "requirements/$name.in" "${options[@]}" --python-version 3.11 -o "requirements/$name.lock"
