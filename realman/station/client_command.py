@@ -1,14 +1,15 @@
-"""Run a policy on the arms: observe, ask the server, execute, at the robot's own rate, inside the site's limits.
+"""`realman client`: run a policy on the arms.
 
     realman client --prompt "pick up the cube"
 
-drives the simulated robot; `--site site.toml` names another one. Before real arms move:
-  * clear the workspace, and keep a hand on the hardware emergency stop all the time;
-  * look at the pre-flight table first: without --enable-motion nothing real moves;
-  * Ctrl-C stops both arms at any moment; the keys are shown below the live view.
+This drives the simulated robot. `--site site.toml` names another one. The client observes, asks the policy server and
+executes, at the robot's own rate and inside the site's limits. Before real arms move:
+  * Clear the workspace, and keep a hand on the hardware emergency stop all the time.
+  * Read the pre-flight table first. Without --enable-motion nothing real moves.
+  * Remember that Ctrl-C stops both arms at any moment. The live view shows the other keys.
 
-Exit codes: 0 done or ended by the key, 1 stopped by an error (the arms are stopped), 130 or 143 stopped by the stop key, Ctrl-C or
-SIGTERM.
+Exit codes: 0 done or ended by the key, 1 stopped by an error (the arms are stopped), 130 or 143 stopped by the stop
+key, Ctrl-C or SIGTERM.
 """
 
 from collections.abc import Iterator
@@ -50,44 +51,44 @@ _SWITCH_INTERVAL_S = 0.0005
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Flags of the robot client; they win over the site's file."""
+    """Flags of `realman client`, which override the site's file."""
 
     site: Path | None = None
-    """Settings of the robot site (TOML); by default a simulated robot. See site.example.toml."""
+    """Settings of your robot site (TOML). By default a simulated robot. See site.example.toml."""
     robot: site_config.RobotName | None = None
-    """Which robot: 'sim', 'emulated' (the real driver against emulated controllers), 'replay' (a recording) or 'rm65'; by default the
-    site's."""
+    """Which robot: 'sim', 'emulated' (the real driver against emulated controllers), 'replay' (a recording) or 'rm65'.
+    By default the site's."""
     replay: Path | None = None
-    """What the robot 'replay' plays: a recording (.hdf5) or the log of a run (run.npz); means --robot replay."""
+    """What the robot 'replay' plays: a recording (.hdf5) or the log of a run (run.npz). Implies --robot replay."""
     prompt: str | None = None
-    """Task text; by default the site's, else the server's."""
+    """Task text. By default the site's, else the server's."""
     host: str | None = None
-    """Policy server; by default the site's, else this machine."""
+    """Policy server. By default the site's, else this machine."""
     port: int | None = None
-    """Its port; by default the site's, else 8000."""
+    """Port of the policy server. By default the site's, else 8000."""
     connect_timeout: float | None = None
     """How long to wait for the server, s."""
     execution: chunks.Execution | None = None
-    """How chunks are played: 'sync' waits for each, 'async' predicts meanwhile, 'blend' also fades from one to the next, 'rtc'
-    lets the policy itself go on from what is played meanwhile."""
+    """How to play chunks: 'sync' waits for each, 'async' predicts while one plays, 'blend' also fades from one to the
+    next, 'rtc' lets the policy itself continue the steps that are played meanwhile."""
     action_chunk: int | None = None
-    """Steps executed of each prediction; by default what the server recommends."""
+    """Steps to execute of each prediction. By default as many as the server recommends."""
     max_steps: int | None = 500
-    """Control steps; None goes on until Ctrl-C."""
+    """Number of control steps. None runs until you stop it."""
     enable_motion: bool = False
     """Let real arms move, after one confirmation. The simulated robot needs no permission."""
     yes: bool = False
     """Skip the confirmation."""
     dry_run: bool = False
-    """Do everything but send targets to the robot."""
+    """Do everything except send targets to the robot."""
     record: Path | None = None
-    """Record episodes into this folder: full pictures, state, and what was really sent. 'make convert' reads them."""
+    """Record episodes into this folder: full-size images, state and what was sent. 'realman convert' reads it."""
     record_at_start: bool = True
-    """Begin an episode with the first step; else the key 'e' does."""
+    """Begin an episode with the first step. Otherwise the key 'e' begins it."""
     record_repo_id: str | None = None
-    """Make a LeRobot dataset of this name of the folder's recordings when the run has ended."""
+    """After the run, convert the folder's recordings to a LeRobot dataset of this name."""
     view: bool = True
-    """Show the live view and take keys, in a terminal."""
+    """In a terminal, show the live view and take keys."""
     out_dir: Path = Path("data/client")
     """Where the run's figures (run.json) and its targets tick by tick (run.npz) go."""
 
@@ -100,7 +101,7 @@ def main(args: Args) -> int:
 
 def resolve_site(args: Args) -> site_config.Site:
     """Return the site's settings with the flags on top."""
-    # The liberal limits of the simulation are not for real arms, whatever the flags say.
+    # Never use the wide limits of the simulation for real arms.
     default = site_config.Site(robot="rm65") if args.robot == "rm65" else site_config.SIM_SITE
     site = default if args.site is None else site_config.load_site(args.site)
     flags = {"host": args.host, "port": args.port, "connect_timeout_s": args.connect_timeout}
@@ -113,17 +114,24 @@ def resolve_site(args: Args) -> site_config.Site:
 
 
 def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
-    """Check everything, then run; returns the exit code. The robot is stopped and released however this ends."""
+    """Check everything, then run.
+
+    The robot is stopped and released however the run ends.
+
+    Returns:
+        The exit code.
+    """
+    # Real arms move only with permission.
     moves = not args.dry_run and (args.enable_motion or not site.is_real)
     if not moves:
-        logger.warning("dry run: no target is sent to the robot%s", "; see --enable-motion" if site.is_real else "")
+        logger.warning("dry run: no target is sent to the robot%s", ". See --enable-motion" if site.is_real else "")
     if args.record_repo_id:
         dataset.check_target(args.record_repo_id)
     steering = Steering(site.prompt)
     with control.stop_on_signals(steering), _connect(args, site, robot.fps) as client:
         run = Run(site, _player(site, client, steering), steering)
         try:
-            # The recording is finished when the arms have been stopped, not before.
+            # Stop the arms first and finish the recording after that.
             with _recorder(args, run, robot, client, moves=moves) as recorder, _robot.connected(robot):
                 joint_range = robot.joint_range() if isinstance(robot, _robot.RangedRobot) else None
                 limits = safety.Limits.per_tick(site.safety, robot.fps, joint_range)
@@ -154,7 +162,10 @@ def _player(site: site_config.Site, client: PolicyClient, steering: Steering) ->
 def _recorder(
     args: Args, run: Run, robot: _robot.Robot, client: PolicyClient, *, moves: bool
 ) -> Iterator[Recorder | None]:
-    """A recorder, if one is asked for and there is something to record: targets that were not sent are no demonstration."""
+    """Yield a recorder if one was asked for and targets are sent.
+
+    Targets that are not sent are not demonstrations.
+    """
     if args.record is None or not moves:
         if args.record is not None:
             logger.warning("dry run: nothing is recorded")
@@ -162,7 +173,7 @@ def _recorder(
         return
     steering, default = run.steering, client.info.metadata.get("default_prompt")
     if not (steering.prompt or default):
-        raise RejectedError("recording: no task text is known; give --prompt")
+        raise RejectedError("recording: no task text is known. Pass --prompt")
     has_real_time = run.site.has_real_time or run.site.sim.realtime
     with Recorder(
         args.record,
@@ -177,7 +188,7 @@ def _recorder(
 def _console(
     args: Args, run: Run, robot: _robot.Robot, client: PolicyClient, recorder: Recorder | None
 ) -> Iterator[None]:
-    """Keys and view, as far as there is a terminal for them."""
+    """Take keys and show the view, as far as the terminal allows."""
     steering, site = run.steering, run.site
 
     def set_prompt(text: str) -> None:
@@ -185,10 +196,10 @@ def _console(
         logger.info("prompt: the next request carries '%s'", text)
 
     actions = {" ": steering.toggle_pause, "s": steering.stop, "q": steering.end}
-    names = "space pause/go on   p prompt   s slow stop   q end"
+    names = "space pause/resume   p prompt   s slow stop   q end"
     if recorder:
         actions |= {"e": recorder.toggle, "x": recorder.discard}
-        names += "   e episode begin/save   x discard"
+        names += "   e begin/save episode   x discard episode"
     with Keyboard(actions, "p", set_prompt) if args.view else contextlib.nullcontext() as keyboard:
         watched = Watched(
             run=run,
@@ -203,7 +214,7 @@ def _console(
             recording=recorder.status if recorder else None,
             keys=names + "   Ctrl-C stop at once",
         )
-        # Threads that draw and encode must hand the interpreter over sooner than a late tick is noticed (5 ms by default).
+        # Threads that draw and encode must release the interpreter before a tick counts as late. The default is 5 ms.
         before_s = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         try:
@@ -238,16 +249,16 @@ def drive(
     *,
     moves: bool,
 ) -> None:
-    """Run the loop to its end."""
-    # Simulated time advances with each target, so there is nothing to wait for and no frame can be too old.
+    """Run the control loop to its end."""
+    # Simulated time advances with each target, so nothing has to be waited for and no frame can be too old.
     site = run.site
-    # A prediction beside the motion takes real time, so the simulation must too.
+    # A prediction during the motion takes real time, so the simulation must keep real time too.
     if site.has_real_time or site.sim.realtime or site.execution != "sync":
         run.pacer = Pacer(robot.fps)
     watchdogs = Watchdogs.from_settings(site.safety) if site.has_real_time else None
 
     def renew() -> chunks.ChunkPlayer:
-        # The figures go on; only the plan is forgotten.
+        # Keep the figures, and forget only the plan.
         fresh = _player(site, client, run.steering)
         fresh.round_trips_s, fresh.infer_s = run.player.round_trips_s, run.player.infer_s
         run.player = fresh
@@ -272,11 +283,15 @@ def drive(
 
 
 def finish_recording(args: Args, recorder: Recorder | None) -> int:
-    """Make the dataset that was asked for, or say how; returns the exit code."""
+    """Make the requested dataset, or log how to make it.
+
+    Returns:
+        An exit code.
+    """
     if recorder is None or not recorder.saved:
         return 0
     assert args.record is not None
     if args.record_repo_id:
         return dataset.convert(args.record, args.record_repo_id)
-    logger.info("%d episodes recorded; %s", len(recorder.saved), dataset.command(args.record))
+    logger.info("%d episodes recorded. Convert them: %s", len(recorder.saved), dataset.command(args.record))
     return 0

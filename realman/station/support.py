@@ -1,8 +1,8 @@
-"""Collect what a bug report needs in one text file: versions, configuration, the last runs. No secrets.
+"""`realman support`: collect what a bug report needs in one file.
 
     realman support --site site.toml
 
-Read the file before you attach it to a report.
+The file holds versions, configuration and the last runs, without secrets. Read it before you attach it to a report.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ _ENVIRONMENT = (
     "OPENPI_DATA_HOME", "REALMAN_DEBUG", "XLA_FLAGS", "XLA_PYTHON_CLIENT_MEM_FRACTION",
 )  # fmt: skip
 _SECRETS = ("HF_TOKEN", "REALMAN_API_KEY", "WANDB_API_KEY")
-"""Variables of which only their presence is said, and whose values are blanked wherever they occur."""
+"""Variables whose values are secret. The file says only whether they are set. Their values are blanked everywhere."""
 
 _SECRET_LINE = re.compile(
     r"""(?im)^(?P<key>[\s"'-]*[\w.-]*(?:key|token|password|passwd|secret|credential)[\w.-]*["']?\s*[=:]\s*).+$"""
@@ -47,9 +47,9 @@ class Args:
     out: Path = Path("support.txt")
     """The file to write."""
     runs_dir: Path = Path("data")
-    """Where runs of the client and of the demo leave their figures and logs."""
+    """Where runs of the client and the demo write their figures and logs."""
     checkpoints_dir: Path = Path("checkpoints")
-    """Where training runs leave their configuration and logs."""
+    """Where training runs write their configuration and logs."""
 
 
 def main(args: Args) -> int:
@@ -65,7 +65,11 @@ def main(args: Args) -> int:
 
 
 def hide_secrets(text: str) -> str:
-    """Blank the values of keys, tokens and passwords, the logins in addresses, and your home folder's path."""
+    """Return a text without secrets.
+
+    It blanks the values of keys, tokens and passwords and the logins in addresses, and shortens your home folder to
+    `~`.
+    """
     for name in _SECRETS:
         value = os.environ.get(name)
         if value:
@@ -84,7 +88,7 @@ def _sections(args: Args) -> Iterator[str]:
     site = args.site or Path("examples/realman/site.toml")
     yield from _file("site", site, whole=True)
 
-    # The newest of each kind: what you ran last is what the report is about.
+    # Take the newest file of each kind, because the report is about what you ran last.
     yield from _file("last run of the client", _newest(args.runs_dir, "**/run.json"), whole=True)
     yield from _file("last policy server of the demo", _newest(args.runs_dir, "**/server.log"))
     yield from _file(
@@ -118,7 +122,7 @@ def _environment() -> Iterator[str]:
 
 
 def _file(title: str, path: Path | None, *, whole: bool = False) -> Iterator[str]:
-    """A heading and the file's text, or its last lines."""
+    """Yield a heading and the file's text or last lines."""
     yield f"\n## {title}"
     if path is None or not path.is_file():
         yield "none found"
@@ -134,7 +138,10 @@ def _newest(folder: Path, pattern: str) -> Path | None:
 
 
 def _revision() -> str:
-    """Where the tree is a git checkout: its revision, and whether it has changes."""
+    """Return a git checkout's revision and whether it has changes.
+
+    Return an empty text if the tree is not a git checkout.
+    """
     tree = Path(realman.__file__).resolve().parents[1]
     if not (tree / ".git").exists():
         return ""
@@ -144,7 +151,7 @@ def _revision() -> str:
 
 
 def _output(*command: str) -> str:
-    """What a program prints, or nothing if it is missing or fails."""
+    """Return what a program prints, or nothing if it fails."""
     if shutil.which(command[0]) is None:
         return ""
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)

@@ -305,7 +305,7 @@ def test_recording_needs_a_task_and_a_place_before_the_robot_is_touched(example,
     site = dataclasses.replace(SIM_SITE, prompt=None)
     with serving(Ramp()) as server:
         local = dataclasses.replace(site, server=ServerSettings(port=server.port))
-        with pytest.raises(RejectedError, match="no task text is known; give --prompt"):
+        with pytest.raises(RejectedError, match=r"no task text is known\. Pass --prompt"):
             start(example, server, tmp_path, robot, local, record=tmp_path / "rollouts")
         with pytest.raises(EpisodeError, match="cannot be written"):
             start(example, server, tmp_path, robot, record=tmp_path / "file/rollouts")
