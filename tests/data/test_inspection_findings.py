@@ -15,10 +15,10 @@ import pytest
 
 from realman import spec
 from realman.data.inspection.diagnosis import diagnose
+from realman.data.inspection.inspected_data import open_data
 from realman.data.inspection.measure import measure_all
 from realman.data.inspection.norm_stats import StateStats
 from realman.data.inspection.norm_stats import read_state_stats
-from realman.data.inspection.source import open_source
 from realman.data.inspection.survey import Finding
 from realman.data.inspection.survey import Survey
 from realman.data.raw import RawOptions
@@ -68,10 +68,10 @@ def _sound_once(seed: int) -> Recorded:
     state[:, 6] = np.maximum(state[:, 6], 0.5)
     action = action[LAG_FRAMES:]
     velocity = np.gradient(state, axis=0) * FPS
-    return Recorded(state, action, velocity, _pictures(state), {"fps": FPS, "language_instruction": "stack the cups"})
+    return Recorded(state, action, velocity, _images(state), {"fps": FPS, "language_instruction": "stack the cups"})
 
 
-def _pictures(state: np.ndarray) -> dict[str, np.ndarray]:
+def _images(state: np.ndarray) -> dict[str, np.ndarray]:
     """Wrist pictures move with their arm; in the two others the right arm moves the right half, as seen from behind the robot."""
     y, x = np.mgrid[:48, :64]
     way = {side: state[:, arm][:, :6].sum(axis=1) for side, arm in (("right", RIGHT), ("left", LEFT))}
@@ -109,9 +109,9 @@ def _record(folder: Path, fault: Fault | None = None, number: int = 3) -> Path:
 
 
 def _survey(data: Path, options: RawOptions | None = None, **changes: Any) -> Survey:
-    source = open_source(data, options or RawOptions())
-    episodes = tuple(measure_all(source, spec.CAMERAS, workers=1))
-    survey = Survey(source, spec.CAMERAS, "unknown", None, episodes)
+    data = open_data(data, options or RawOptions())
+    episodes = tuple(measure_all(data, spec.CAMERAS, workers=1))
+    survey = Survey(data, spec.CAMERAS, "unknown", None, episodes)
     return dataclasses.replace(survey, **changes)
 
 
@@ -474,4 +474,4 @@ def test_statistics_are_read_in_the_models_layout_left_arm_first(tmp_path: Path)
 
 def test_a_folder_without_recordings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EpisodeError, match="no recordings"):
-        open_source(tmp_path, RawOptions())
+        open_data(tmp_path, RawOptions())

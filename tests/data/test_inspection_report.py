@@ -1,4 +1,4 @@
-"""The doctor from the command line: recordings and datasets in, one self-contained page, JSON, summary and exit code out."""
+"""The inspection from the command line: recordings and datasets in, one self-contained page, JSON, summary and exit code out."""
 
 import dataclasses
 from html.parser import HTMLParser
@@ -17,13 +17,13 @@ from rich.console import Console
 from realman import spec
 from realman.data import convert
 from realman.data.dataset.from_raw import Mode
-from realman.data.inspection import command as doctor
+from realman.data.inspection import command
 from realman.data.inspection.decode import SMALL_HEIGHT_PX
 from realman.data.inspection.decode import decode_small
 from realman.data.inspection.diagnosis import diagnose
+from realman.data.inspection.inspected_data import open_data
 from realman.data.inspection.measure import measure_all
 from realman.data.inspection.report import render
-from realman.data.inspection.source import open_source
 from realman.data.inspection.survey import Survey
 from realman.data.inspection.terminal import print_summary
 from realman.data.raw import RawOptions
@@ -63,8 +63,8 @@ def dataset(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _survey(data: Path) -> Survey:
-    source = open_source(data, RawOptions())
-    return Survey(source, spec.CAMERAS, "unknown", None, tuple(measure_all(source, spec.CAMERAS, workers=1)))
+    data = open_data(data, RawOptions())
+    return Survey(data, spec.CAMERAS, "unknown", None, tuple(measure_all(data, spec.CAMERAS, workers=1)))
 
 
 class _Page(HTMLParser):
@@ -90,8 +90,8 @@ class _Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_fetches_nothing(recordings: Path, tmp_path: Path, capsys) -> None:
-    assert doctor.main(doctor.Args(data=recordings, out_dir=tmp_path, workers=1)) == 0
-    page = tmp_path / doctor.REPORT
+    assert command.main(command.Args(data=recordings, out_dir=tmp_path, workers=1)) == 0
+    page = tmp_path / command.REPORT
     assert capsys.readouterr().out == f"{page}\n"
     text = page.read_text()
     parser = _Page()
@@ -116,8 +116,8 @@ def test_colours_of_charts_follow_the_page(recordings: Path) -> None:
 
 
 def test_the_json_holds_every_dimension_camera_and_episode(recordings: Path, tmp_path: Path) -> None:
-    doctor.main(doctor.Args(data=recordings, out_dir=tmp_path, workers=1))
-    numbers = json.loads((tmp_path / doctor.NUMBERS).read_text())
+    command.main(command.Args(data=recordings, out_dir=tmp_path, workers=1))
+    numbers = json.loads((tmp_path / command.NUMBERS).read_text())
     assert numbers["verdict"].startswith("Fit for training")
     assert [d["name"] for d in numbers["dimensions"]] == list(spec.DIM_NAMES)
     assert set(numbers["cameras"]) == set(spec.CAMERAS)
@@ -128,17 +128,17 @@ def test_the_json_holds_every_dimension_camera_and_episode(recordings: Path, tmp
 
 
 def test_errors_give_exit_code_one_and_the_summary_names_the_remedy(recordings: Path, tmp_path: Path, capsys) -> None:
-    args = doctor.Args(data=recordings, out_dir=tmp_path, gripper_range="0:0.1", workers=1)
-    assert doctor.main(args) == 1
-    assert "--gripper-range" in (tmp_path / doctor.REPORT).read_text()
+    args = command.Args(data=recordings, out_dir=tmp_path, gripper_range="0:0.1", workers=1)
+    assert command.main(args) == 1
+    assert "--gripper-range" in (tmp_path / command.REPORT).read_text()
     assert "Not fit for training: 1 error" in capsys.readouterr().err
 
 
 def test_a_folder_of_nothing_but_damage_still_gets_a_report(tmp_path: Path) -> None:
     (tmp_path / "episode_0.hdf5").write_bytes(b"nothing")
-    assert doctor.main(doctor.Args(data=tmp_path, out_dir=tmp_path / "out", workers=1)) == 1
-    assert "is not an HDF5 file" in (tmp_path / "out" / doctor.REPORT).read_text()
-    assert json.loads((tmp_path / "out" / doctor.NUMBERS).read_text())["dimensions"] == []
+    assert command.main(command.Args(data=tmp_path, out_dir=tmp_path / "out", workers=1)) == 1
+    assert "is not an HDF5 file" in (tmp_path / "out" / command.REPORT).read_text()
+    assert json.loads((tmp_path / "out" / command.NUMBERS).read_text())["dimensions"] == []
 
 
 def test_a_single_recording_can_be_inspected(recordings: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_dataset_is_judged_as_its_recordings_are(mode: Mode, recordings: Path,
     for ours, theirs in zip(converted.motions.values(), raw.motions.values(), strict=True):
         np.testing.assert_array_equal(ours.state, theirs.state)
         assert ours.lag_s == theirs.lag_s
-    for ours, theirs in zip(converted.pictures.values(), raw.pictures.values(), strict=True):
+    for ours, theirs in zip(converted.images.values(), raw.images.values(), strict=True):
         assert ours.frames.tolist() == theirs.frames.tolist()
         # Recorded JPEGs are copied, so single images give the same numbers; a video is close.
         np.testing.assert_allclose(
@@ -187,19 +187,19 @@ def test_a_dataset_of_version_2_0_is_read(dataset: Path, tmp_path: Path) -> None
 
 def test_a_dataset_of_another_version_is_refused(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"v3\.0.*expected v2\.0 or v2\.1"):
-        open_source(_changed(dataset, tmp_path, codebase_version="v3.0"), RawOptions())
+        open_data(_changed(dataset, tmp_path, codebase_version="v3.0"), RawOptions())
 
 
 def test_reading_options_are_refused_for_a_dataset(dataset: Path) -> None:
     with pytest.raises(EpisodeError, match="leave options for recordings out"):
-        open_source(dataset, RawOptions(angle_unit="deg"))
+        open_data(dataset, RawOptions(angle_unit="deg"))
 
 
 def test_a_dataset_without_grippers_is_refused(dataset: Path, tmp_path: Path) -> None:
     features = json.loads((dataset / "meta/info.json").read_text())["features"]
     features["action"]["shape"] = [12]
     with pytest.raises(DatasetError, match=r"'action' has shape \[12\], expected \[14\]"):
-        open_source(_changed(dataset, tmp_path, features=features), RawOptions())
+        open_data(_changed(dataset, tmp_path, features=features), RawOptions())
 
 
 def test_a_dataset_with_the_left_arm_first_is_read_right_first_and_needs_the_training_option(
@@ -242,9 +242,9 @@ def test_damaged_and_missing_tables_are_named(dataset: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow  # starts two processes, a few seconds each on a busy machine
 def test_measures_do_not_depend_on_the_number_of_workers(recordings: Path) -> None:
-    source = open_source(recordings, RawOptions())
-    one, two = (measure_all(source, spec.CAMERAS, workers) for workers in (1, 2))
-    survey = Survey(source, spec.CAMERAS, "unknown", None, tuple(one))
+    data = open_data(recordings, RawOptions())
+    one, two = (measure_all(data, spec.CAMERAS, workers) for workers in (1, 2))
+    survey = Survey(data, spec.CAMERAS, "unknown", None, tuple(one))
     other = dataclasses.replace(survey, episodes=tuple(two))
     assert render(survey, diagnose(survey)) == render(other, diagnose(other))
 

@@ -1,6 +1,6 @@
-"""The doctor: looks through recordings or a dataset and says what would spoil training, and which option mends it.
+"""Looks through recordings or a dataset for what would spoil training.
 
-Entry point: `python -m realman.data.inspection --data PATH`. Reading (`source`, `lerobot`) and measuring (`measure`, `motion`, `pictures`) run
+Entry point: `python -m realman.data.inspection --data PATH`. Reading (`inspected_data`, `lerobot`) and measuring (`measure`, `motion`, `images`) run
 in parallel, one episode at a time. The checks (`check_*`, listed in `diagnosis`) judge the measures of all episodes together;
 `report`, `charts` and `terminal` show them.
 """

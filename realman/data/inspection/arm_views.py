@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 from scipy.stats import rankdata
 
-from realman.data.inspection.pictures import PictureMeasure
+from realman.data.inspection.images import ImageMeasure
 
 MIN_INTERVALS = 20
 """An arm that moves in fewer pairs of frames than this proves nothing."""
@@ -39,7 +39,7 @@ class ArmView:
         return difference if side == "right" else -difference
 
 
-def measure_arm_views(episodes: Sequence[PictureMeasure]) -> dict[str, ArmView]:
+def measure_arm_views(episodes: Sequence[ImageMeasure]) -> dict[str, ArmView]:
     """Measure all cameras over all episodes."""
     names = list(dict.fromkeys(name for episode in episodes for name in episode.cameras))
     views = {}

@@ -7,8 +7,8 @@ import numpy as np
 from realman import spec
 from realman.data.inspection import arm_views
 from realman.data.inspection.arm_views import CLEAR_DIFFERENCE
-from realman.data.inspection.pictures import CameraMeasure
-from realman.data.inspection.pictures import PictureMeasure
+from realman.data.inspection.images import CameraMeasure
+from realman.data.inspection.images import ImageMeasure
 from realman.data.inspection.survey import Finding
 from realman.data.inspection.survey import Survey
 from realman.data.inspection.survey import counted
@@ -28,13 +28,13 @@ _MANY_BLANK = 0.2
 
 def check_presence(survey: Survey) -> Iterator[Finding]:
     """Cameras that are missing, unreadable, of different sizes, or not used."""
-    for name, pictures in survey.pictures.items():
-        for problem in pictures.problems:
+    for name, images in survey.images.items():
+        for problem in images.problems:
             remedy = (
                 "record the episode again, or leave it out with --skip-bad" if survey.is_raw else "convert it again"
             )
             yield Finding("error", "picture-damaged", problem, remedy, (name,))
-    seen = [set(p.cameras) for p in survey.pictures.values() if not p.problems]
+    seen = [set(p.cameras) for p in survey.images.values() if not p.problems]
     if not seen:
         return
     everywhere, somewhere = set.intersection(*seen), set.union(*seen)
@@ -52,7 +52,7 @@ def check_presence(survey: Survey) -> Iterator[Finding]:
             "error" if survey.is_raw else "note", "camera-missing", f"no episode has {some(absent, 4)}", remedy
         )
     for camera in sorted(somewhere - everywhere):
-        without = [n for n, p in survey.pictures.items() if camera not in p.cameras and not p.problems]
+        without = [n for n, p in survey.images.items() if camera not in p.cameras and not p.problems]
         text = f"{camera} is missing in {counted(len(without), 'episode')}: {some(without)}"
         remedy = "leave these episodes out with --skip-bad, or the camera with --cameras"
         yield Finding("error", "camera-missing", text, remedy, tuple(without))
@@ -68,7 +68,7 @@ def check_presence(survey: Survey) -> Iterator[Finding]:
 
 def _check_sizes(survey: Survey, cameras: list[str]) -> Iterator[Finding]:
     for camera in cameras:
-        sizes = sorted({p.cameras[camera].size for p in survey.pictures.values() if camera in p.cameras})
+        sizes = sorted({p.cameras[camera].size for p in survey.images.values() if camera in p.cameras})
         if len(sizes) > 1:
             text = f"{camera} has pictures of different sizes: {', '.join(f'{h}x{w} px' for h, w in sizes)}"
             yield Finding("error", "camera-size", text, "convert each size to a dataset of its own (--episodes)")
@@ -100,8 +100,8 @@ def check_frozen(survey: Survey) -> Iterator[Finding]:
         if camera in crossed:
             continue  # it watches the other arm
         whole, partly = [], {}
-        for name, (pictures, measure) in measures.items():
-            longest_s, share = _freeze(pictures, measure, camera, survey.readable[0].fps)
+        for name, (images, measure) in measures.items():
+            longest_s, share = _freeze(images, measure, camera, survey.readable[0].fps)
             if share == 1:
                 whole.append(name)
             elif longest_s >= _LONG_FREEZE_S:
@@ -117,15 +117,15 @@ def check_frozen(survey: Survey) -> Iterator[Finding]:
             yield Finding("warning", "frozen-camera", text, remedy, tuple(partly))
 
 
-def _freeze(pictures: PictureMeasure, measure: CameraMeasure, camera: str, fps: float) -> tuple[float, float]:
+def _freeze(images: ImageMeasure, measure: CameraMeasure, camera: str, fps: float) -> tuple[float, float]:
     """Longest freeze in s, and share of frozen intervals among those in which the arm moves (0 when there are few)."""
     sides = [i for i, side in enumerate(spec.SIDES) if WRIST_CAMERAS[side] == camera] or [0, 1]
-    moving = pictures.travel[:, sides].max(axis=1) > _SEEN_TRAVEL_RAD
+    moving = images.travel[:, sides].max(axis=1) > _SEEN_TRAVEL_RAD
     moving &= ~measure.is_blank[1:]  # reported as blank
     frozen = (measure.change == 0) & moving
     if moving.sum() < 3:
         return 0.0, 0.0
-    length_s = np.diff(pictures.frames) / fps
+    length_s = np.diff(images.frames) / fps
     longest = run = 0.0
     for is_frozen, seconds in zip(frozen, length_s, strict=True):
         run = run + float(seconds) if is_frozen else 0.0
@@ -185,13 +185,13 @@ def check_wrists(survey: Survey) -> Iterator[Finding]:
 
 
 def _swap_arms_flag(survey: Survey) -> str:
-    other = "right_left" if survey.source.options.raw_arm_order == "left_right" else "left_right"
+    other = "right_left" if survey.data.options.raw_arm_order == "left_right" else "left_right"
     return f"--raw-arm-order {other}"
 
 
 def _swap_cameras_flag(survey: Survey) -> str:
     """Every camera under the name it should have; a map that is in use already is taken into account."""
-    recorded_as = {name: recorded for recorded, name in survey.source.options.camera_map}
+    recorded_as = {name: recorded for recorded, name in survey.data.options.camera_map}
     left, right = WRIST_CAMERAS["left"], WRIST_CAMERAS["right"]
     return f"--camera-map {recorded_as.get(left, left)}={right} {recorded_as.get(right, right)}={left}"
 
@@ -225,10 +225,10 @@ def _remedy_for_crossing(survey: Survey) -> str:
     )
 
 
-def _by_camera(survey: Survey) -> dict[str, dict[str, tuple[PictureMeasure, CameraMeasure]]]:
+def _by_camera(survey: Survey) -> dict[str, dict[str, tuple[ImageMeasure, CameraMeasure]]]:
     """Measures by camera and episode."""
-    names = dict.fromkeys(c for p in survey.pictures.values() for c in p.cameras)
+    names = dict.fromkeys(c for p in survey.images.values() for c in p.cameras)
     return {
-        camera: {n: (p, p.cameras[camera]) for n, p in survey.pictures.items() if camera in p.cameras}
+        camera: {n: (p, p.cameras[camera]) for n, p in survey.images.items() if camera in p.cameras}
         for camera in names
     }

@@ -75,7 +75,7 @@ def prompt_counts(survey: Survey) -> Counter[str]:
 
 def check_dataset_order(survey: Survey) -> Iterator[Finding]:
     """A dataset that says it has the left arm first."""
-    dataset = survey.source.dataset
+    dataset = survey.data.dataset
     if dataset is not None and dataset.is_left_first:
         text = "the names in info.json put the left arm first (this report shows the right one first)"
         yield Finding("warning", "arm-order", text, "train with --data.arm-order left_right, and serve the same config")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from realman import spec
-from realman.data.inspection.motion import Motion
+from realman.data.inspection.motion import EpisodeMotion
 from realman.data.inspection.motion import Spike
 from realman.data.inspection.survey import Finding
 from realman.data.inspection.survey import Survey
@@ -124,7 +124,7 @@ def check_spikes(survey: Survey) -> Iterator[Finding]:
     """Steps and jerks that no arm makes."""
     if not survey.has_plausible_angles:
         return
-    kinds: tuple[tuple[str, Callable[[Motion], Spike], str], ...] = (
+    kinds: tuple[tuple[str, Callable[[EpisodeMotion], Spike], str], ...] = (
         ("state-jump", lambda m: m.state_speed, "the state of {dim} moves at {ratio:.1f} times the joint's top speed"),
         (
             "action-jump",

@@ -48,7 +48,7 @@ def check_finite(survey: Survey) -> Iterator[Finding]:
 
 def check_angles(survey: Survey) -> Iterator[Finding]:
     """Degrees or radians, and the joints' limits."""
-    unit = survey.source.options.angle_unit
+    unit = survey.data.options.angle_unit
     largest = max(float(np.abs(r[:, JOINTS]).max()) for r in (survey.state_range, survey.action_range))
     if not survey.has_plausible_angles:
         text = f"joint angles reach {largest:.1f} rad, but no joint turns further than {checks.FULL_TURN_RAD:.2f} rad"
@@ -89,7 +89,7 @@ def _check_limits(survey: Survey) -> Iterator[Finding]:
 
 def check_grippers(survey: Survey) -> Iterator[Finding]:
     """Range and direction of the grippers."""
-    low, high = survey.source.options.gripper_range
+    low, high = survey.data.options.gripper_range
     fractions = np.stack([survey.state_range, survey.action_range])[:, :, GRIPPERS]
     recorded = low + fractions * (high - low)
     seen = f"grippers go from {recorded.min():g} to {recorded.max():g}"
@@ -115,7 +115,7 @@ def check_grippers(survey: Survey) -> Iterator[Finding]:
 
 def _check_gripper_direction(survey: Survey) -> Iterator[Finding]:
     """An object stops a gripper from closing, never from opening: so a blocked gripper stands more open than told."""
-    low, high = survey.source.options.gripper_range
+    low, high = survey.data.options.gripper_range
     blocked = np.sum([m.blocked for m in survey.motions.values()], axis=0)
     seconds = blocked / survey.readable[0].fps
     for side, name in enumerate(spec.SIDES):

@@ -22,7 +22,7 @@ from realman.data.inspection import terminal
 from realman.data.inspection.diagnosis import diagnose
 from realman.data.inspection.measure import measure_all
 from realman.data.inspection.norm_stats import read_state_stats
-from realman.data.inspection.source import open_source
+from realman.data.inspection.inspected_data import open_data
 from realman.data.inspection.survey import HighView
 from realman.data.inspection.survey import Survey
 from realman.data.raw.flags import ReadingFlags
@@ -35,11 +35,11 @@ NUMBERS = "report.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Args(ReadingFlags):
-    """Flags of the doctor; those about recordings are the converter's."""
+    """Flags of the inspection. Those about recordings are the converter's."""
 
     data: Annotated[Path, tyro.conf.arg(aliases=["--raw-dir"])]
     """Folder of episode_<n>.hdf5 recordings, one recording, or a LeRobot v2.0 or v2.1 dataset."""
-    out_dir: Path = Path("data/doctor")
+    out_dir: Path = Path("data/inspection")
     """Where report.html and report.json go."""
     cameras: tuple[str, ...] = spec.CAMERAS
     """Cameras that are going to be converted."""
@@ -54,10 +54,10 @@ class Args(ReadingFlags):
 def main(args: Args) -> int:
     """Inspect recordings or a dataset; the path of the report goes to stdout, exit code 1 when there are errors."""
     started = time.monotonic()
-    source = open_source(args.data, args.options)
+    data = open_data(args.data, args.options)
     norm_stats = None if args.norm_stats is None else read_state_stats(args.norm_stats)
-    episodes = tuple(measure_all(source, args.cameras, args.workers))
-    survey = Survey(source, args.cameras, args.high_view, norm_stats, episodes)
+    episodes = tuple(measure_all(data, args.cameras, args.workers))
+    survey = Survey(data, args.cameras, args.high_view, norm_stats, episodes)
     findings = diagnose(survey)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     page = args.out_dir / REPORT

@@ -28,7 +28,7 @@ _SWAP = np.r_[7:14, 0:7]
 
 @dataclasses.dataclass(frozen=True)
 class DatasetMeta:
-    """The metadata of a dataset that the doctor needs."""
+    """The metadata of a dataset that the inspection needs."""
 
     root: Path
     fps: float
@@ -97,7 +97,7 @@ def read_meta(root: Path) -> DatasetMeta:
 
 
 class DatasetEpisode:
-    """One episode of a dataset, right arm first whatever the dataset's order; see `realman.data.inspection.source.EpisodeView`."""
+    """One episode of a dataset, right arm first whatever the dataset's order; see `realman.data.inspection.inspected_data.EpisodeView`."""
 
     def __init__(self, meta: DatasetMeta, number: int) -> None:
         """Read the numbers of the episode at position `number`."""
@@ -117,7 +117,7 @@ class DatasetEpisode:
         self.velocity = self._vectors(table, spec.VELOCITY_KEY) if has_velocity else None
         self.timestamp: np.ndarray | None = np.array(table["timestamp"].to_pylist(), np.float64).reshape(-1)
 
-    def pictures(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
+    def images(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
         """The frames of a camera as RGB, possibly at a reduced size.
 
         Raises:

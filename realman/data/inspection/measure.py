@@ -9,11 +9,11 @@ from tqdm import tqdm
 from realman.data.dataset.pool import as_completed
 from realman.data.dataset.pool import available_cores
 from realman.data.dataset.pool import worker_pool
-from realman.data.inspection.motion import Motion
+from realman.data.inspection.motion import EpisodeMotion
 from realman.data.inspection.motion import measure_motion
-from realman.data.inspection.pictures import PictureMeasure
-from realman.data.inspection.pictures import measure_pictures
-from realman.data.inspection.source import Source
+from realman.data.inspection.images import ImageMeasure
+from realman.data.inspection.images import measure_images
+from realman.data.inspection.inspected_data import InspectedData
 from realman.errors import RealmanError
 
 # Budgets over all episodes, so that memory and time stay the same for 10 episodes or 10,000.
@@ -37,8 +37,8 @@ class EpisodeMeasure:
     fps: float = 0.0
     has_fps: bool = False
     task: str | None = None
-    motion: Motion | None = None
-    pictures: PictureMeasure | None = None
+    motion: EpisodeMotion | None = None
+    images: ImageMeasure | None = None
 
     @property
     def seconds(self) -> float:
@@ -56,15 +56,15 @@ class _Budget:
     with_thumbnails: frozenset[str]
 
 
-def measure_all(source: Source, cameras: Sequence[str], workers: int | None) -> list[EpisodeMeasure]:
-    """Measure every episode, in parallel; the result is in the order of `source.names` and independent of `workers`.
+def measure_all(data: InspectedData, cameras: Sequence[str], workers: int | None) -> list[EpisodeMeasure]:
+    """Measure every episode, in parallel; the result is in the order of `data.names` and independent of `workers`.
 
     Args:
-        source: Recordings or dataset.
+        data: Recordings or dataset.
         cameras: Cameras that the converter is going to be asked for.
         workers: Processes; None takes one for each core.
     """
-    names = source.names
+    names = data.names
     # The middle of each third: the first episodes are often trials.
     chosen = {
         names[(2 * i + 1) * len(names) // (2 * _EPISODES_WITH_THUMBNAILS)] for i in range(_EPISODES_WITH_THUMBNAILS)
@@ -78,17 +78,17 @@ def measure_all(source: Source, cameras: Sequence[str], workers: int | None) -> 
     number = max(1, min(workers or available_cores(), len(names)))
     measures = {}
     with worker_pool(number) as executor, tqdm(total=len(names), desc="inspect", unit=" episodes", leave=False) as bar:
-        measure = functools.partial(measure_episode, source, budget=budget)
+        measure = functools.partial(measure_episode, data, budget=budget)
         for name, result in as_completed(executor, measure, names, ahead=2 * number):
             measures[name] = result
             bar.update()
     return [measures[name] for name in names]
 
 
-def measure_episode(source: Source, name: str, budget: _Budget) -> EpisodeMeasure:
+def measure_episode(data: InspectedData, name: str, budget: _Budget) -> EpisodeMeasure:
     """Measure one episode; damage becomes part of the result."""
     try:
-        with source.open(name) as episode:
+        with data.open(name) as episode:
             motion = measure_motion(
                 episode.state,
                 episode.action,
@@ -97,18 +97,18 @@ def measure_episode(source: Source, name: str, budget: _Budget) -> EpisodeMeasur
                 fps=episode.fps,
                 max_rows=budget.rows,
             )
-            pictures = measure_pictures(
+            images = measure_images(
                 episode, max_frames=budget.frames, with_thumbnails=name in budget.with_thumbnails
             )
             return EpisodeMeasure(
                 name=name,
-                refusal=source.converter_problem(name, [c for c in budget.cameras if c in episode.cameras]),
+                refusal=data.converter_problem(name, [c for c in budget.cameras if c in episode.cameras]),
                 num_frames=episode.num_frames,
                 fps=episode.fps,
                 has_fps=episode.has_fps,
                 task=episode.task,
                 motion=motion,
-                pictures=pictures,
+                images=images,
             )
     except RealmanError as e:
         return EpisodeMeasure(name, problem=str(e))

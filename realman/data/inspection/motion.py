@@ -38,7 +38,7 @@ class Spike:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Motion:
+class EpisodeMotion:
     """Measures of one episode's joints; arrays over the 14 numbers unless said otherwise."""
 
     frames: np.ndarray
@@ -89,7 +89,7 @@ def measure_motion(
     *,
     fps: float,
     max_rows: int,
-) -> Motion:
+) -> EpisodeMotion:
     """Measure one episode.
 
     Args:
@@ -107,7 +107,7 @@ def measure_motion(
     later = np.minimum(frames + np.arange(len(frames)) * 17 % _PREDICTION_FRAMES, len(state) - 1)
     ahead = action[later].copy()
     ahead[:, JOINTS] -= state[frames][:, JOINTS]
-    return Motion(
+    return EpisodeMotion(
         frames=frames,
         state=state[frames],
         action=action[frames],

@@ -39,7 +39,7 @@ def render(survey: Survey, findings: list[Finding]) -> str:
         findings: What the checks say about it, in order.
     """
     style = importlib.resources.files("realman.data.inspection").joinpath("report.css").read_text(encoding="utf-8")
-    name = _text(survey.source.data.resolve().name)
+    name = _text(survey.data.path.resolve().name)
     sections = [_head(survey, findings), _findings(findings)]
     if survey.readable:
         sections += [_contact_sheet(survey), _arm_views(survey), _joints(survey), _ranges(survey), _prompts(survey)]
@@ -61,8 +61,8 @@ def _head(survey: Survey, findings: list[Finding]) -> str:
         for label, value in facts(survey).items()
     )
     return (
-        f"<h1>Inspection of {_text(survey.source.data.resolve().name)}</h1>\n"
-        f'<div class="path">{_text(str(survey.source.data.resolve()))}</div>\n'
+        f"<h1>Inspection of {_text(survey.data.path.resolve().name)}</h1>\n"
+        f'<div class="path">{_text(str(survey.data.path.resolve()))}</div>\n'
         f'<div class="verdict bg-{mood}">{_text(words)}</div>\n<div class="facts">{tiles}</div>'
     )
 
@@ -84,17 +84,17 @@ def _findings(findings: list[Finding]) -> str:
 def _contact_sheet(survey: Survey) -> str:
     sheets = []
     for episode in survey.readable:
-        pictures = episode.pictures
-        if pictures is None or not pictures.moments:
+        images = episode.images
+        if images is None or not images.moments:
             continue
         cells = [f"<span>{_text(episode.name)}</span>"]
-        cells += [f'<span class="time">{t / episode.fps:.1f} s</span>' for t in pictures.moments]
-        for camera, measure in pictures.cameras.items():
+        cells += [f'<span class="time">{t / episode.fps:.1f} s</span>' for t in images.moments]
+        for camera, measure in images.cameras.items():
             cells.append(f"<span>{_text(camera)}</span>")
-            for t, data in zip(pictures.moments, measure.thumbnails, strict=True):
+            for t, data in zip(images.moments, measure.thumbnails, strict=True):
                 source = base64.b64encode(data).decode()
                 cells.append(f'<img src="data:image/jpeg;base64,{source}" alt="{_text(camera)} at frame {t}">')
-        style = f"--moments: {len(pictures.moments)}"
+        style = f"--moments: {len(images.moments)}"
         sheets.append(
             f'<div class="card" style="margin-bottom: 10px"><div class="sheet" style="{style}">{"".join(cells)}</div></div>'
         )

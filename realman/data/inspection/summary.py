@@ -30,8 +30,8 @@ def facts(survey: Survey) -> dict[str, str]:
     readable = survey.readable
     seconds = [e.seconds for e in readable]
     rates = sorted({e.fps for e in readable})
-    cameras = list(dict.fromkeys(c for p in survey.pictures.values() for c in p.cameras))
-    sizes = sorted({m.size for p in survey.pictures.values() for m in p.cameras.values()})
+    cameras = list(dict.fromkeys(c for p in survey.images.values() for c in p.cameras))
+    sizes = sorted({m.size for p in survey.images.values() for m in p.cameras.values()})
     lag = "unknown" if survey.lag_s is None else f"{survey.lag_s * 1000:.0f} ms"
     return {
         "recordings" if survey.is_raw else "episodes (LeRobot)": str(len(survey.episodes)),
@@ -49,7 +49,7 @@ def facts(survey: Survey) -> dict[str, str]:
 def as_json(survey: Survey, findings: list[Finding]) -> dict[str, Any]:
     """Everything a script may want: verdict, findings, facts, and numbers of each dimension, camera and episode."""
     return {
-        "data": str(survey.source.data.resolve()),
+        "data": str(survey.data.path.resolve()),
         "verdict": verdict(findings)[0],
         "findings": [dataclasses.asdict(f) for f in findings],
         "facts": facts(survey),

@@ -12,10 +12,10 @@ from realman.data.inspection import arm_views
 from realman.data.inspection.arm_views import ArmView
 from realman.data.inspection.measure import EpisodeMeasure
 from realman.data.inspection.motion import JOINTS
-from realman.data.inspection.motion import Motion
+from realman.data.inspection.motion import EpisodeMotion
 from realman.data.inspection.norm_stats import StateStats
-from realman.data.inspection.pictures import PictureMeasure
-from realman.data.inspection.source import Source
+from realman.data.inspection.images import ImageMeasure
+from realman.data.inspection.inspected_data import InspectedData
 
 Grade = Literal["error", "warning", "note"]
 GRADES: tuple[Grade, ...] = ("error", "warning", "note")
@@ -44,10 +44,10 @@ class Finding:
 class Survey:
     """The measures of all episodes, and what they are to be compared with.
 
-    What is taken over all episodes needs a readable one; without, only `episodes` and `source` say anything.
+    What is taken over all episodes needs a readable one; without, only `episodes` and `data` say anything.
     """
 
-    source: Source
+    data: InspectedData
     cameras: tuple[str, ...]
     """Cameras that a dataset should have."""
     high_view: HighView
@@ -58,7 +58,7 @@ class Survey:
     @property
     def is_raw(self) -> bool:
         """Recordings rather than a dataset."""
-        return self.source.dataset is None
+        return self.data.dataset is None
 
     @functools.cached_property
     def readable(self) -> tuple[EpisodeMeasure, ...]:
@@ -66,14 +66,14 @@ class Survey:
         return tuple(e for e in self.episodes if e.problem is None)
 
     @functools.cached_property
-    def motions(self) -> dict[str, Motion]:
+    def motions(self) -> dict[str, EpisodeMotion]:
         """Measures of the joints by episode."""
         return {e.name: e.motion for e in self.readable if e.motion is not None}
 
     @functools.cached_property
-    def pictures(self) -> dict[str, PictureMeasure]:
+    def images(self) -> dict[str, ImageMeasure]:
         """Measures of the cameras by episode."""
-        return {e.name: e.pictures for e in self.readable if e.pictures is not None}
+        return {e.name: e.images for e in self.readable if e.images is not None}
 
     @functools.cached_property
     def state_rows(self) -> np.ndarray:
@@ -82,7 +82,7 @@ class Survey:
 
     @functools.cached_property
     def ahead_rows(self) -> np.ndarray:
-        """(n, 14) sampled learning targets of all episodes; see `Motion.ahead`."""
+        """(n, 14) sampled learning targets of all episodes; see `EpisodeMotion.ahead`."""
         return np.concatenate([m.ahead for m in self.motions.values()])
 
     @functools.cached_property
@@ -104,7 +104,7 @@ class Survey:
     @functools.cached_property
     def arm_views(self) -> dict[str, ArmView]:
         """How each camera's picture changes with each arm."""
-        return arm_views.measure_arm_views(list(self.pictures.values()))
+        return arm_views.measure_arm_views(list(self.images.values()))
 
     @functools.cached_property
     def lag_s(self) -> float | None:

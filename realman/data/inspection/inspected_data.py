@@ -1,4 +1,4 @@
-"""Where the doctor's numbers come from: recordings and datasets behind one small interface."""
+"""Recordings and datasets behind one small interface."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -22,7 +22,7 @@ from realman.data.raw.options import Traj
 
 @runtime_checkable
 class EpisodeView(Protocol):
-    """What the doctor reads of one episode. Grippers are not clipped, so that checks see how far beyond 0..1 they read."""
+    """What is read of one episode. Grippers are not clipped, so that checks see how far beyond 0..1 they read."""
 
     num_frames: int
     fps: float
@@ -37,16 +37,16 @@ class EpisodeView(Protocol):
     timestamp: np.ndarray | None
     """Seconds of each frame; None where the format has none."""
 
-    def pictures(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
+    def images(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
         """The frames (ascending) of a camera as RGB, possibly at a reduced size."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class InspectedData:
     """Recordings or a dataset, and how to read them."""
 
-    data: Path
+    path: Path
     options: RawOptions
     dataset: lerobot.DatasetMeta | None
     """None for recordings."""
@@ -64,36 +64,36 @@ class Source:
         if self.dataset is not None:
             yield lerobot.DatasetEpisode(self.dataset, self.names.index(name))
             return
-        with open_episode(self._path(name), self.options) as episode:
+        with open_episode(self._file_of(name), self.options) as episode:
             yield RawView(episode)
 
     def converter_problem(self, name: str, cameras: Sequence[str]) -> str | None:
         """Why the converter would refuse a recording; None if it would not, or for a dataset."""
         if self.dataset is not None:
             return None
-        return checks.check_episode(self._path(name), self.options, cameras).problem
+        return checks.check_episode(self._file_of(name), self.options, cameras).problem
 
-    def _path(self, name: str) -> Path:
-        return self.data if self.data.is_file() else self.data / name
+    def _file_of(self, name: str) -> Path:
+        return self.path if self.path.is_file() else self.path / name
 
 
-def open_source(data: Path, options: RawOptions) -> Source:
+def open_data(path: Path, options: RawOptions) -> InspectedData:
     """Find the episodes of recordings or of a dataset.
 
     Raises:
         EpisodeError: There are none, or options for recordings are given for a dataset.
         DatasetError: The dataset's metadata are damaged.
     """
-    if lerobot.is_dataset(data):
+    if lerobot.is_dataset(path):
         if options != RawOptions():
-            raise EpisodeError(f"{data}: is a LeRobot dataset, read as it is; leave options for recordings out")
-        meta = lerobot.read_meta(data)
-        return Source(data, options, meta, meta.names)
-    return Source(data, options, None, tuple(path.name for path in find_episodes(data)))
+            raise EpisodeError(f"{path}: is a LeRobot dataset, read as it is; leave options for recordings out")
+        meta = lerobot.read_meta(path)
+        return InspectedData(path, options, meta, meta.names)
+    return InspectedData(path, options, None, tuple(file.name for file in find_episodes(path)))
 
 
 class RawView:
-    """An open recording as the doctor sees it; see `EpisodeView`."""
+    """An open recording as an `EpisodeView`; see `EpisodeView`."""
 
     def __init__(self, episode: Episode) -> None:
         """Read the joints of an open recording."""
@@ -109,7 +109,7 @@ class RawView:
         self.velocity = episode.velocity
         self.timestamp: np.ndarray | None = None
 
-    def pictures(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
+    def images(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
         """The frames of a camera as RGB, possibly at a reduced size."""
         for t in frames:
             data = self._episode.encoded_image(camera, t)

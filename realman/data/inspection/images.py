@@ -7,7 +7,7 @@ import numpy as np
 
 from realman import spec
 from realman.arrays import Image
-from realman.data.inspection.source import EpisodeView
+from realman.data.inspection.inspected_data import EpisodeView
 from realman.errors import RealmanError
 
 THUMBNAIL_HEIGHT_PX = 120
@@ -25,7 +25,7 @@ _JPEG_QUALITY = 80
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CameraMeasure:
-    """Measures of one camera in one episode, at `PictureMeasure.frames`."""
+    """Measures of one camera in one episode, at `ImageMeasure.frames`."""
 
     size: tuple[int, int]
     """Height and width, px."""
@@ -50,7 +50,7 @@ class CameraMeasure:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PictureMeasure:
+class ImageMeasure:
     """Measures of all cameras of one episode."""
 
     frames: np.ndarray
@@ -64,7 +64,7 @@ class PictureMeasure:
     """Cameras that cannot be read."""
 
 
-def measure_pictures(episode: EpisodeView, *, max_frames: int, with_thumbnails: bool) -> PictureMeasure:
+def measure_images(episode: EpisodeView, *, max_frames: int, with_thumbnails: bool) -> ImageMeasure:
     """Measure all cameras.
 
     Args:
@@ -82,7 +82,7 @@ def measure_pictures(episode: EpisodeView, *, max_frames: int, with_thumbnails: 
             cameras[camera] = _measure_camera(episode, camera, size, frames.tolist(), moments)
         except RealmanError as e:
             problems.append(str(e))
-    return PictureMeasure(frames, _travel(episode, frames), moments, cameras, tuple(problems))
+    return ImageMeasure(frames, _travel(episode, frames), moments, cameras, tuple(problems))
 
 
 def _travel(episode: EpisodeView, frames: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ def _measure_camera(
 ) -> CameraMeasure:
     halves, levels, thumbnails = [], [], []
     previous = None
-    for t, image in zip(frames, episode.pictures(camera, frames), strict=True):
+    for t, image in zip(frames, episode.images(camera, frames), strict=True):
         small = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), _GRID, interpolation=cv2.INTER_AREA)
         levels.append((small.mean(), small.std()))
         small = small.astype(np.float32)
