@@ -283,11 +283,11 @@ FAULTS: tuple[tuple[Fault, str, str, str], ...] = (
     (_metres, "warning", "gripper-range", "--gripper-range 0:0.0665"),
     (_inverted, "warning", "gripper-direction", "--gripper-range 1:0"),
     (_arms, "error", "swapped-sides", "--raw-arm-order left_right"),
-    (_action_arms, "error", "action-arm-order", "exchange the two halves of /action"),
+    (_action_arms, "error", "action-arm-order", "swap the two halves of /action"),
     (_wrists, "error", "swapped-sides", "--camera-map cam_left_wrist=cam_right_wrist cam_right_wrist=cam_left_wrist"),
     (_one_wrist_twice, "error", "wrist-cameras", "by serial number"),
     (_deltas, "error", "delta-action", "absolute joint targets"),
-    (_copies, "warning", "action-is-state", "the next state, as action"),
+    (_copies, "warning", "action-is-state", "the next state as the action"),
     (_early, "warning", "lag", "the command sent right after it"),
     (_late, "warning", "lag", "queues and clocks"),
     (_dead_joint, "warning", "constant", "check the recorder"),
@@ -319,8 +319,8 @@ def test_a_fault_is_found_with_its_grade_and_remedy(
 @pytest.mark.parametrize(
     ("fault", "remedy"),
     [
-        (_arms, "the arms are exchanged: convert with --raw-arm-order left_right"),
-        (_wrists, "the wrist cameras are exchanged"),
+        (_arms, "the arms are swapped: convert with --raw-arm-order left_right"),
+        (_wrists, "the wrist cameras are swapped"),
     ],
 )
 def test_the_place_of_the_high_camera_tells_exchanged_arms_from_exchanged_cameras(
@@ -342,7 +342,7 @@ def test_the_place_of_the_high_camera_shows_that_arms_and_cameras_are_both_excha
     assert _alarms(_survey(folder)) == []  # consistent in itself: nothing else can tell
     (finding,) = _alarms(_survey(folder, high_view="from_robot"))
     assert finding.check == "swapped-sides"
-    assert "both exchanged" in finding.remedy
+    assert "both swapped" in finding.remedy
     assert _alarms(_survey(sound, high_view="from_robot")) == []
 
 
@@ -383,7 +383,7 @@ def test_arms_exchanged_by_the_option_are_exchanged_back_by_the_remedy(sound: Pa
 
 def test_radians_read_as_degrees_are_found(sound: Path) -> None:
     found = _alarms(_survey(sound, RawOptions(angle_unit="deg")))
-    assert ("error", "angle-unit", "leave --angle-unit deg out") in {(f.grade, f.check, f.remedy) for f in found}
+    assert ("error", "angle-unit", "leave out --angle-unit deg") in {(f.grade, f.check, f.remedy) for f in found}
 
 
 # ---- faults of single episodes -----------------------------------------------------------------------------------------
@@ -468,7 +468,7 @@ def test_statistics_are_read_in_the_models_layout_left_arm_first(tmp_path: Path)
     assert stats.q01.tolist() == [*range(7, 14), *range(7)]
     assert (stats.q99 - stats.q01 == 1).all()
     path.write_text("{}")
-    with pytest.raises(DatasetError, match="holds no quantiles of the state"):
+    with pytest.raises(DatasetError, match="found no quantiles of the state"):
         read_state_stats(path)
 
 

@@ -191,7 +191,7 @@ def test_a_dataset_of_another_version_is_refused(dataset: Path, tmp_path: Path) 
 
 
 def test_reading_options_are_refused_for_a_dataset(dataset: Path) -> None:
-    with pytest.raises(EpisodeError, match="leave options for recordings out"):
+    with pytest.raises(EpisodeError, match="options for recordings, but this is a LeRobot dataset"):
         open_data(dataset, RawOptions(angle_unit="deg"))
 
 

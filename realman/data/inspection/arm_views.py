@@ -1,4 +1,7 @@
-"""Which arm moves which camera's picture: by how much the picture changes when an arm moves and the other is accounted for."""
+"""Measure which arm moves which camera's image.
+
+The measure is how much the image changes with the motion of one arm after the other arm has been accounted for.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -9,38 +12,38 @@ from scipy.stats import rankdata
 from realman.data.inspection.images import ImageMeasure
 
 MIN_INTERVALS = 20
-"""An arm that moves in fewer pairs of frames than this proves nothing."""
+"""If an arm moves in fewer pairs of frames than this, nothing can be concluded from it."""
 
 MOVING_RAD = 0.02
-"""An arm that travels this far between two frames, summed over its joints, moves."""
+"""An arm moves if it travels farther than this between two frames, summed over its joints."""
 
 CLEAR_DIFFERENCE = 0.25
-"""Difference of two strengths that is no accident; a mounted camera shows 0.5 or more, chance 0.1 at `MIN_INTERVALS`."""
+"""Difference of two strengths that is not chance. Mounted cameras give 0.5 or more, chance 0.1 at `MIN_INTERVALS`."""
 
 _RIGHT, _LEFT = 0, 1
 
 
 @dataclasses.dataclass(frozen=True)
 class ArmView:
-    """How strongly a camera's picture changes with each arm, from -1 to 1."""
+    """How strongly a camera's image follows each arm, from -1 to 1."""
 
     right: float
     left: float
     right_arm_side: float
-    """Positive when the right arm moves the right half of the picture and the left arm the left half; negative when crossed."""
+    """Positive if each arm moves the half of the image on its own side, negative if it moves the other half."""
     moving_intervals: tuple[int, int]
-    """In how many pairs of frames the right and left arm moves."""
+    """Number of pairs of frames in which the right and left arm moves."""
     change_while_moving: tuple[float, float]
-    """Mean change of the picture, 0..255, while the right and left arm moves."""
+    """Mean change of the image, 0..255, while the right and left arm moves."""
 
     def prefers(self, side: str) -> float:
-        """How much more the picture changes with the arm of `side` than with the other one."""
+        """Return how much more the image follows this side's arm."""
         difference = self.right - self.left
         return difference if side == "right" else -difference
 
 
 def measure_arm_views(episodes: Sequence[ImageMeasure]) -> dict[str, ArmView]:
-    """Measure all cameras over all episodes."""
+    """Measure each camera over all episodes."""
     names = list(dict.fromkeys(name for episode in episodes for name in episode.cameras))
     views = {}
     for name in names:
@@ -48,6 +51,7 @@ def measure_arm_views(episodes: Sequence[ImageMeasure]) -> dict[str, ArmView]:
         travel = np.concatenate([e.travel for e in seen])
         halves = np.concatenate([e.cameras[name].halves for e in seen])
         whole = _strengths(halves.mean(axis=1), travel)
+        # A camera that shows both arms says which side it looks from: compare each arm's effect on both halves.
         left_half, right_half = _strengths(halves[:, 0], travel), _strengths(halves[:, 1], travel)
         same_side = (right_half - left_half)[_RIGHT] + (left_half - right_half)[_LEFT]
         moving = travel > MOVING_RAD
@@ -63,7 +67,10 @@ def measure_arm_views(episodes: Sequence[ImageMeasure]) -> dict[str, ArmView]:
 
 
 def _strengths(change: np.ndarray, travel: np.ndarray) -> np.ndarray:
-    """Standardised coefficients (right, left) of a regression of ranks: ranks, because change saturates with speed."""
+    """Return standardized coefficients (right, left) of a regression of ranks.
+
+    Ranks are used because the change of an image saturates with speed.
+    """
     if len(change) < 3:
         return np.zeros(2)
     target, *arms = (_standard(rankdata(x)) for x in (change, *travel.T))

@@ -1,4 +1,7 @@
-"""Charts of the report as inline SVG. Their colours are the page's CSS variables, so they follow a light or dark page."""
+"""Draw the charts of the report as inline SVG.
+
+Their colors are the page's CSS variables, so they follow a light or dark page.
+"""
 
 import io
 import re
@@ -14,13 +17,13 @@ from realman import spec
 from realman.data.inspection.motion import JOINTS
 from realman.data.inspection.survey import Survey
 
-# Matplotlib needs real colours: these unusual ones are replaced by CSS variables in the finished SVG.
+# Matplotlib needs real colors. These unusual ones are replaced by CSS variables in the finished SVG.
 _INK, _MUTED, _GRID, _STATE, _ACTION, _BAD = (f"#0{i}0{i}0{i}" for i in range(1, 7))
 _CSS = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _STATE: "state", _ACTION: "action", _BAD: "error"}
 
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: sharp, small, searchable
-    "svg.hashsalt": "realman",  # the same data give the same file
+    "svg.fonttype": "none",  # Text stays text: sharp, small and searchable.
+    "svg.hashsalt": "realman",  # The same data gives the same file.
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.edgecolor": _GRID,
@@ -33,13 +36,17 @@ _STYLE: dict[Any, Any] = {
     "path.simplify_threshold": 0.5,
 }
 _MAX_LINES = 30
-"""Episodes drawn behind the highlighted one."""
+"""Most episodes drawn behind the highlighted one."""
 
 _MAX_BARS = 200
 
 
 def joint_chart(survey: Survey) -> str:
-    """The 14 numbers over time, left arm left and right arm right: one episode in colour, others behind it, limits where near."""
+    """Draw the 14 numbers over time.
+
+    The left arm is on the left and the right arm on the right. One episode is in color and others are behind it.
+    Joint limits are drawn where the values come near them.
+    """
     names = list(survey.motions)
     shown = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, min(_MAX_LINES, len(names))).astype(int))]
     chosen = highlighted_episode(survey)
@@ -50,6 +57,7 @@ def joint_chart(survey: Survey) -> str:
         for column, side in enumerate(("left", "right")):
             for ax, dim in zip(axes[:, column], range(spec.NUM_DIMS)[spec.ARM_SLICES[side]], strict=True):
                 scale = np.rad2deg(1.0) if dim in JOINTS else 1.0
+                # The other episodes first, so that the highlighted one is drawn over them.
                 for name in shown:
                     motion = survey.motions[name]
                     ax.plot(motion.frames / fps[name], motion.state[:, dim] * scale, color=_GRID, linewidth=0.7)
@@ -65,7 +73,7 @@ def joint_chart(survey: Survey) -> str:
 
 
 def highlighted_episode(survey: Survey) -> str:
-    """The episode of median length."""
+    """Return the name of the episode of median length."""
     ordered = sorted((e for e in survey.readable if e.name in survey.motions), key=lambda e: e.num_frames)
     return ordered[len(ordered) // 2].name
 
@@ -76,7 +84,7 @@ def _label(ax: Axes, dim: int, scale: float) -> None:
     ax.set_ylabel(f"{name}\n[{'deg' if is_joint else '1 = open'}]", fontsize=8)
     ax.tick_params(labelsize=8, length=2)
     low, high = ax.get_ylim()
-    # A resting joint's noise must not look like motion.
+    # The noise of a resting joint must not look like motion.
     extra = max(0.0, (5.0 if is_joint else 0.3) - (high - low)) / 2
     low, high = low - extra, high + extra
     for limit in (spec.LOWER[dim] * scale, spec.UPPER[dim] * scale):
@@ -88,7 +96,10 @@ def _label(ax: Axes, dim: int, scale: float) -> None:
 
 
 def length_chart(survey: Survey) -> str:
-    """Length of each episode in s; of many, a histogram."""
+    """Draw the length of each episode in s.
+
+    Many episodes become a histogram.
+    """
     seconds = np.array([e.seconds for e in survey.readable])
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(11, 1.9), layout="constrained")
@@ -108,13 +119,16 @@ def length_chart(survey: Survey) -> str:
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """The figure as an SVG element for an HTML page: no XML head, no fixed size, colours as CSS variables."""
+    """Return the figure as an SVG element for an HTML page.
+
+    It has no XML header and no fixed size, and its colors are CSS variables.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', rf'\1 role="img" aria-label="{label}"', text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    for colour, name in _CSS.items():
-        text = text.replace(colour, f"var(--{name})")
+    for color, name in _CSS.items():
+        text = text.replace(color, f"var(--{name})")
     return text.replace("sans-serif", "inherit")

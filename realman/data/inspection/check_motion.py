@@ -1,4 +1,4 @@
-"""Do action, state, velocity and clock belong together, and is the motion one that arms can make?"""
+"""Check that actions, states and clock agree, and the motion is possible."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,27 +13,28 @@ from realman.data.inspection.survey import counted
 from realman.data.inspection.survey import some
 
 _MIN_GAP_RAD = 0.1
-"""Mean distance of action and state that no following error explains."""
+"""Mean distance between action and state that is too large for a following error."""
 
 _CLEARLY_BETTER = 0.5
-"""Another reading of the actions must halve the distance to count."""
+"""Another interpretation of the actions counts only if it at least halves the distance."""
 
 _LONG_LAG_S = 0.3
-"""Teleoperated arms follow within 0.05 to 0.2 s."""
+"""Teleoperated arms follow within 0.05 to 0.2 s, so more than this is suspicious."""
 
 _SPEED_MARGIN = 1.2
-"""Part of the vendor's top speed at which a measured step is a fault of the sensor, not a motion."""
+"""Multiple of the vendor's top speed above which a step is a sensor fault and not motion."""
 
 _LONG_REST_S = 2.0
 _TIMESTAMP_TOLERANCE_S = 1e-4
-"""LeRobot's own tolerance."""
+"""Same as LeRobot's own tolerance."""
 
 
 def check_action_meaning(survey: Survey) -> Iterator[Finding]:
-    """Actions must be absolute targets of the same arms, and not a copy of the state."""
+    """Check that actions are absolute targets, not differences or copies."""
     moves = np.ptp(survey.state_range, axis=0).max() > _MIN_GAP_RAD
     if not survey.has_plausible_angles or not moves:
         return
+    # At most one explanation is reported: swapped arms, differences, a copy, then an unexplained distance.
     motions = survey.motions.values()
     gap, swapped, size, same = (
         float(np.mean([getattr(m, name) for m in motions]))
@@ -43,60 +44,63 @@ def check_action_meaning(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "error",
             "action-arm-order",
-            f"actions lie {gap:.2f} rad from the states, but {swapped:.2f} rad with the arms of the action exchanged",
-            "exchange the two halves of /action in the recordings: --raw-arm-order holds for state and action alike",
+            f"actions are {gap:.2f} rad away from the states, but {swapped:.2f} rad with the arms of the action swapped",
+            "swap the two halves of /action in the recordings (--raw-arm-order applies to both state and action)",
         )
     elif gap > _MIN_GAP_RAD and size < _CLEARLY_BETTER * gap:
         yield Finding(
             "error",
             "delta-action",
-            f"actions are small (mean {size:.3f} rad) and {gap:.2f} rad from the states: these are differences already",
-            "write absolute joint targets (state plus difference) to /action; training makes the differences itself "
+            f"actions are small (mean {size:.3f} rad) and {gap:.2f} rad away from the states: these are differences",
+            "write absolute joint targets (state plus difference) to /action. Training computes the differences itself "
             "(--data.use-delta-joint-actions, on by default)",
         )
     elif same > 0.9:
-        text = f"in {same:.0%} of the frames the action equals the state: a policy learns from it to stand still"
-        yield Finding("warning", "action-is-state", text, "record the command (leader), or the next state, as action")
-    elif gap > 3 * _MIN_GAP_RAD:
-        text = f"actions lie {gap:.2f} rad from the states on average, far more than an arm lags behind"
-        remedy = (
-            "check that /action holds joint targets of the same arms, in the same unit and zero as observations/qpos"
+        text = f"in {same:.0%} of the frames the action equals the state: this teaches a policy to stand still"
+        yield Finding(
+            "warning", "action-is-state", text, "record the command (of the leader arm) or the next state as the action"
         )
+    elif gap > 3 * _MIN_GAP_RAD:
+        text = f"actions are {gap:.2f} rad away from the states on average, far more than an arm lags behind"
+        remedy = "check that /action holds joint targets with the arms, unit and zero of observations/qpos"
         yield Finding("warning", "action-offset", text, remedy)
 
 
 def check_lag(survey: Survey) -> Iterator[Finding]:
-    """The state should follow the action, soon."""
+    """Check that the state follows the action, and soon."""
     lag = survey.lag_s
     if lag is None:
         return
     if lag < 0:
-        text = f"actions come {-lag * 1000:.0f} ms after the motion they should cause"
-        yield Finding("warning", "lag", text, "pair each state with the command sent right after it in the recorder")
+        text = f"actions come {-lag * 1000:.0f} ms after the motion that they should cause"
+        yield Finding("warning", "lag", text, "in the recorder, pair each state with the command sent right after it")
     elif lag > _LONG_LAG_S:
-        text = f"arms follow their actions only after {lag * 1000:.0f} ms"
-        remedy = "check the recorder's queues and clocks; a policy learns to command that far ahead"
+        text = f"the arms follow their actions only after {lag * 1000:.0f} ms"
+        remedy = "check the recorder's queues and clocks, because a policy would learn to command that far ahead"
         yield Finding("warning", "lag", text, remedy)
 
 
 def check_rate(survey: Survey) -> Iterator[Finding]:
-    """Frames per second: stated, the same everywhere, in agreement with velocities and timestamps."""
+    """Check that the frame rate is stated, uniform and true.
+
+    It must agree with velocities and timestamps.
+    """
     rates = sorted({e.fps for e in survey.readable})
     if len(rates) > 1:
-        text = f"episodes differ in their rate: {', '.join(f'{r:g}' for r in rates)} fps"
+        text = f"episodes have different frame rates: {', '.join(f'{r:g}' for r in rates)} fps"
         remedy = "convert each rate to a dataset of its own (--episodes)"
         yield Finding("error", "fps", text, remedy)
     assumed = [e.name for e in survey.readable if not e.has_fps]
     if assumed:
-        text = f"{counted(len(assumed), 'recording')} states no rate; {rates[0]:g} fps is assumed"
+        text = f"{counted(len(assumed), 'recording')} without a frame rate, so {rates[0]:g} fps is assumed"
         yield Finding("warning", "fps", text, survey.convert_with("--fps and the true rate"), tuple(assumed))
+    # Only datasets have timestamps.
     late = {n: m.timestamp_error_s for n, m in survey.motions.items() if m.timestamp_error_s is not None}
     bad = [name for name, error in late.items() if error > _TIMESTAMP_TOLERANCE_S]
     if bad:
-        text = (
-            f"steps between timestamps are up to {max(late[n] for n in bad) * 1000:.1f} ms off 1 / fps, in {some(bad)}"
-        )
-        remedy = "convert the recordings again; LeRobot refuses to load such a dataset"
+        worst_ms = max(late[n] for n in bad) * 1000
+        text = f"steps between timestamps differ from 1 / fps by up to {worst_ms:.1f} ms in {some(bad)}"
+        remedy = "convert the recordings again, because LeRobot refuses to load such a dataset"
         yield Finding("error", "timestamps", text, remedy, tuple(bad))
     yield from _check_velocity(survey)
 
@@ -112,16 +116,20 @@ def _check_velocity(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "velocity",
-            f"recorded velocities are {slope:.2f} times what the positions say at {fps:g} fps",
+            f"recorded velocities are {slope:.2f} times as large as the positions suggest at {fps:g} fps",
             f"the true rate may be {fps * slope:.0f} fps: " + survey.convert_with("--fps and the true rate"),
         )
     else:
-        text = f"recorded velocities are {slope:.3g} times what the positions say: another unit than the angles"
-        yield Finding("note", "velocity", text, "no config trains on observation.velocity; mend the recorder if you do")
+        text = (
+            f"recorded velocities are {slope:.3g} times as large as the positions suggest: another unit than the angles"
+        )
+        yield Finding(
+            "note", "velocity", text, "our configs do not train on observation.velocity. Fix the recorder if yours does"
+        )
 
 
 def check_spikes(survey: Survey) -> Iterator[Finding]:
-    """Steps and jerks that no arm makes."""
+    """Find steps and jerks that an arm cannot make."""
     if not survey.has_plausible_angles:
         return
     kinds: tuple[tuple[str, Callable[[EpisodeMotion], Spike], str], ...] = (
@@ -131,13 +139,13 @@ def check_spikes(survey: Survey) -> Iterator[Finding]:
             lambda m: m.action_speed,
             "the action of {dim} moves at {ratio:.1f} times the joint's top speed",
         ),
-        ("jerk", lambda m: m.jerk, "the state of {dim} jerks {ratio:.1f} times harder than is usual"),
+        ("jerk", lambda m: m.jerk, "the state of {dim} jerks {ratio:.1f} times harder than acceptable"),
     )
     jumped: set[str] = set()
     for check, spike_of, text in kinds:
         spikes = {n: spike_of(m) for n, m in survey.motions.items()}
         limit = 1.5 if check == "jerk" else _SPEED_MARGIN
-        # A jump is a jerk as well: name it once.
+        # A jump is also a jerk, so report it only once.
         bad = {n: s for n, s in spikes.items() if s.ratio > limit and not (check == "jerk" and n in jumped)}
         jumped |= set(bad) if check == "state-jump" else set()
         if bad:
@@ -147,19 +155,27 @@ def check_spikes(survey: Survey) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 check,
-                f"{found} at frame {spike.frame} of {worst} ({counted(len(bad), 'episode')} in all)",
-                "look at these frames: lost packets, missing frames or a wrapped encoder; leave the episodes out with --episodes",
+                f"{found} at frame {spike.frame} of {worst} ({counted(len(bad), 'episode')} affected)",
+                "check these frames for lost packets, missing frames or a wrapped encoder. "
+                "Leave out the episodes with --episodes",
                 tuple(bad),
             )
 
 
 def check_rest(survey: Survey) -> Iterator[Finding]:
-    """Long rests teach a policy to wait."""
+    """Find long rests, which teach a policy to wait."""
     waits = {n: sum(m.resting_s) for n, m in survey.motions.items()}
     long = [n for n, seconds in waits.items() if seconds > _LONG_REST_S]
     if long:
         worst = max(long, key=waits.__getitem__)
-        text = f"nothing moves for up to {waits[worst]:.1f} s at the start and end ({worst}; {counted(len(long), 'episode')} over {_LONG_REST_S:g} s)"
+        text = (
+            f"nothing moves for up to {waits[worst]:.1f} s at the start and end of {worst} "
+            f"({counted(len(long), 'episode')} over {_LONG_REST_S:g} s)"
+        )
         yield Finding(
-            "note", "rest", text, "start and stop recordings closer to the motion: a policy learns to wait", tuple(long)
+            "note",
+            "rest",
+            text,
+            "start and stop recording closer to the motion, because a policy learns to wait",
+            tuple(long),
         )

@@ -1,12 +1,15 @@
-"""Are the 14 numbers what they should be: finite, rad, within limits, grippers 0..1 with 1 = open, all alive, well spread?"""
+"""Check the 14 numbers of each frame.
+
+They must be finite, in rad, within the limits, with grippers 0..1 and 1 = open. All should move, and vary enough.
+"""
 
 from collections.abc import Iterator
 import math
 
 import numpy as np
 
-from realman.data import checks
 from realman import spec
+from realman.data import checks
 from realman.data.inspection.motion import GRIPPERS
 from realman.data.inspection.motion import JOINTS
 from realman.data.inspection.survey import Finding
@@ -15,26 +18,26 @@ from realman.data.inspection.survey import counted
 from realman.data.inspection.survey import some
 
 _STILL = np.where(np.isin(np.arange(spec.NUM_DIMS), JOINTS), math.radians(0.1), 0.01)
-"""A number whose range is smaller than this does not move: encoder noise of a resting arm is below 0.1 deg."""
+"""A number with a smaller range than this does not move. Encoder noise of a resting arm is below 0.1 deg."""
 
 _TINY_SPAN = np.where(np.isin(np.arange(spec.NUM_DIMS), JOINTS), math.radians(1.0), 0.02)
-"""Below this span of q01..q99, half a degree (or a hundredth of the stroke) fills the normalised range from -1 to 1."""
+"""If q01..q99 spans less than this, half a degree (or a hundredth of the stroke) fills the normalized range -1..1."""
 
 _FAR_OUT = 10.0
-"""A normalised value beyond this came from a span far smaller than the range."""
+"""A normalized value beyond this means that q01..q99 is far smaller than the whole range."""
 
 _MANY_CLIPPED = 0.10
-"""Own quantiles leave 2 % of a number outside; five times that is a mismatch."""
+"""The data's own quantiles leave 2 % of a number outside. Five times that is a mismatch."""
 
 _GRIPPER_FULL_SCALES = (1, 100, 255, 1000)
-"""Common scales of grippers: fraction, percent, Modbus byte, per mille."""
+"""Common full scales of grippers: fraction, percent, Modbus byte, per mille."""
 
 _SMALL_STROKE = 0.2
-"""A gripper that moves, but never beyond this, is probably recorded in metres."""
+"""A gripper that moves but never beyond this is probably recorded in meters."""
 
 
 def check_finite(survey: Survey) -> Iterator[Finding]:
-    """NaN and infinite numbers."""
+    """Find NaN and infinite numbers."""
     bad = {name: m.num_not_finite for name, m in survey.motions.items() if m.num_not_finite}
     if bad:
         yield Finding(
@@ -47,24 +50,29 @@ def check_finite(survey: Survey) -> Iterator[Finding]:
 
 
 def check_angles(survey: Survey) -> Iterator[Finding]:
-    """Degrees or radians, and the joints' limits."""
+    """Check the unit of the joint angles, then the joint limits."""
     unit = survey.data.options.angle_unit
     largest = max(float(np.abs(r[:, JOINTS]).max()) for r in (survey.state_range, survey.action_range))
     if not survey.has_plausible_angles:
-        text = f"joint angles reach {largest:.1f} rad, but no joint turns further than {checks.FULL_TURN_RAD:.2f} rad"
+        text = f"joint angles reach {largest:.1f} rad, but no joint can turn beyond {checks.FULL_TURN_RAD:.2f} rad"
         if unit == "deg":
-            yield Finding("error", "angle-unit", text, "check the recorder's unit: even as degrees this is impossible")
+            yield Finding(
+                "error", "angle-unit", text, "check the recorder's unit, because this is impossible even in degrees"
+            )
         else:
-            yield Finding("error", "angle-unit", f"{text}: these are degrees", survey.convert_with("--angle-unit deg"))
+            yield Finding(
+                "error", "angle-unit", f"{text}: the angles are in degrees", survey.convert_with("--angle-unit deg")
+            )
     elif unit == "deg" and 0 < largest < math.radians(checks.MIN_MOTION_DEG):
-        text = f"no joint goes beyond {math.degrees(largest):.2f} deg: these are radians"
-        yield Finding("error", "angle-unit", text, "leave --angle-unit deg out")
+        text = f"no joint goes beyond {math.degrees(largest):.2f} deg: the angles are in radians"
+        yield Finding("error", "angle-unit", text, "leave out --angle-unit deg")
     else:
         yield from _check_limits(survey)
 
 
 def _check_limits(survey: Survey) -> Iterator[Finding]:
     beyond = {}
+    # For each episode, keep the number that is farthest beyond its limit.
     for name, motion in survey.motions.items():
         excess = {
             f"{what} of {spec.DIM_NAMES[dim]}": max(high[dim] - spec.UPPER[dim], spec.LOWER[dim] - low[dim])
@@ -80,15 +88,15 @@ def _check_limits(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "error",
             "joint-limit",
-            f"the {dim_text} lies {math.degrees(excess_rad):.1f} deg beyond the RM65's limit in {name} "
-            f"({counted(len(beyond), 'episode')} in all)",
-            "check the joint's zero and sign in the recorder; --skip-bad leaves these episodes out",
+            f"the {dim_text} is {math.degrees(excess_rad):.1f} deg beyond the RM65's limit in {name} "
+            f"({counted(len(beyond), 'episode')} affected)",
+            "check the joint's zero and sign in the recorder. --skip-bad leaves these episodes out",
             tuple(beyond),
         )
 
 
 def check_grippers(survey: Survey) -> Iterator[Finding]:
-    """Range and direction of the grippers."""
+    """Check range and direction of the grippers."""
     low, high = survey.data.options.gripper_range
     fractions = np.stack([survey.state_range, survey.action_range])[:, :, GRIPPERS]
     recorded = low + fractions * (high - low)
@@ -97,24 +105,27 @@ def check_grippers(survey: Survey) -> Iterator[Finding]:
     if fractions.min() < -tolerance or fractions.max() > 1 + tolerance:
         largest = float(np.abs(recorded).max())
         scale = next((s for s in _GRIPPER_FULL_SCALES if largest <= s * (1 + tolerance)), largest)
-        # A scale around zero, such as -1..1, has no customary ends; a closed EG2 reads only a little below 0.
+        # A scale around zero, such as -1..1, has no usual closed value. A closed EG2 reads only a little below 0.
         closed = f"{recorded.min():.3g}" if recorded.min() < -0.1 * largest else "0"
-        flag = f"--gripper-range {closed}:{scale:g} (closed:open; {scale:g}:{closed} if larger is more closed)"
+        flag = f"--gripper-range {closed}:{scale:g} (closed:open, or {scale:g}:{closed} if larger is more closed)"
         yield Finding("error", "gripper-range", f"{seen}, outside {low:g}:{high:g}", survey.convert_with(flag))
     elif np.ptp(fractions) > 1e-3 and fractions.max() <= _SMALL_STROKE:
         flag = f"--gripper-range 0:{recorded.max():.3g}" if high > low else f"--gripper-range 0:{high:g}"
         yield Finding(
             "warning",
             "gripper-range",
-            f"{seen}, only {fractions.max():.0%} of {low:g}:{high:g}; metres, or another scale?",
-            survey.convert_with(f"{flag}, the gripper's real values when closed and when open"),
+            f"{seen}, only {fractions.max():.0%} of {low:g}:{high:g}: they may be in meters or on another scale",
+            survey.convert_with(f"{flag}, using the gripper's real values when closed and when open"),
         )
     else:
         yield from _check_gripper_direction(survey)
 
 
 def _check_gripper_direction(survey: Survey) -> Iterator[Finding]:
-    """An object stops a gripper from closing, never from opening: so a blocked gripper stands more open than told."""
+    """Find grippers with 0 and 1 swapped.
+
+    An object stops a gripper from closing, never from opening. So a blocked gripper is more open than commanded.
+    """
     low, high = survey.data.options.gripper_range
     blocked = np.sum([m.blocked for m in survey.motions.values()], axis=0)
     seconds = blocked / survey.readable[0].fps
@@ -125,15 +136,15 @@ def _check_gripper_direction(survey: Survey) -> Iterator[Finding]:
             yield Finding(
                 "warning",
                 "gripper-direction",
-                f"the {name} gripper stands more closed than told for {closed_s:.1f} s, more open for {open_s:.1f} s; "
-                "an object can only hold it open: 0 and 1 are probably exchanged (1 must be open)",
+                f"the {name} gripper is more closed than commanded for {closed_s:.1f} s, more open for {open_s:.1f} s. "
+                "An object can only hold it open, so 0 and 1 are probably swapped (1 must be open)",
                 survey.convert_with(f"--gripper-range {high:g}:{low:g}") + ", or calibrate the gripper",
             )
 
 
 def check_constant(survey: Survey) -> Iterator[Finding]:
-    """Numbers that never change."""
-    # Within episodes: an arm that is not used may well rest at another place in each.
+    """Find numbers that never change."""
+    # Within episodes, because an arm that is not used may rest at another pose in each.
     state = np.max([np.ptp(m.state_range, axis=0) for m in survey.motions.values()], axis=0) < _STILL
     action = np.max([np.ptp(m.action_range, axis=0) for m in survey.motions.values()], axis=0) < _STILL
     if not survey.has_plausible_angles:
@@ -148,13 +159,16 @@ def check_constant(survey: Survey) -> Iterator[Finding]:
         names = np.array(spec.DIM_NAMES[arm])
         if state[arm].all() and action[arm].all():
             text = f"the {side} arm never moves"
-            yield Finding("note", "constant", text, "fine for a task of one arm; keep it at the same pose on the robot")
+            yield Finding("note", "constant", text, "fine for a task of one arm. Keep it at the same pose on the robot")
             continue
         lost = names[state[arm] & ~action[arm]]
         if len(lost):
-            text = f"{some(lost, 6)} is told to move, but its state never changes"
+            text = f"commanded to move, but the state never changes: {some(lost, 6)}"
             yield Finding(
-                "warning", "constant", text, "check that the recorder reads these sensors; the policy is blind to them"
+                "warning",
+                "constant",
+                text,
+                "check that the recorder reads these sensors, because the policy cannot see them move",
             )
         idle = [
             f"{spec.DIM_NAMES[d]} ({_with_unit(float(survey.state_range[0, d]), d)})"
@@ -162,28 +176,34 @@ def check_constant(survey: Survey) -> Iterator[Finding]:
             if state[d] and action[d]
         ]
         if idle:
-            text = f"{some(idle, 6)} never changes while the {side} arm moves"
-            remedy = "check the recorder; if it is meant, the policy learns to keep it there"
+            text = f"constant while the {side} arm moves: {some(idle, 6)}"
+            remedy = "check the recorder. If this is intended, the policy learns to keep these values"
             yield Finding("warning", "constant", text, remedy)
 
 
 def quantiles(rows: np.ndarray) -> np.ndarray:
-    """(2, 14) 1 % and 99 % quantiles, between which pi0.5 and pi0-FAST normalise to -1..1."""
+    """Return the 1 % and 99 % quantiles (2, 14).
+
+    pi0.5 and pi0-FAST normalize the range between them to -1..1.
+    """
     return np.quantile(rows, [0.01, 0.99], axis=0)
 
 
 def clipped_shares(survey: Survey) -> np.ndarray:
-    """(14,) share of states outside the normalised range, which pi0.5 clips to its first and last token."""
+    """Return the share of states outside the normalized range (14,).
+
+    pi0.5 clips these states to its first and last token.
+    """
     low, high = quantiles(survey.state_rows)
     if survey.norm_stats is not None:
         low, high = survey.norm_stats.q01, survey.norm_stats.q99
-    # The normalised form with its small constant, as training computes it: a constant number is not clipped by rounding.
+    # With the small constant that training adds too, so that rounding does not make a constant number look clipped.
     scaled = 2 * (survey.state_rows - low) / (high - low + 1e-6) - 1
     return (np.abs(scaled) > 1 + 1e-3).mean(axis=0)
 
 
 def check_spread(survey: Survey) -> Iterator[Finding]:
-    """Spans that make a small deviation look huge to a model that normalises by quantiles."""
+    """Find spans so small that quantile normalization blows up small deviations."""
     if not survey.has_plausible_angles:
         return
     for what, rows in (("state", survey.state_rows), ("action", survey.ahead_rows)):
@@ -193,18 +213,19 @@ def check_spread(survey: Survey) -> Iterator[Finding]:
         tiny = moving & (span < _TINY_SPAN)
         reach = np.abs(2 * (rows - low) / (span + 1e-6) - 1).max(axis=0)
         if tiny.any():
+            # It only hurts if some frame is far outside the tiny span.
             names = [f"{spec.DIM_NAMES[d]} ({_with_unit(float(span[d]), d)})" for d in np.flatnonzero(tiny).tolist()]
             far = float(reach[tiny].max())
             yield Finding(
                 "warning" if far > _FAR_OUT else "note",
                 "tiny-span",
-                f"98 % of the {what}s of {some(names, 4)} lie very close together; normalised values reach {far:.0f}",
-                "record more varied motion, or train a pi0 config, which normalises by the standard deviation",
+                f"98 % of the {what}s of {some(names, 4)} are very close together: normalized values reach {far:.0f}",
+                "record more varied motion, or train a pi0 config, which normalizes by the standard deviation",
             )
 
 
 def check_clipped(survey: Survey) -> Iterator[Finding]:
-    """States that pi0.5 cannot tell apart, by the statistics of a training run."""
+    """Find states that pi0.5 clips with the statistics of a training run."""
     shares = clipped_shares(survey)
     many = np.flatnonzero(shares > _MANY_CLIPPED)
     if survey.norm_stats is not None and len(many):
@@ -212,8 +233,8 @@ def check_clipped(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "clipped-state",
-            f"states lie outside the range of {survey.norm_stats.path}: {some(worst, 4)}",
-            "run 'make norm-stats' on this data, or check that units and arm order are those of the trained data",
+            f"states are outside the range of {survey.norm_stats.path}: {some(worst, 4)}",
+            "run 'make norm-stats' on this data, or check that units and arm order match the data used for training",
         )
 
 

@@ -1,4 +1,4 @@
-"""Pictures decoded for a look at them, not for training."""
+"""Decode images for inspection, not for training."""
 
 import cv2
 import numpy as np
@@ -7,16 +7,19 @@ from realman.arrays import Image
 from realman.data.raw import jpeg
 
 SMALL_HEIGHT_PX = 240
-"""JPEGs are decoded at a half, a quarter or an eighth of their size as long as they stay this high: up to 8 times faster."""
+"""JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if they stay at least this high. This is up to 8 times faster."""
 
 _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 
 def decode_small(data: bytes) -> Image | None:
-    """Decode a picture to RGB, JPEGs at a reduced size; None if it cannot be decoded."""
+    """Decode an image to RGB, JPEGs at a reduced size.
+
+    Returns None if it cannot be decoded.
+    """
     try:
         height = jpeg.read_header(data).height
-    except ValueError:  # a PNG
+    except ValueError:  # A PNG.
         height = SMALL_HEIGHT_PX
     factor = max((f for f in _REDUCED if height // f >= SMALL_HEIGHT_PX), default=1)
     flag = _REDUCED.get(factor, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION

@@ -1,4 +1,4 @@
-"""All checks in one list, and their findings in order of weight."""
+"""Run all checks and order their findings by weight."""
 
 from collections.abc import Callable, Iterator
 
@@ -34,14 +34,14 @@ CHECKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
 
 
 def diagnose(survey: Survey) -> list[Finding]:
-    """Run all checks; errors first, then warnings, then notes."""
+    """Run all checks and return errors first, then warnings, then notes."""
     checks = CHECKS if survey.readable else (check_episodes.check_readable,)
     findings = [finding for check in checks for finding in check(survey)]
-    # What only the converter's own checks saw; a refusal that an error already explains would be said twice.
+    # Add what only the converter's own checks found. A refusal that an error already explains would be reported twice.
     errors = [f for f in findings if f.grade == "error"]
     explained = {name for f in errors for name in (f.episodes or [e.name for e in survey.episodes])}
     findings += [
-        Finding("error", "converter", e.refusal, "mend it, or leave it out with --skip-bad", (e.name,))
+        Finding("error", "converter", e.refusal, "fix the recording, or leave it out with --skip-bad", (e.name,))
         for e in survey.readable
         if e.refusal is not None and e.name not in explained
     ]

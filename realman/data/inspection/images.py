@@ -1,4 +1,7 @@
-"""What one episode's cameras show: change between sampled frames, darkness, size, and a few thumbnails."""
+"""Measure what one episode's cameras show.
+
+Measured are change between sampled frames, brightness, contrast and size, and a few thumbnails are kept.
+"""
 
 import dataclasses
 
@@ -12,13 +15,16 @@ from realman.errors import RealmanError
 
 THUMBNAIL_HEIGHT_PX = 120
 NUM_MOMENTS = 5
-"""Thumbnails of each camera, spread over the episode."""
+"""Number of thumbnails of each camera, spread over the episode."""
 
 _GRID = (64, 48)
-"""Width and height in px at which frames are compared: small enough to ignore noise, large enough to see an object move."""
+"""Width and height in px at which frames are compared.
+
+Small enough to ignore noise, large enough to see an object move.
+"""
 
 _BLANK_STD = 1.5
-"""A picture with less contrast than this (of 255) shows nothing; sensor noise of a covered lens stays below."""
+"""An image with less contrast than this (of 255) shows nothing. Sensor noise of a covered lens is below it."""
 
 _JPEG_QUALITY = 80
 
@@ -36,16 +42,16 @@ class CameraMeasure:
     contrast: np.ndarray
     """(k,) standard deviation, 0..255."""
     thumbnails: tuple[bytes, ...]
-    """JPEGs; empty for most episodes."""
+    """JPEGs. Empty for most episodes."""
 
     @property
     def change(self) -> np.ndarray:
-        """(k - 1,) mean absolute change of the picture."""
+        """(k - 1,) mean absolute change of the image."""
         return self.halves.mean(axis=1)
 
     @property
     def is_blank(self) -> np.ndarray:
-        """(k,) whether the picture shows nothing."""
+        """(k,) whether the image shows nothing."""
         return self.contrast < _BLANK_STD
 
 
@@ -54,26 +60,26 @@ class ImageMeasure:
     """Measures of all cameras of one episode."""
 
     frames: np.ndarray
-    """(k,) frames that were looked at."""
+    """(k,) sampled frames."""
     travel: np.ndarray
-    """(k - 1, 2) how far the right and left arm moved from one such frame to the next, rad summed over its joints."""
+    """(k - 1, 2) how far the right and left arm moved between sampled frames, rad summed over its joints."""
     moments: tuple[int, ...]
     """Frames of the thumbnails."""
     cameras: dict[str, CameraMeasure]
     problems: tuple[str, ...]
-    """Cameras that cannot be read."""
+    """Why cameras cannot be read, one message each."""
 
 
 def measure_images(episode: EpisodeView, *, max_frames: int, with_thumbnails: bool) -> ImageMeasure:
-    """Measure all cameras.
+    """Measure all cameras of an episode.
 
     Args:
         episode: The open episode.
-        max_frames: Frames of each camera to look at.
+        max_frames: Number of frames of each camera to sample.
         with_thumbnails: Whether to keep some of them as thumbnails.
     """
     frames = np.unique(np.linspace(0, episode.num_frames - 1, min(max_frames, episode.num_frames)).round().astype(int))
-    # The first and last frames often show a hand at the recorder; the middle of each fifth shows the task.
+    # The first and last frames often show a hand at the recorder. The middle of each fifth shows the task.
     shown = frames[np.unique((np.arange(NUM_MOMENTS) + 0.5) / NUM_MOMENTS * len(frames) // 1).astype(int)]
     moments = tuple(shown.tolist()) if with_thumbnails else ()
     cameras, problems = {}, []

@@ -1,4 +1,4 @@
-"""Recordings and datasets behind one small interface."""
+"""Open recordings and datasets through one small interface."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -8,26 +8,29 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from realman.data import checks
 from realman.arrays import Image
+from realman.data import checks
 from realman.data.inspection import lerobot
 from realman.data.inspection.decode import decode_small
-from realman.errors import EpisodeError
 from realman.data.raw import Episode
 from realman.data.raw import RawOptions
 from realman.data.raw import find_episodes
 from realman.data.raw import open_episode
 from realman.data.raw.options import Traj
+from realman.errors import EpisodeError
 
 
 @runtime_checkable
 class EpisodeView(Protocol):
-    """What is read of one episode. Grippers are not clipped, so that checks see how far beyond 0..1 they read."""
+    """What is read of one episode.
+
+    Grippers are not clipped, so that checks see how far beyond 0..1 they are.
+    """
 
     num_frames: int
     fps: float
     has_fps: bool
-    """Whether the rate is stated; otherwise it is assumed."""
+    """Whether the rate is stated. Otherwise it is assumed."""
     task: str | None
     cameras: dict[str, tuple[int, int]]
     """Height and width in px of each camera."""
@@ -35,10 +38,13 @@ class EpisodeView(Protocol):
     action: Traj
     velocity: Traj | None
     timestamp: np.ndarray | None
-    """Seconds of each frame; None where the format has none."""
+    """Seconds of each frame. None for formats without timestamps."""
 
     def images(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
-        """The frames (ascending) of a camera as RGB, possibly at a reduced size."""
+        """Yield frames of a camera as RGB, possibly at a reduced size.
+
+        `frames` must be ascending.
+        """
         ...
 
 
@@ -68,7 +74,10 @@ class InspectedData:
             yield RawView(episode)
 
     def converter_problem(self, name: str, cameras: Sequence[str]) -> str | None:
-        """Why the converter would refuse a recording; None if it would not, or for a dataset."""
+        """Return why the converter would refuse a recording.
+
+        Returns None if it would not, and for a dataset.
+        """
         if self.dataset is not None:
             return None
         return checks.check_episode(self._file_of(name), self.options, cameras).problem
@@ -82,21 +91,20 @@ def open_data(path: Path, options: RawOptions) -> InspectedData:
 
     Raises:
         EpisodeError: There are none, or options for recordings are given for a dataset.
-        DatasetError: The dataset's metadata are damaged.
+        DatasetError: The dataset's metadata is damaged.
     """
     if lerobot.is_dataset(path):
         if options != RawOptions():
-            raise EpisodeError(f"{path}: is a LeRobot dataset, read as it is; leave options for recordings out")
+            raise EpisodeError(f"{path}: found options for recordings, but this is a LeRobot dataset. Leave them out")
         meta = lerobot.read_meta(path)
         return InspectedData(path, options, meta, meta.names)
     return InspectedData(path, options, None, tuple(file.name for file in find_episodes(path)))
 
 
 class RawView:
-    """An open recording as an `EpisodeView`; see `EpisodeView`."""
+    """An open recording as an `EpisodeView`."""
 
     def __init__(self, episode: Episode) -> None:
-        """Read the joints of an open recording."""
         self._episode = episode
         self.num_frames = episode.num_frames
         self.fps = float(episode.fps)
@@ -110,9 +118,9 @@ class RawView:
         self.timestamp: np.ndarray | None = None
 
     def images(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
-        """The frames of a camera as RGB, possibly at a reduced size."""
+        """Yield frames of a camera as RGB, possibly at a reduced size."""
         for t in frames:
             data = self._episode.encoded_image(camera, t)
             small = None if data is None else decode_small(data)
-            # The reader of recordings names file and frame when a picture is damaged.
+            # If an image is damaged, the reader of recordings raises an error with file and frame.
             yield self._episode.image(camera, t) if small is None else small

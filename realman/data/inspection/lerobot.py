@@ -1,4 +1,7 @@
-"""LeRobot v2.0 and v2.1 datasets, read for inspection: one episode at a time, pictures only where they are wanted."""
+"""Read LeRobot v2.0 and v2.1 datasets for inspection.
+
+One episode is read at a time, and only the wanted images.
+"""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -15,13 +18,13 @@ from realman.arrays import Image
 from realman.data.dataset import layout
 from realman.data.dataset.video import read_frames
 from realman.data.inspection.decode import decode_small
-from realman.errors import DatasetError
 from realman.data.raw.options import Traj
+from realman.errors import DatasetError
 
 READABLE_VERSIONS = ("v2.0", "v2.1")
 
 _ROWS_AT_ONCE = 8
-"""Pictures read at once from a table that keeps many in one row group; at 1 MB each this stays small."""
+"""Images read at once from a table that has many in one row group. At 1 MB each this stays small."""
 
 _SWAP = np.r_[7:14, 0:7]
 
@@ -46,9 +49,9 @@ class DatasetMeta:
 
     @property
     def is_left_first(self) -> bool:
-        """Whether the names of the 14 numbers say that the left arm comes first."""
+        """Whether the names of the 14 numbers begin with the left arm."""
         names: Any = self.features[spec.STATE_KEY].get("names")
-        # Found in the wild: a list, a list in a list, a list in an object.
+        # Existing datasets have a list, a list in a list, or a list in an object.
         while names and not isinstance(names, str):
             names = next(iter(names.values() if isinstance(names, dict) else names))
         return bool(names) and str(names).startswith("left")
@@ -63,13 +66,14 @@ def read_meta(root: Path) -> DatasetMeta:
     """Read a dataset's metadata.
 
     Raises:
-        DatasetError: They are damaged, of another version, or not of this robot.
+        DatasetError: The metadata is damaged, of another version, or not of this robot.
     """
+    # Anything that is missing or has the wrong type counts as damage.
     try:
         info = json.loads((root / layout.INFO).read_text(encoding="utf-8"))
         if info["codebase_version"] not in READABLE_VERSIONS:
             raise DatasetError(
-                f"{root}: is a LeRobot {info['codebase_version']} dataset, expected {' or '.join(READABLE_VERSIONS)}"
+                f"{root}: found a LeRobot {info['codebase_version']} dataset, expected {' or '.join(READABLE_VERSIONS)}"
             )
         lines = sorted(layout.read_json_lines(root / layout.EPISODES), key=lambda line: line["episode_index"])
         meta = DatasetMeta(
@@ -85,19 +89,22 @@ def read_meta(root: Path) -> DatasetMeta:
     except (OSError, ValueError, KeyError, TypeError) as e:
         if isinstance(e, DatasetError):
             raise
-        raise DatasetError(f"{root / 'meta'}: is damaged ({e!r}); copy the dataset again") from e
+        raise DatasetError(f"{root / 'meta'}: damaged ({e!r}). Copy the dataset again") from e
     for key, shape in shapes.items():
         if shape != [spec.NUM_DIMS]:
             raise DatasetError(
-                f"{root}: '{key}' has shape {shape}, expected [{spec.NUM_DIMS}]: both arms with grippers"
+                f"{root}: '{key}' has shape {shape}, expected [{spec.NUM_DIMS}] (both arms with grippers)"
             )
     if not meta.episodes:
-        raise DatasetError(f"{root}: has no episodes; convert the recordings again")
+        raise DatasetError(f"{root}: no episodes found. Convert the recordings again")
     return meta
 
 
 class DatasetEpisode:
-    """One episode of a dataset, right arm first whatever the dataset's order; see `realman.data.inspection.inspected_data.EpisodeView`."""
+    """One episode of a dataset, as an `EpisodeView`.
+
+    The right arm comes first, also if the dataset has the left arm first.
+    """
 
     def __init__(self, meta: DatasetMeta, number: int) -> None:
         """Read the numbers of the episode at position `number`."""
@@ -111,17 +118,19 @@ class DatasetEpisode:
         table = self._read([*keys, spec.VELOCITY_KEY] if has_velocity else keys)
         self.num_frames = len(table)
         if self.num_frames != length or length == 0:
-            raise DatasetError(f"{self._path}: has {self.num_frames} rows, {layout.EPISODES.name} says {length}")
+            raise DatasetError(
+                f"{self._path}: found {self.num_frames} rows, expected {length} as in {layout.EPISODES.name}"
+            )
         self.state = self._vectors(table, spec.STATE_KEY)
         self.action = self._vectors(table, spec.ACTION_KEY)
         self.velocity = self._vectors(table, spec.VELOCITY_KEY) if has_velocity else None
         self.timestamp: np.ndarray | None = np.array(table["timestamp"].to_pylist(), np.float64).reshape(-1)
 
     def images(self, camera: str, frames: Sequence[int]) -> Iterator[Image]:
-        """The frames of a camera as RGB, possibly at a reduced size.
+        """Yield frames of a camera as RGB, possibly at a reduced size.
 
         Raises:
-            DatasetError: A picture is damaged or missing.
+            DatasetError: An image is damaged or missing.
         """
         key = spec.image_key(camera)
         if self._meta.features[key]["dtype"] == layout.VIDEO:
@@ -133,12 +142,15 @@ class DatasetEpisode:
             image = decode_small(data or b"")
             if image is None:
                 raise DatasetError(
-                    f"{self._path}: '{key}' cannot be decoded at frame {t}; convert the recordings again"
+                    f"{self._path}: '{key}' cannot be decoded at frame {t}. Convert the recordings again"
                 )
             yield image
 
     def _encoded(self, key: str, frames: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
-        """Encoded pictures of the wanted frames; row groups without one are not read, the others piece by piece."""
+        """Yield the encoded images of the wanted frames.
+
+        Row groups without a wanted frame are not read. The others are read piece by piece.
+        """
         wanted, start = set(frames), 0
         with pq.ParquetFile(self._path, pre_buffer=False, buffer_size=2**20) as file:
             for group in range(file.num_row_groups):
@@ -156,10 +168,12 @@ class DatasetEpisode:
         try:
             table = pq.read_table(self._path, columns=columns)
         except (OSError, pa.ArrowInvalid) as e:
-            raise DatasetError(f"{self._path}: cannot be read ({e}); copy the dataset again") from e
+            raise DatasetError(f"{self._path}: cannot be read ({e}). Copy the dataset again") from e
         missing = set(columns) - set(table.column_names)
         if missing:
-            raise DatasetError(f"{self._path}: columns {sorted(missing)} are missing; info.json lists them")
+            raise DatasetError(
+                f"{self._path}: columns {sorted(missing)} are missing, expected as in info.json. Copy the dataset again"
+            )
         return table
 
     def _vectors(self, table: pa.Table, key: str) -> Traj:
@@ -170,7 +184,10 @@ class DatasetEpisode:
 
 
 def _camera_sizes(features: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Height and width of each camera, from (3, height, width) or (height, width, 3)."""
+    """Return height and width of each camera.
+
+    Shapes are (3, height, width) or (height, width, 3).
+    """
     keys = [k for k in features if features[k]["dtype"] in (layout.IMAGE, layout.VIDEO)]
     shapes = {k.removeprefix(spec.IMAGE_KEY_PREFIX): features[k]["shape"] for k in keys}
     sizes = {name: (s[0], s[1]) if s[2] == 3 else (s[1], s[2]) for name, s in shapes.items()}

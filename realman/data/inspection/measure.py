@@ -1,4 +1,7 @@
-"""Measures of all episodes, taken in parallel: everything the checks and the report need, and nothing larger."""
+"""Measure all episodes in parallel.
+
+The measures are everything that the checks and the report need, and small enough to keep for all episodes.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -9,11 +12,11 @@ from tqdm import tqdm
 from realman.data.dataset.pool import as_completed
 from realman.data.dataset.pool import available_cores
 from realman.data.dataset.pool import worker_pool
-from realman.data.inspection.motion import EpisodeMotion
-from realman.data.inspection.motion import measure_motion
 from realman.data.inspection.images import ImageMeasure
 from realman.data.inspection.images import measure_images
 from realman.data.inspection.inspected_data import InspectedData
+from realman.data.inspection.motion import EpisodeMotion
+from realman.data.inspection.motion import measure_motion
 from realman.errors import RealmanError
 
 # Budgets over all episodes, so that memory and time stay the same for 10 episodes or 10,000.
@@ -26,11 +29,11 @@ _EPISODES_WITH_THUMBNAILS = 3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EpisodeMeasure:
-    """What was found in one episode."""
+    """What was measured in one episode."""
 
     name: str
     problem: str | None = None
-    """Why it cannot be read at all; then the rest is empty."""
+    """Why it cannot be read at all. If set, the rest is empty."""
     refusal: str | None = None
     """Why the converter would refuse it."""
     num_frames: int = 0
@@ -48,7 +51,7 @@ class EpisodeMeasure:
 
 @dataclasses.dataclass(frozen=True)
 class _Budget:
-    """How closely to look at each episode."""
+    """How much of each episode to read."""
 
     rows: int
     frames: int
@@ -57,15 +60,17 @@ class _Budget:
 
 
 def measure_all(data: InspectedData, cameras: Sequence[str], workers: int | None) -> list[EpisodeMeasure]:
-    """Measure every episode, in parallel; the result is in the order of `data.names` and independent of `workers`.
+    """Measure every episode, in parallel.
+
+    The result has the order of `data.names` and does not depend on `workers`.
 
     Args:
         data: Recordings or dataset.
-        cameras: Cameras that the converter is going to be asked for.
-        workers: Processes; None takes one for each core.
+        cameras: Cameras that are going to be converted.
+        workers: Number of processes. None means one per core.
     """
     names = data.names
-    # The middle of each third: the first episodes are often trials.
+    # Thumbnails come from the middle of each third, because the first episodes are often trials.
     chosen = {
         names[(2 * i + 1) * len(names) // (2 * _EPISODES_WITH_THUMBNAILS)] for i in range(_EPISODES_WITH_THUMBNAILS)
     }
@@ -86,7 +91,7 @@ def measure_all(data: InspectedData, cameras: Sequence[str], workers: int | None
 
 
 def measure_episode(data: InspectedData, name: str, budget: _Budget) -> EpisodeMeasure:
-    """Measure one episode; damage becomes part of the result."""
+    """Measure one episode. Damage becomes part of the result."""
     try:
         with data.open(name) as episode:
             motion = measure_motion(
@@ -97,9 +102,8 @@ def measure_episode(data: InspectedData, name: str, budget: _Budget) -> EpisodeM
                 fps=episode.fps,
                 max_rows=budget.rows,
             )
-            images = measure_images(
-                episode, max_frames=budget.frames, with_thumbnails=name in budget.with_thumbnails
-            )
+            images = measure_images(episode, max_frames=budget.frames, with_thumbnails=name in budget.with_thumbnails)
+            # The converter's own checks, for the cameras that this episode has.
             return EpisodeMeasure(
                 name=name,
                 refusal=data.converter_problem(name, [c for c in budget.cameras if c in episode.cameras]),

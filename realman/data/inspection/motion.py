@@ -1,4 +1,7 @@
-"""What one episode's joints do: ranges, speed, jerk, lag, rest. Arrays in, numbers out."""
+"""Measure ranges, speed, jerk, lag and rest of one episode's joints.
+
+Arrays in, numbers out: no files are read.
+"""
 
 import dataclasses
 
@@ -10,27 +13,27 @@ from realman.data.raw.options import Traj
 JOINTS = list(spec.JOINT_DIMS)
 GRIPPERS = list(spec.GRIPPER_DIMS)
 OTHER_ARM = np.r_[7:14, 0:7]
-"""Indices that exchange the arms."""
+"""Indices that swap the arms."""
 
 MAX_LAG_S = 1.0
-"""Longest delay from action to state that is looked for."""
+"""Longest delay from action to state that is searched."""
 
 REST_RAD_S = 0.01
-"""An arm slower than this rests: half a degree a second is below what teleoperation can command."""
+"""An arm slower than this rests. Half a degree per second is below what teleoperation can command."""
 
 _STEADY_S = 0.2
 """A gripper that has not moved for this long has arrived or is blocked."""
 
 _BLOCKED = 0.1
-"""Part of the stroke by which a blocked gripper misses its target; calibration offsets are smaller."""
+"""Part of the stroke by which a blocked gripper misses its target. Calibration offsets are smaller."""
 
 _PREDICTION_FRAMES = 50
-"""Longest step into the future of the differences that a policy learns: the action horizon of all RealMan configs."""
+"""How far ahead the differences reach that a policy learns: the action horizon of all RealMan configs."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spike:
-    """The worst of something in an episode, relative to what is acceptable (1)."""
+    """The worst value in an episode, relative to what is acceptable (1)."""
 
     ratio: float
     frame: int
@@ -39,46 +42,49 @@ class Spike:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EpisodeMotion:
-    """Measures of one episode's joints; arrays over the 14 numbers unless said otherwise."""
+    """Measures of one episode's joints.
+
+    Arrays have one entry per number of the 14 unless stated otherwise.
+    """
 
     frames: np.ndarray
-    """(k,) frames of the rows below."""
+    """(k,) frames of the sampled rows below."""
     state: Traj
     """(k, 14) sampled states."""
     action: Traj
     """(k, 14) sampled actions."""
     ahead: Traj
-    """(k, 14) what a policy learns at these frames: a later action, joints as difference to the state."""
+    """(k, 14) what a policy learns at these frames: a later action, with joints as difference from the state."""
     state_range: np.ndarray
     """(2, 14) minimum and maximum over all frames."""
     action_range: np.ndarray
     """(2, 14) minimum and maximum over all frames."""
     num_not_finite: int
-    """Numbers that are NaN or infinite; for all other measures they are filled in from their neighbours."""
+    """Numbers that are NaN or infinite. All other measures interpolate them from their neighbors."""
     state_speed: Spike
-    """State against the vendor's top speed of the joint."""
+    """Speed of the state, relative to the vendor's top speed of the joint."""
     action_speed: Spike
-    """Action against the vendor's top speed of the joint."""
+    """Speed of the action, relative to the vendor's top speed of the joint."""
     jerk: Spike
-    """Third difference of the state against ten times what is usual in the episode."""
+    """Third difference of the state, relative to ten times what is usual in the episode."""
     gap: float
-    """Mean distance of action and state over the joints, rad."""
+    """Mean distance between action and state over the joints, rad."""
     gap_swapped: float
-    """The same with the action's arms exchanged."""
+    """The same with the action's arms swapped."""
     action_size: float
     """Mean absolute action of the joints, rad."""
     same_share: float
     """Share of frames whose action equals the state exactly."""
     lag_s: float | None
-    """Delay from action to state; None when too little moves to tell."""
+    """Delay from action to state. None if too little moves to measure it."""
     velocity_slope: float | None
-    """Recorded velocity over the states' own rate of change; None when not recorded or not proportional."""
+    """Ratio of the recorded velocity to the rate of change of the states. None if not recorded or not proportional."""
     resting_s: tuple[float, float]
-    """Rest at the start and at the end."""
+    """Length of the rest at the start and at the end."""
     blocked: np.ndarray
-    """(2, 2) frames in which the right and left gripper stands off its target: more open, more closed than told."""
+    """(2, 2) number of frames in which the right and left gripper is more open, and more closed, than commanded."""
     timestamp_error_s: float | None
-    """Largest deviation of a step between frames from 1 / fps; None without timestamps."""
+    """Largest deviation of the time between frames from 1 / fps. None without timestamps."""
 
 
 def measure_motion(
@@ -94,11 +100,11 @@ def measure_motion(
 
     Args:
         state: Measured positions, rad and gripper fraction, right arm first.
-        action: Targets, the same.
+        action: Targets, in the same units and order.
         velocity: Measured velocities, rad/s.
         timestamp: Seconds of each frame.
         fps: Frames per second.
-        max_rows: How many rows to keep as a sample.
+        max_rows: Number of rows to keep as a sample.
     """
     finite = np.isfinite(state) & np.isfinite(action)
     state, action = _filled(state), _filled(action)
@@ -131,7 +137,10 @@ def measure_motion(
 
 
 def _filled(values: Traj) -> Traj:
-    """Numbers that are not finite replaced by a line between their neighbours in time, or by 0 if there are none."""
+    """Return the values with all numbers finite.
+
+    Others are interpolated linearly between their neighbors in time, or become 0 if there are none.
+    """
     filled, time = values.copy(), np.arange(len(values))
     for column in filled.T:
         good = np.isfinite(column)
@@ -141,7 +150,7 @@ def _filled(values: Traj) -> Traj:
 
 
 def _worst(ratio: np.ndarray, dims: list[int]) -> Spike:
-    """The largest entry of (frames, dims), and where it is."""
+    """Return the largest entry of (frames, dims) and where it is."""
     if not ratio.size:
         return Spike(0.0, 0, dims[0])
     frame, column = np.unravel_index(np.argmax(ratio), ratio.shape)
@@ -154,7 +163,10 @@ def _speed(values: Traj, fps: float) -> Spike:
 
 
 def _jerk(state: Traj) -> Spike:
-    """One wrong sample among smooth ones stands out most in the third difference: it appears there four times, up to threefold."""
+    """Return the worst third difference.
+
+    One wrong sample among smooth ones stands out most there: it appears four times, up to three times as large.
+    """
     jerk = np.abs(np.diff(state[:, JOINTS], 3, axis=0))
     if not jerk.size:
         return _worst(jerk, JOINTS)
@@ -163,7 +175,10 @@ def _jerk(state: Traj) -> Spike:
 
 
 def _lag(state: Traj, action: Traj, fps: float) -> float | None:
-    """The shift at which the rates of change of action and state agree best, by cross-correlation over all joints."""
+    """Return the shift at which action and state agree best.
+
+    It is found by cross-correlation of their rates of change over all joints.
+    """
     rate_a, rate_s = (np.diff(x[:, JOINTS].astype(np.float64), axis=0) for x in (action, state))
     most = min(round(MAX_LAG_S * fps), len(rate_s) // 3)
     if most < 1:
@@ -174,13 +189,16 @@ def _lag(state: Traj, action: Traj, fps: float) -> float | None:
 
 
 def _shifted(action: np.ndarray, state: np.ndarray, lag: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the action with the rows of the state `lag` frames later."""
+    """Return rows of the action, and of the state `lag` frames later."""
     length = len(action) - abs(lag)
     return action[max(0, -lag) :][:length], state[max(0, lag) :][:length]
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation without removing the mean: the mean rate of a motion is signal."""
+    """Return the correlation without removing the mean.
+
+    The mean rate of a motion is part of the signal.
+    """
     norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / norm if norm > 0 else 0.0
 
@@ -196,7 +214,10 @@ def _velocity_slope(state: Traj, velocity: Traj | None, fps: float) -> float | N
 
 
 def _rest(state: Traj, action: Traj, fps: float) -> tuple[float, float]:
-    """Seconds at the start and the end in which neither arms nor grippers are told to move, or move."""
+    """Return the length of the rests at start and end, in s.
+
+    Arms and grippers rest if they neither move nor are commanded to.
+    """
     rates = [np.abs(np.diff(x, axis=0)).max(axis=1, initial=0.0) * fps for x in (state, action)]
     moving = np.flatnonzero(np.maximum(*rates) > REST_RAD_S)
     if not len(moving):
@@ -205,7 +226,10 @@ def _rest(state: Traj, action: Traj, fps: float) -> tuple[float, float]:
 
 
 def _blocked(state: Traj, action: Traj, fps: float) -> np.ndarray:
-    """Count steady frames off target. An object stops a gripper from closing, nothing stops it from opening."""
+    """Count the frames in which a gripper stays off its target.
+
+    An object stops a gripper from closing, and nothing stops it from opening.
+    """
     counts = np.zeros((2, 2), np.int64)
     steady_frames = max(2, round(_STEADY_S * fps))
     for side, dim in enumerate(GRIPPERS):

@@ -1,4 +1,4 @@
-"""Normalisation statistics of a training run, to tell whether they fit the data."""
+"""Read the normalization statistics of a training run."""
 
 import dataclasses
 import json
@@ -23,18 +23,22 @@ class StateStats:
 
 
 def read_state_stats(path: Path) -> StateStats:
-    """Read the file that `make norm-stats` writes; the model's layout in it has the left arm first.
+    """Read the file that `make norm-stats` writes.
+
+    The file has the model's layout, with the left arm first.
 
     Args:
-        path: The file, or the folder that holds it.
+        path: The file or its folder.
 
     Raises:
-        DatasetError: It is missing or holds no quantiles of 14 numbers.
+        DatasetError: It is missing or has no quantiles of 14 numbers.
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
         stats = json.loads(file.read_text(encoding="utf-8"))["norm_stats"]["state"]
         q01, q99 = (np.array(stats[key], np.float64)[: spec.NUM_DIMS][OTHER_ARM] for key in ("q01", "q99"))
     except (OSError, ValueError, KeyError, TypeError, IndexError) as e:
-        raise DatasetError(f"{file}: holds no quantiles of the state ({e!r}); make it with 'make norm-stats'") from e
+        raise DatasetError(
+            f"{file}: found no quantiles of the state ({e!r}). Make the file with 'make norm-stats'"
+        ) from e
     return StateStats(file, q01, q99)

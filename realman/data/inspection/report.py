@@ -1,4 +1,7 @@
-"""The report as one HTML page that needs nothing else: style, charts and pictures are inside."""
+"""Render the report as one self-contained HTML page.
+
+Style, charts and images are inside, so the page fetches nothing.
+"""
 
 import base64
 import html
@@ -18,6 +21,7 @@ from realman.data.inspection.check_episodes import prompt_counts
 from realman.data.inspection.check_numbers import clipped_shares
 from realman.data.inspection.check_numbers import quantiles
 from realman.data.inspection.motion import JOINTS
+from realman.data.inspection.summary import LABELS
 from realman.data.inspection.summary import facts
 from realman.data.inspection.summary import verdict
 from realman.data.inspection.survey import GRADES
@@ -25,18 +29,18 @@ from realman.data.inspection.survey import Finding
 from realman.data.inspection.survey import Survey
 
 _FLAG = re.compile(r"--[a-z]+(?:[.-][a-z]+)*(?: (?:\w+=\w+|-?\d[\d.]*:[\d.]*\d|[a-z]+(?:_[a-z]+)+|deg\b))*")
-"""A flag with the values that follow it: RECORDED=NAME, a range, names of several words, a unit."""
+"""A flag with the values after it: RECORDED=NAME, a range, names of several words, a unit."""
 
 _MAX_LISTED = 12
 _FEW_EPISODES = 20
 
 
 def render(survey: Survey, findings: list[Finding]) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
         survey: What was measured.
-        findings: What the checks say about it, in order.
+        findings: What the checks found, in order.
     """
     style = importlib.resources.files("realman.data.inspection").joinpath("report.css").read_text(encoding="utf-8")
     name = _text(survey.data.path.resolve().name)
@@ -49,16 +53,16 @@ def render(survey: Survey, findings: list[Finding]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{name}: inspection</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n"
-        "<footer>Made by <code>python -m realman.data.inspection</code>. Angles in deg, grippers 0..1 with 1 = open, right arm first "
-        "in all files.</footer>\n</main>\n</body>\n</html>\n"
+        "<footer>Made by <code>realman inspect</code>. Angles are in deg, grippers are 0..1 with 1 = open, and the right arm comes "
+        "first in all files.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
 def _head(survey: Survey, findings: list[Finding]) -> str:
     words, mood = verdict(findings)
     tiles = "".join(
-        f'<div class="fact"><b>{_text(value)}</b><span>{_text(label)}</span></div>'
-        for label, value in facts(survey).items()
+        f'<div class="fact"><b>{_text(value)}</b><span>{_text(LABELS.get(key, key))}</span></div>'
+        for key, value in facts(survey).items()
     )
     return (
         f"<h1>Inspection of {_text(survey.data.path.resolve().name)}</h1>\n"
@@ -87,6 +91,7 @@ def _contact_sheet(survey: Survey) -> str:
         images = episode.images
         if images is None or not images.moments:
             continue
+        # A grid with one column per moment and one row per camera.
         cells = [f"<span>{_text(episode.name)}</span>"]
         cells += [f'<span class="time">{t / episode.fps:.1f} s</span>' for t in images.moments]
         for camera, measure in images.cameras.items():
@@ -100,8 +105,8 @@ def _contact_sheet(survey: Survey) -> str:
         )
     return (
         "<h2>What the cameras see</h2>\n"
-        '<p class="sub">Check that each name shows its own view, that left is the robot\'s left, and that colours are natural: '
-        "if red things look blue, convert with <code>--color bgr</code>.</p>\n" + "\n".join(sheets)
+        '<p class="sub">Check that each camera shows what its name says, that left is the robot\'s left, and that colors look '
+        "natural. If red things look blue, convert with <code>--color bgr</code>.</p>\n" + "\n".join(sheets)
     )
 
 
@@ -111,35 +116,36 @@ def _arm_views(survey: Survey) -> str:
     own_side = {camera: side for side, camera in WRIST_CAMERAS.items()}
     for camera, view in survey.arm_views.items():
         side = own_side.get(camera)
+        # Wrist cameras are judged. Of the others, the report shows from which side they look.
         if side is None:
             half = "right" if view.right_arm_side > 0 else "left"
-            words = f"sees the right arm in the {half} half" if abs(view.right_arm_side) > CLEAR_DIFFERENCE else ""
+            words = f"shows the right arm in the {half} half" if abs(view.right_arm_side) > CLEAR_DIFFERENCE else ""
         elif camera in crossed:
             words = '<span class="bad">moves with the other arm</span>'
         elif camera in agreeing:
             words = f'<span class="good">moves with the {side} arm, as it should</span>'
         else:
-            words = "cannot be told: its arm moves too little, or always with the other one"
+            words = "unclear, because its arm moves too little or always together with the other one"
         bars = "".join(f"<td>{_share(max(0.0, value), f'{value:.2f}')}</td>" for value in (view.left, view.right))
         rows.append(f"<tr><td>{_text(camera)}</td>{bars}<td>{words}</td></tr>")
     return (
         "<h2>Which camera moves with which arm</h2>\n"
-        '<p class="sub">How much of the change in each picture goes with each arm\'s motion (0 none, 1 all). A wrist camera must '
-        "go with its own arm.</p>\n"
+        '<p class="sub">How much of the change in each image follows the motion of each arm (0 none, 1 all). A wrist camera must '
+        "follow its own arm.</p>\n"
         '<div class="card"><table><tr><th>camera</th><th>left arm</th><th>right arm</th><th></th></tr>'
         f"{''.join(rows)}</table></div>"
     )
 
 
 def _joints(survey: Survey) -> str:
-    note = " The numbers are not radians, so the scale is wrong." if not survey.has_plausible_angles else ""
+    note = " The scale is wrong, because the numbers are not radians." if not survey.has_plausible_angles else ""
     return (
         "<h2>Joints over time</h2>\n"
-        f'<p class="sub">Coloured: {_text(charts.highlighted_episode(survey))}'
+        f'<p class="sub">In color: {_text(charts.highlighted_episode(survey))}'
         '<span class="key" style="border-color: var(--state)"></span>state'
         '<span class="key" style="border-color: var(--action)"></span>action'
         '<span class="key" style="border-color: var(--grid)"></span>states of other episodes'
-        f'<span class="key" style="border-top: 2px dashed var(--error)"></span>joint limit, where near.{note}</p>\n'
+        f'<span class="key" style="border-top: 2px dashed var(--error)"></span>joint limit, where values come near it.{note}</p>\n'
         f'<div class="card">{charts.joint_chart(survey)}</div>'
     )
 
@@ -147,12 +153,13 @@ def _joints(survey: Survey) -> str:
 def _ranges(survey: Survey) -> str:
     state, ahead, clipped = quantiles(survey.state_rows), quantiles(survey.ahead_rows), clipped_shares(survey)
     rows = []
+    # One row per number: a bar of its states within the limits, then the values in display units.
     for dim, name in enumerate(spec.DIM_NAMES):
         scale, digits = (math.degrees(1), 1) if dim in JOINTS else (1.0, 2)
         low, high = survey.state_range[:, dim]
         span = spec.UPPER[dim] - spec.LOWER[dim]
         bars = "".join(
-            f'<i class="{kind}" style="left: {100 * left:.1f}%; width: {100 * (right - left):.1f}%"></i>'
+            f'<i class="{kind}" style="left: {100 * left:.1f}%;width: {100 * (right - left):.1f}%"></i>'
             for kind, left, right in (
                 ("all", *np.clip((np.array([low, high]) - spec.LOWER[dim]) / span, 0, 1)),
                 ("usual", *np.clip((state[:, dim] - spec.LOWER[dim]) / span, 0, 1)),
@@ -169,10 +176,11 @@ def _ranges(survey: Survey) -> str:
     )
     basis = "the data's own quantiles" if survey.norm_stats is None else str(survey.norm_stats.path)
     return (
-        "<h2>Ranges and normalisation</h2>\n"
-        '<p class="sub">Bar: states within the joint\'s limits, pale all, full q01 to q99. Joints in deg, grippers 0..1. Action: '
-        "what a policy learns, up to 50 frames ahead, joints as difference to the state. Clipped: states outside "
-        f"q01..q99 of {_text(basis)}, which pi0.5 sees as its first or last bin (2 % is usual).</p>\n"
+        "<h2>Ranges and normalization</h2>\n"
+        '<p class="sub">The bar shows the states within the joint\'s limits: all of them pale, q01 to q99 solid. '
+        "Joints are in deg, grippers 0..1. Action is what a policy learns, up to 50 frames ahead, with joints as difference "
+        f"from the state. Clipped is the share of states outside q01..q99 of {_text(basis)}, which pi0.5 sees as its "
+        "first or last bin (2 % is usual).</p>\n"
         f'<div class="card"><table><tr><th></th><th>within limits</th>{heads}</tr>{"".join(rows)}</table></div>'
     )
 
@@ -194,6 +202,7 @@ def _episodes(survey: Survey, findings: list[Finding]) -> str:
         e.name: [g for g in GRADES for f in findings if f.grade == g and e.name in f.episodes] for e in survey.episodes
     }
     rows = []
+    # Each episode is marked with its worst grade. A note is not worth a mark.
     for e in survey.episodes:
         worst = grades[e.name][0] if grades[e.name] else ""
         mark = f'<td class="{"bad" if worst == "error" else ""}">{worst if worst != "note" else ""}</td>'
@@ -209,7 +218,7 @@ def _episodes(survey: Survey, findings: list[Finding]) -> str:
     chart = f'<div class="card">{charts.length_chart(survey)}</div>\n' if survey.readable else ""
     return (
         f"<h2>Episodes</h2>\n{chart}"
-        f'<details{is_open} style="margin-top: 10px"><summary>All {len(rows)}</summary><div class="card">{table}</div></details>'
+        f'<details{is_open} style="margin-top: 10px"><summary>All {len(rows)} episodes</summary><div class="card">{table}</div></details>'
     )
 
 
@@ -218,14 +227,17 @@ def _share(share: float, label: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The text with a full stop and a capital, unless it starts with a name such as `cam_low`."""
+    """Return the text with a capital and a full stop.
+
+    A name such as `cam_low` at the start stays as it is.
+    """
     first = text.partition(" ")[0]
     start = text[:1] if "_" in first else text[:1].upper()
     return start + text[1:] + ("" if text.endswith(".") else ".")
 
 
 def _with_flags(text: str) -> str:
-    """The text with the flags in it set as code, so that they can be found and copied."""
+    """Return the text as HTML, with flags set as code to copy."""
     return _FLAG.sub(r"<code>\g<0></code>", _text(text))
 
 

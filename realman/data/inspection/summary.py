@@ -1,4 +1,4 @@
-"""The inspection in a few numbers: a verdict and facts for both the report and the terminal, and everything as JSON."""
+"""Summarize the inspection: a verdict, a few facts, and everything as JSON."""
 
 import collections
 import dataclasses
@@ -13,20 +13,26 @@ from realman.data.inspection.survey import Finding
 from realman.data.inspection.survey import Survey
 from realman.data.inspection.survey import counted
 
+LABELS = {"in all": "total length", "length of episodes": "episode length", "pictures": "image size"}
+"""What people read instead of some keys of `facts`, which stay as they are for scripts that read report.json."""
+
 
 def verdict(findings: list[Finding]) -> tuple[str, Literal["good", "warning", "error"]]:
-    """One line, and its mood."""
+    """Return the verdict in one line, and its mood."""
     counts = collections.Counter(f.grade for f in findings)
     listed = [counted(counts[grade], grade) for grade in GRADES if counts[grade]]
     if counts["error"]:
         return f"Not fit for training: {', '.join(listed)}", "error"
     if counts["warning"]:
-        return f"Worth a look before training: {', '.join(listed)}", "warning"
+        return f"Check before training: {', '.join(listed)}", "warning"
     return "Fit for training" + (f" ({', '.join(listed)})" if listed else ""), "good"
 
 
 def facts(survey: Survey) -> dict[str, str]:
-    """A few facts by label."""
+    """Return a few facts by their JSON key.
+
+    `LABELS` has better words for some keys.
+    """
     readable = survey.readable
     seconds = [e.seconds for e in readable]
     rates = sorted({e.fps for e in readable})
@@ -47,7 +53,10 @@ def facts(survey: Survey) -> dict[str, str]:
 
 
 def as_json(survey: Survey, findings: list[Finding]) -> dict[str, Any]:
-    """Everything a script may want: verdict, findings, facts, and numbers of each dimension, camera and episode."""
+    """Return everything that a script may want, as plain JSON types.
+
+    That is verdict, findings, facts, and the numbers of each dimension, camera and episode.
+    """
     return {
         "data": str(survey.data.path.resolve()),
         "verdict": verdict(findings)[0],
@@ -81,7 +90,7 @@ def _dimensions(survey: Survey) -> list[dict[str, Any]]:
         "action_max": survey.action_range[1],
         "clipped_share": clipped,
     }
-    # Rounded so that the same data give the same text on every machine.
+    # Rounded so that the same data gives the same text on every machine.
     return [
         {"name": name, **{key: round(float(values[dim]), 6) for key, values in columns.items()}}
         for dim, name in enumerate(spec.DIM_NAMES)

@@ -1,4 +1,4 @@
-"""What the checks judge: the measures of all episodes in one place, and the form of a finding."""
+"""Define what the checks judge, and what a finding is."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -10,26 +10,26 @@ import numpy as np
 from realman.data import checks
 from realman.data.inspection import arm_views
 from realman.data.inspection.arm_views import ArmView
+from realman.data.inspection.images import ImageMeasure
+from realman.data.inspection.inspected_data import InspectedData
 from realman.data.inspection.measure import EpisodeMeasure
 from realman.data.inspection.motion import JOINTS
 from realman.data.inspection.motion import EpisodeMotion
 from realman.data.inspection.norm_stats import StateStats
-from realman.data.inspection.images import ImageMeasure
-from realman.data.inspection.inspected_data import InspectedData
 
 Grade = Literal["error", "warning", "note"]
 GRADES: tuple[Grade, ...] = ("error", "warning", "note")
 
 HighView = Literal["unknown", "from_robot", "towards_robot"]
-"""Where cam_high stands: behind the robot, looking the way it does, or in front, facing it."""
+"""Where cam_high is: behind the robot and looking the same way, or in front and facing it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing worth knowing before training."""
+    """One thing to know before training."""
 
     grade: Grade
-    """error: training on it cannot work; warning: it probably hurts; note: good to know."""
+    """error: training on it cannot work. warning: it probably hurts. note: good to know."""
     check: str
     """Short name, stable for scripts."""
     found: str
@@ -37,14 +37,14 @@ class Finding:
     remedy: str
     """What to do, with the option that does it."""
     episodes: tuple[str, ...] = ()
-    """Episodes concerned; empty for all."""
+    """Affected episodes. Empty means all."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Survey:
-    """The measures of all episodes, and what they are to be compared with.
+    """The measures of all episodes, and what to compare them with.
 
-    What is taken over all episodes needs a readable one; without, only `episodes` and `data` say anything.
+    Without a readable episode only `episodes` and `data` can be used.
     """
 
     data: InspectedData
@@ -57,7 +57,7 @@ class Survey:
 
     @property
     def is_raw(self) -> bool:
-        """Recordings rather than a dataset."""
+        """Whether these are recordings and not a dataset."""
         return self.data.dataset is None
 
     @functools.cached_property
@@ -82,7 +82,7 @@ class Survey:
 
     @functools.cached_property
     def ahead_rows(self) -> np.ndarray:
-        """(n, 14) sampled learning targets of all episodes; see `EpisodeMotion.ahead`."""
+        """(n, 14) sampled learning targets of all episodes, from `EpisodeMotion.ahead`."""
         return np.concatenate([m.ahead for m in self.motions.values()])
 
     @functools.cached_property
@@ -97,23 +97,29 @@ class Survey:
 
     @functools.cached_property
     def has_plausible_angles(self) -> bool:
-        """Whether the angles can be radians; if not, checks that compare them with rad or rad/s say nothing useful."""
+        """Whether the angles can be radians.
+
+        If not, checks that compare them with rad or rad/s are useless.
+        """
         largest = max(np.abs(r[:, JOINTS]).max(initial=0.0) for r in (self.state_range, self.action_range))
         return bool(largest <= checks.FULL_TURN_RAD + checks.LIMIT_TOLERANCE_RAD)
 
     @functools.cached_property
     def arm_views(self) -> dict[str, ArmView]:
-        """How each camera's picture changes with each arm."""
+        """How each camera's image changes with each arm."""
         return arm_views.measure_arm_views(list(self.images.values()))
 
     @functools.cached_property
     def lag_s(self) -> float | None:
-        """Usual delay from action to state; None when too little moves to tell."""
+        """Median delay from action to state.
+
+        None if too little moves to measure it.
+        """
         lags = [m.lag_s for m in self.motions.values() if m.lag_s is not None]
         return float(np.median(lags)) if lags else None
 
     def convert_with(self, flag: str) -> str:
-        """The remedy that is an option of the converter."""
+        """Return a remedy that uses an option of the converter."""
         return f"convert with {flag}" if self.is_raw else f"convert the recordings again with {flag}"
 
 
@@ -123,12 +129,12 @@ def _union(ranges: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def some(names: Iterable[str], most: int = 3) -> str:
-    """A list of names in words, cut after a few."""
+    """Return a list of names in words, cut after `most`."""
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with its noun, such as `1 episode` or `2 episodes`."""
+    """Return a number with its noun, such as `2 episodes`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,9 +1,10 @@
-"""The inspection in a terminal: verdict, facts and findings."""
+"""Print verdict, facts and findings of an inspection."""
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from realman.data.inspection.summary import LABELS
 from realman.data.inspection.summary import facts
 from realman.data.inspection.summary import verdict
 from realman.data.inspection.survey import Finding
@@ -13,10 +14,12 @@ _STYLES = {"error": "bold red", "warning": "bold yellow", "note": "cyan", "good"
 
 
 def print_summary(survey: Survey, findings: list[Finding], console: Console) -> None:
-    """Write the summary to `console`."""
+    """Print the summary to `console`."""
     words, mood = verdict(findings)
     console.print(Text(words, style=_STYLES[mood]))
-    console.print(Text("; ".join(f"{label}: {value}" for label, value in facts(survey).items()), style="dim"))
+    console.print(
+        Text("; ".join(f"{LABELS.get(key, key)}: {value}" for key, value in facts(survey).items()), style="dim")
+    )
     table = Table.grid(padding=(0, 2, 0, 0))
     for finding in findings:
         table.add_row(Text(finding.grade, style=_STYLES[finding.grade]), Text(finding.found))
