@@ -1,6 +1,6 @@
 """Inspect recordings or a dataset: realman inspect --data PATH.
 
-Writes `report.html` and `report.json` to the output folder and a summary to the terminal.
+Writes `report.html` and `report.json` to the output folder, a summary to the terminal, and the report's path to stdout.
 The exit code is 1 when there are errors.
 """
 
@@ -49,19 +49,15 @@ class Args(ReadingFlags):
     """Cameras that you are going to convert."""
     high_view: HighView = "unknown"
     """Where cam_high is: behind the robot and looking the same way (from_robot), or facing it (towards_robot).
-
-    If arms and wrist cameras do not match, this decides which of the two is swapped."""
+    This shows whether arms or wrist cameras are swapped, if they do not match."""
     norm_stats: Path | None = None
     """norm_stats.json of a training run, to check whether it fits this data."""
     workers: int | None = None
-    """Episodes to inspect at the same time. Default: one per core."""
+    """Episodes to inspect at the same time. None means one per core."""
 
 
 def main(args: Args) -> int:
-    """Inspect recordings or a dataset.
-
-    The path of the report goes to stdout. The exit code is 1 when there are errors.
-    """
+    """Inspect recordings or a dataset, and write a report of what was found."""
     started = time.monotonic()
     data = open_data(args.data, args.options)
     norm_stats = None if args.norm_stats is None else read_state_stats(args.norm_stats)
