@@ -95,6 +95,39 @@ def test_arrows_between_rooms_point_down():
     assert {f"{a} imports {b}" for a, b in arrows if order[a] < order[b]} == set()
 
 
+# The same in training. `config` and `misc` are one floor: the registry lists a robot's configs, which derive from its classes.
+TRAINING = (
+    ("lerobot", "optimizer", "sharding", "weight_loaders"),
+    ("configs",),
+    ("host",),
+    ("samples",),
+    ("config", "misc"),
+    ("stats",),
+    ("data_loader",),
+    ("step",),
+    ("checkpoints", "memory", "reports"),
+    ("run",),
+)
+
+
+def test_arrows_between_rooms_of_training_point_down():
+    folder = OPENPI / "training"
+    level = {name: floor for floor, names in enumerate(TRAINING) for name in names}
+    assert sorted(level) == sorted(entry.removesuffix(".py") for entry in structure.entries(folder))
+    arrows = structure.arrows(folder, "openpi.training")
+    assert {f"{a} imports {b}" for a, b in arrows if level[a] < level[b]} == set()
+    same_floor = {(a, b) for a, b in arrows if level[a] == level[b]}
+    assert same_floor <= {("config", "misc"), ("misc", "config")}
+
+
+@pytest.mark.parametrize("document", ["README.md", "README.zh-CN.md"])
+@pytest.mark.parametrize("room", [REALMAN, OPENPI / "training"], ids=lambda room: room.name)
+def test_the_tree_of_the_readme_has_every_entry(document, room):
+    tree = max(re.findall(r"^```\w*\n(.*?)^```", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL), key=len)
+    missing = [e for e in structure.entries(room) if not re.search(rf"(?<![\w.]){re.escape(e)}(?![\w])", tree)]
+    assert missing == []
+
+
 def test_the_robots_numbers_load_without_heavy_packages():
     code = (
         "import sys, realman.spec, realman.errors\n"

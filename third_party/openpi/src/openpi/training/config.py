@@ -56,8 +56,8 @@ def all_configs() -> dict[str, TrainConfig]:
         ValueError: Two configs have the same name.
     """
     from openpi.training.configs import debug
-    from openpi.training.configs import debug_realman
     from openpi.training.configs import robots
+    from openpi.training.misc import debug_realman
     from openpi.training.misc import realman_config
 
     sources = (robots.get_configs, debug.get_configs, realman_config.get_realman_configs, debug_realman.get_configs)
