@@ -1,4 +1,4 @@
-"""Freed memory stays at hand."""
+"""Freed memory is reused."""
 
 import ctypes
 import platform
@@ -29,11 +29,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_copies_of_images_use_the_memory_of_earlier_ones():
     faults = int(subprocess.check_output([sys.executable, "-c", COUNT_FAULTS, "1"], timeout=60))
-    # A page is 4 kB or more: without the setting each copy may need a thousand new ones.
+    # A page is 4 kB or more, so each copy may need a thousand new pages without the setting.
     assert faults < 4000
 
 
-def test_a_c_library_without_the_setting_is_no_error(monkeypatch):
+def test_a_c_library_without_the_setting_is_not_an_error(monkeypatch):
     class Other:
         def __init__(self, name):
             pass

@@ -1,4 +1,4 @@
-"""The control loop and the broker that hands out a chunk step by step."""
+"""The control loop, and the broker that plays a chunk back step by step."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ class CountingPolicy(base_policy.BasePolicy):
 
 
 class Log:
-    """An environment, agent and subscriber in one, which writes down what is asked of it."""
+    """An environment, agent and subscriber in one, which records all calls."""
 
     def __init__(self, fail_at=None):
         self.events = []
@@ -178,7 +178,7 @@ def test_time_lost_by_a_slow_step_is_not_made_up_for_in_a_burst(monkeypatch):
 
     watcher.on_step_hook = work
     loop = _run(log, watchers=[watcher], max_hz=10, max_episode_steps=5)
-    # The second step starts at 0.1 and ends at 0.35: the points 0.2 and 0.3 are gone, the grid is kept.
+    # The second step starts at 0.1 and ends at 0.35. The points 0.2 and 0.3 are missed, and the grid is kept.
     assert starts == [0.0, 0.1, 0.4, 0.5, 0.6]
     assert loop.num_late_steps == 1
 

@@ -1,4 +1,4 @@
-"""The websocket client against servers that are late, gone, restarted or of another make."""
+"""The websocket client against servers that are late, gone, restarted or of another kind."""
 
 import contextlib
 import http
@@ -109,7 +109,7 @@ def test_an_interrupted_request_leaves_no_reply_behind(serve, monkeypatch):
 
 
 def _shake_hands_and_read_no_more(listener):
-    """Serve one client as a machine does that freezes after sending its metadata."""
+    """Serve one client like a machine that freezes after it has sent its metadata."""
     connection, _ = listener.accept()
     protocol = ServerProtocol(max_size=None)
     protocol.receive_data(connection.recv(65536))
@@ -162,14 +162,14 @@ def test_the_client_waits_for_a_server_that_is_not_up_yet(serve):
     connected = []
     thread = threading.Thread(target=lambda: connected.append(_connect(port)))
     thread.start()
-    time.sleep(0.05)  # in which the client is most likely refused once; the outcome does not depend on it
+    time.sleep(0.05)  # most likely the client is refused once meanwhile, but the outcome does not depend on it
     serve(_number_server(), port)
     thread.join(WAIT_S)
     assert _number(connected[0].infer({"number": 5})) == 5
     connected[0].close()
 
 
-def test_no_server_is_told_in_one_line():
+def test_a_missing_server_is_reported_in_one_line():
     port = _free_port()
     with pytest.raises(errors.ServerUnreachableError) as failure:
         _connect(port, connect_timeout_s=0.3)
@@ -180,7 +180,7 @@ def test_no_server_is_told_in_one_line():
     assert isinstance(failure.value, ConnectionError)
 
 
-def test_an_unknown_host_is_told_at_once(monkeypatch):
+def test_an_unknown_host_is_reported_at_once(monkeypatch):
     def unknown(*args, **kwargs):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -190,20 +190,20 @@ def test_an_unknown_host_is_told_at_once(monkeypatch):
 
 
 @pytest.mark.parametrize("status", [http.HTTPStatus.FORBIDDEN, http.HTTPStatus.NOT_FOUND])
-def test_a_refused_handshake_is_told_at_once(serve, status):
+def test_a_refused_handshake_is_reported_at_once(serve, status):
     port = serve(_number_server(), process_request=lambda websocket, request: websocket.respond(status, "no\n"))
     with pytest.raises(errors.ServerUnreachableError, match=str(status.value)):
         _connect(port, connect_timeout_s=None)
 
 
-def test_a_server_of_another_kind_is_recognised(serve):
+def test_a_server_of_another_kind_is_recognized(serve):
     with pytest.raises(errors.ProtocolError, match="is not a policy server: it sent text 'hello'"):
         _connect(serve(lambda websocket: websocket.send("hello")))
     with pytest.raises(errors.ProtocolError, match="it sent a list, expected a dict"):
         _connect(serve(lambda websocket: websocket.send(msgpack_numpy.packb([1]))))
 
 
-def test_the_original_servers_error_is_summed_up_and_the_connection_renewed(serve):
+def test_the_original_servers_error_is_summarized_and_the_connection_renewed(serve):
     traceback = "Traceback (most recent call last):\n  File \"policy.py\", line 1, in infer\nKeyError: 'state'\n"
     connections = []
 

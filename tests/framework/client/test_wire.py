@@ -82,7 +82,7 @@ def test_scalars_keep_their_type():
         assert decoded == value
 
 
-def test_decoded_arrays_are_views_unless_they_shall_be_writable():
+def test_decoded_arrays_are_views_unless_they_must_be_writable():
     message = msgpack_numpy.packb(np.zeros(3))
     assert not msgpack_numpy.unpackb(message).flags.writeable
     array = msgpack_numpy.unpackb(message, writable=True)

@@ -1,4 +1,4 @@
-"""Executes a policy's chunks one action at a time."""
+"""Plays back a policy's chunks one action at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,16 +9,21 @@ from openpi_client.base_policy import BasePolicy
 
 
 class ActionChunkBroker(BasePolicy):
-    """Asks the inner policy once per `action_horizon` steps and hands out one row of its chunk per call.
+    """Returns one row of the inner policy's chunk per call.
 
-    Observations of the calls in between are not looked at. Every array of the result whose first axis is the time axis of
-    `actions` is cut (of every array with an axis, when there is no `actions`); anything else is repeated as it is.
+    The inner policy is asked once per `action_horizon` steps, and the observations in between are ignored. A row is cut from
+    every array of the result whose first axis is the time axis of `actions`, or from every array with an axis if there is no
+    `actions`. Anything else is repeated as it is.
     """
 
     def __init__(self, policy: BasePolicy, action_horizon: int) -> None:
-        """Wrap `policy`; `action_horizon` is the number of steps executed of each chunk, at least 1."""
+        """Wrap `policy` and execute `action_horizon` steps of each chunk.
+
+        Raises:
+            ValueError: `action_horizon` is below 1.
+        """
         if action_horizon < 1:
-            raise ValueError(f"action_horizon is {action_horizon}, expected at least 1")
+            raise ValueError(f"action_horizon: found {action_horizon}, expected at least 1")
         self._policy = policy
         self._action_horizon = action_horizon
         self._chunk: dict[str, Any] | None = None
@@ -28,7 +33,7 @@ class ActionChunkBroker(BasePolicy):
         """Return the next single step.
 
         Raises:
-            ValueError: the inner policy's chunk is shorter than `action_horizon`.
+            ValueError: The inner policy's chunk is shorter than `action_horizon`.
         """
         if self._chunk is None:
             chunk = self._policy.infer(obs)
@@ -42,7 +47,7 @@ class ActionChunkBroker(BasePolicy):
         return _map_arrays(chunk, lambda array: array[step] if _is_chunk(array, length) else array)
 
     def reset(self) -> None:
-        """Drop what is left of the current chunk."""
+        """Drop the rest of the current chunk and reset the policy."""
         self._policy.reset()
         self._chunk = None
 
@@ -52,7 +57,7 @@ class ActionChunkBroker(BasePolicy):
         def check(array: np.ndarray) -> np.ndarray:
             if _is_chunk(array, length) and len(array) < self._action_horizon:
                 raise ValueError(
-                    f"the policy returned {len(array)} steps, expected at least action_horizon = {self._action_horizon}"
+                    f"policy: returned {len(array)} steps, expected at least action_horizon = {self._action_horizon}"
                 )
             return array
 
@@ -60,7 +65,7 @@ class ActionChunkBroker(BasePolicy):
 
 
 def _chunk_length(chunk: dict[str, Any]) -> int | None:
-    """Number of time steps as told by `actions`; None when the result does not tell."""
+    """Return the number of time steps of `actions`, or None without `actions`."""
     actions = chunk.get("actions")
     return len(actions) if isinstance(actions, np.ndarray) and actions.ndim else None
 
@@ -70,7 +75,7 @@ def _is_chunk(array: np.ndarray, length: int | None) -> bool:
 
 
 def _map_arrays(tree: Any, fn: Callable[[np.ndarray], Any]) -> Any:
-    """Copy nested dicts, lists and tuples with `fn` applied to each array."""
+    """Copy nested dicts, lists and tuples, and apply `fn` to each array."""
     if isinstance(tree, np.ndarray):
         return fn(tree)
     if isinstance(tree, dict):

@@ -1,16 +1,16 @@
-"""Turns what a user calls a server into a websocket address."""
+"""Builds the websocket address of a server from what the user gives."""
 
 import ipaddress
 import urllib.parse
 
 
 def server_uri(host: str, port: int | None) -> str:
-    """Build the address of a policy server.
+    """Return the address of a policy server.
 
     Args:
         host: A host name, an IPv4 or IPv6 address, or a whole `ws://` or `wss://` address. The wildcard `0.0.0.0`, at which
             servers listen, stands for this machine.
-        port: TCP port; None leaves it to `host` or to the scheme's default.
+        port: TCP port. None leaves it to `host` or to the scheme's default.
     """
     if not host.startswith(("ws://", "wss://")):
         host = "127.0.0.1" if host == "0.0.0.0" else host
@@ -22,7 +22,10 @@ def server_uri(host: str, port: int | None) -> str:
 
 
 def is_private(uri: str) -> bool:
-    """Whether an address lies on this machine or in a private network, by its look (names are not resolved)."""
+    """Return whether an address is this machine's or in a private network.
+
+    Only the address itself is checked. Names are not resolved.
+    """
     host = urllib.parse.urlsplit(uri).hostname or ""
     if host == "localhost" or host.endswith(".local"):
         return True

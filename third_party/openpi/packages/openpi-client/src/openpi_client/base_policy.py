@@ -1,4 +1,4 @@
-"""What every policy offers, whether it runs in this process or behind a server."""
+"""The interface of every policy, in this process or behind a server."""
 
 import abc
 from typing import Any
@@ -9,7 +9,10 @@ class BasePolicy(abc.ABC):
 
     @abc.abstractmethod
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-        """Return a dict holding at least `actions`, an array whose first axis is time; `obs` is not changed."""
+        """Return a dict with at least `actions`, whose first axis is time.
+
+        `obs` is not changed.
+        """
 
     def reset(self) -> None:  # noqa: B027 - most policies keep nothing between episodes, so this is optional
         """Forget everything remembered since the last episode."""

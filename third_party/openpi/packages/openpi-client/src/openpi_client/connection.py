@@ -1,4 +1,4 @@
-"""One websocket connection to a policy server, in which every wait has an end."""
+"""One websocket connection to a policy server, without unlimited waits."""
 
 import contextlib
 import inspect
@@ -18,12 +18,15 @@ from openpi_client.errors import ProtocolError
 from openpi_client.errors import ServerTimeoutError
 from openpi_client.errors import ServerUnreachableError
 
-# What the installed websockets knows; it learned some options only lately.
+# Options of the installed websockets. Older releases lack some of them.
 _CONNECT_PARAMETERS = inspect.signature(websockets.sync.client.connect).parameters
 
 
 class Connection:
-    """An open connection; made by `open_connection`, which has already read the server's metadata."""
+    """An open connection to a policy server.
+
+    `open_connection` makes it and reads the server's metadata.
+    """
 
     def __init__(self, uri: str, stack: contextlib.ExitStack, websocket: Any) -> None:
         self._uri = uri
@@ -38,26 +41,26 @@ class Connection:
 
     @property
     def survives_errors(self) -> bool:
-        """Whether the server promised to go on after an error reply."""
+        """Whether the server promised to keep the connection after an error reply."""
         header = self._websocket.response.headers.get(protocol.KEEP_CONNECTION_HEADER)
         return header == protocol.KEEP_CONNECTION_VALUE
 
     def exchange(self, request: bytes | None, timeout_s: float | None) -> bytes | str:
-        """Send `request` (None: nothing) and return the next message of the server.
+        """Send `request`, if it is given, and return the server's next message.
 
-        After any exception the connection is closed: a reply that is still under way belongs to this request, and would be
-        taken for the answer to the next one.
+        Any exception closes the connection, because a late reply to this request would be taken for the answer to the next
+        one.
 
         Raises:
-            ServerTimeoutError: no message came within `timeout_s`.
-            ServerUnreachableError: the connection broke.
+            ServerTimeoutError: No message came within `timeout_s`.
+            ServerUnreachableError: The connection broke.
         """
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             if request is not None:
                 _limit_send(self._websocket.socket, timeout_s)
                 self._websocket.send(request)
-            # Also when the time is up already, since the reply may have come just in time.
+            # Read even if the time is up, because the reply may have come just in time.
             return self._websocket.recv(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
         except BaseException as e:
             self.drop()
@@ -68,12 +71,12 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """Say goodbye and close; waits for the other side at most a second."""
+        """Close with the closing handshake, which takes at most a second."""
         with contextlib.suppress(ConnectionClosed, OSError):
             self._stack.close()
 
     def drop(self) -> None:
-        """Close at once, without a word."""
+        """Close at once, without the closing handshake."""
         with contextlib.suppress(OSError):  # closed already
             self._websocket.socket.shutdown(socket.SHUT_RDWR)
         self.close()
@@ -83,23 +86,23 @@ def open_connection(uri: str, headers: dict[str, str], timeout_s: float | None) 
     """Connect once and read the metadata.
 
     Args:
-        uri: Where to.
+        uri: Address of the server.
         headers: Sent with the handshake.
-        timeout_s: Limit for each of: handshake, metadata. None waits for ever.
+        timeout_s: Time limit of the handshake, and again of the metadata. None waits forever.
 
     Raises:
-        ProtocolError: something answers, but not as a policy server does.
-        ServerTimeoutError: the handshake succeeded, but no metadata came.
-        ServerUnreachableError: the connection broke.
-        OSError, websockets.exceptions.WebSocketException: from connecting.
+        ProtocolError: The other side does not answer as a policy server does.
+        ServerTimeoutError: The handshake succeeded, but no metadata came.
+        ServerUnreachableError: The connection broke.
+        OSError, websockets.exceptions.WebSocketException: From connecting.
     """
     options: dict[str, Any] = {}
     if "ping_interval" in _CONNECT_PARAMETERS:
-        # Pings are left to the server: it may infer on its event loop and be unable to answer pings meanwhile, and the time
+        # Only the server sends pings. It may infer on its event loop and be unable to answer pings meanwhile, and the time
         # limit of each request finds a dead server anyway.
         options["ping_interval"] = None
     if "proxy" in _CONNECT_PARAMETERS and address.is_private(uri):
-        # A proxy of the environment is meant for the internet, not for the machine beside the robot.
+        # A proxy set in the environment is meant for the internet, not for the machine next to the robot.
         options["proxy"] = None
     stack = contextlib.ExitStack()
     websocket = stack.enter_context(
@@ -123,10 +126,10 @@ def open_connection(uri: str, headers: dict[str, str], timeout_s: float | None) 
 
 
 def read_message(message: bytes | str, uri: str) -> dict[str, Any]:
-    """Decode a binary message of the server into a dict of arrays that may be written to.
+    """Decode a binary message into a dict of writable arrays.
 
     Raises:
-        ProtocolError: it is not one.
+        ProtocolError: The message is not a packed dict.
     """
     if isinstance(message, str):
         raise ProtocolError(f"{uri} is not a policy server: it sent text {message!r:.80}, expected a packed dict")
@@ -140,10 +143,10 @@ def read_message(message: bytes | str, uri: str) -> dict[str, Any]:
 
 
 def _limit_send(sock: socket.socket, timeout_s: float | None) -> None:
-    """Let a send fail with BlockingIOError when the other side takes no byte for `timeout_s`.
+    """Make a send fail with BlockingIOError when no byte leaves for `timeout_s`.
 
-    A time limit of Python's own would apply to the thread that receives, too. Where the system does not know the option a
-    server that stops reading is noticed by TCP only.
+    Python's own time limit would also apply to the thread that receives. On systems without this option, only TCP notices
+    a server that stops reading.
     """
     seconds, fraction = divmod(timeout_s or 0.0, 1.0)  # zero means no limit
     with contextlib.suppress(OSError, AttributeError):

@@ -1,19 +1,22 @@
-"""What can go wrong between a robot and its policy server.
+"""Errors between a robot and its policy server.
 
 PolicyClientError
-  +-- ServerUnreachableError (also ConnectionError)  nobody answers, or the connection broke
+  +-- ServerUnreachableError (also ConnectionError)  no server answers, or the connection broke
   +-- ServerTimeoutError     (also TimeoutError)     the server did not answer in time
   +-- RemoteError            (also RuntimeError)     the server answered with an error
-  +-- ProtocolError          (also ValueError)       the answer is not one of a policy server
+  +-- ProtocolError          (also ValueError)       the answer does not come from a policy server
 """
 
 
 class PolicyClientError(Exception):
-    """Base of all errors of a policy client; the first line of the message says what, where and what to do."""
+    """Base of all errors of a policy client.
+
+    The first line of the message says what is wrong, where, and what to do.
+    """
 
 
 class ServerUnreachableError(PolicyClientError, ConnectionError):
-    """No policy server answers at this address, or the connection to it broke."""
+    """No policy server answers at this address, or the connection broke."""
 
 
 class ServerTimeoutError(PolicyClientError, TimeoutError):
@@ -23,8 +26,8 @@ class ServerTimeoutError(PolicyClientError, TimeoutError):
 class RemoteError(PolicyClientError, RuntimeError):
     """The server could not answer this request.
 
-    `remote_text` holds its own words, maybe a traceback; `code` one of the codes of `protocol`, None from a server that
-    sends none.
+    `remote_text` holds the server's own words, possibly a traceback. `code` is one of the codes of `protocol`, or None from a
+    server that sends no codes.
     """
 
     def __init__(self, message: str, remote_text: str, code: str | None = None) -> None:

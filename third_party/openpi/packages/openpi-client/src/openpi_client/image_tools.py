@@ -1,4 +1,4 @@
-"""Images on their way to a policy: to uint8, and to its size with their proportions kept."""
+"""Converts, resizes and compresses images for a policy."""
 
 import io
 
@@ -6,15 +6,16 @@ import numpy as np
 from PIL import Image
 
 JPEG_START = b"\xff\xd8\xff"
-"""How the bytes of a JPEG begin."""
+"""The first bytes of every JPEG."""
 
 _MAX_PIXELS = 4096 * 4096
 
 
 def convert_to_uint8(img: np.ndarray) -> np.ndarray:
-    """Turn a float image in [0, 1] into uint8, truncating; any other dtype comes back as it is.
+    """Convert a float image in [0, 1] to uint8 by truncation.
 
-    Truncation is part of the interface: k/255 in float32 gives k again for every grey level.
+    Any other dtype is returned as it is. Truncation is part of the interface: k/255 in float32 gives k again for every gray
+    level k.
     """
     if np.issubdtype(img.dtype, np.floating):
         return (255 * img).astype(np.uint8)
@@ -24,19 +25,21 @@ def convert_to_uint8(img: np.ndarray) -> np.ndarray:
 def resize_with_pad(
     images: np.ndarray, height: int, width: int, method: Image.Resampling = Image.Resampling.BILINEAR
 ) -> np.ndarray:
-    """Resize images to fit into height x width and centre them on black.
+    """Resize images to fit height x width, centered on black.
+
+    The proportions are kept.
 
     Args:
         images: uint8 [..., h, w, c] with 1, 3 or 4 channels.
         height: Wanted height, px.
         width: Wanted width, px.
-        method: Resampling filter of PIL; it smooths when an image shrinks.
+        method: PIL's resampling filter. It smooths when an image shrinks.
 
     Returns:
-        uint8 [..., height, width, c]; the very same array if it has that size already.
+        uint8 [..., height, width, c]. This is the same array if it has that size already.
 
     Raises:
-        ValueError: Not uint8, or the channels are not last.
+        ValueError: The images are not uint8, or the channels are not last.
     """
     if images.shape[-3:-1] == (height, width):
         return images
@@ -54,7 +57,7 @@ def resize_with_pad(
 def _resize_one(image: np.ndarray, height: int, width: int, method: Image.Resampling) -> np.ndarray:
     ratio = max(image.shape[1] / width, image.shape[0] / height)
     new_height, new_width = int(image.shape[0] / ratio), int(image.shape[1] / ratio)
-    # PIL knows one channel only without its axis.
+    # PIL accepts a single channel only without its axis.
     source = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     pixels = np.asarray(source.resize((new_width, new_height), resample=method))
     padded = np.zeros((height, width, image.shape[-1]), dtype=np.uint8)
@@ -64,7 +67,12 @@ def _resize_one(image: np.ndarray, height: int, width: int, method: Image.Resamp
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """Encode an RGB image, uint8 (h, w, 3), as JPEG; `quality` is 1..100."""
+    """Encode an image as JPEG.
+
+    Args:
+        image: RGB, uint8 (h, w, 3).
+        quality: 1..100.
+    """
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     return file.getvalue()
@@ -74,12 +82,12 @@ def decode_jpeg(data: bytes) -> np.ndarray:
     """Decode a JPEG to RGB, uint8 (h, w, 3).
 
     Raises:
-        ValueError: It is none, it is damaged, or it would fill the memory.
+        ValueError: The data are not a JPEG, are damaged, or hold so many pixels that they would fill the memory.
     """
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} px, expected at most {_MAX_PIXELS} px")
+                raise ValueError(f"found a JPEG of {image.width}x{image.height} px, expected at most {_MAX_PIXELS} px")
             return np.asarray(image.convert("RGB"))
     except (OSError, Image.DecompressionBombError) as e:
         raise ValueError(f"a JPEG of {len(data)} bytes cannot be decoded ({e})") from e

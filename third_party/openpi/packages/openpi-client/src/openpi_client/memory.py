@@ -1,4 +1,4 @@
-"""Keeps the memory of camera images at hand from one message to the next."""
+"""Lets a process reuse the memory of camera images between messages."""
 
 import ctypes
 
@@ -6,20 +6,21 @@ import ctypes
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
-# The largest that mallopt accepts on 64-bit machines; larger blocks still go back to the system at once.
+# The largest block that mallopt accepts on 64-bit machines. Larger blocks still go back to the system at once.
 _LARGEST_KEPT_BYTES = 32 * 2**20
 _KEPT_BYTES = 128 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 128 MB of freed memory instead of giving it back to the system at once.
+    """Let this process keep up to 128 MB of freed memory.
 
-    By default each copy of an image or message is fresh memory, whose every page the system has to provide and clear: for four
-    raw 480x640 images that takes longer than all copying. A setting of the whole process, so a matter of programs, not of
-    libraries.
+    By default, freed memory goes back to the system at once. Each copy of an image or message is then fresh memory, whose
+    every page the system has to provide and clear. For four raw 480x640 images, that takes longer than all the copying.
+
+    The setting applies to the whole process, so call this from a program, not from a library.
 
     Returns:
-        Whether the C library knows the setting (glibc does).
+        Whether the C library supports the setting (glibc does).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

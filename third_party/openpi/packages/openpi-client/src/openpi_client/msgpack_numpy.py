@@ -1,10 +1,11 @@
 """Numpy arrays inside msgpack messages, without pickle.
 
-On the wire an array is a map with byte keys, in this order: `__ndarray__` true, `data` the C-order bytes, `dtype` numpy's type
-string with its byte order, `shape` a list of ints; a numpy scalar is `__npgeneric__` true, `data` a native value, `dtype`.
-Everything else is plain msgpack, so Python ints, floats, strings, bytes, lists and dicts (keys str or bytes) pass too.
+On the wire, an array is a map with byte keys in this order: `__ndarray__` is true, `data` holds the C-order bytes, `dtype` is
+numpy's type string with its byte order, and `shape` is a list of ints. A numpy scalar is a map of `__npgeneric__` (true),
+`data` (a native value) and `dtype`. Everything else is plain msgpack, so Python ints, floats, strings, bytes, lists and dicts
+(keys str or bytes) pass too.
 
-Decoding trusts nothing: only the types of a closed list, and only when the bytes fill the shape exactly.
+Decoding trusts nothing. It accepts only the types of a closed list, and only when the bytes fill the shape exactly.
 """
 
 import functools
@@ -20,30 +21,32 @@ _DTYPE_PATTERN = re.compile(
     r"\|b1|[<>|][iu][1248]|[<>]f[248]|[<>]U[1-9]\d{0,8}|\|S[1-9]\d{0,8}|[<>][mM]8(\[\d*[a-zA-Z]+\])?"
 )
 
-# numpy 1 allows 32 dimensions, numpy 2 allows 64; messages stay readable by both.
+# numpy 1 allows 32 dimensions and numpy 2 allows 64. Both can read our messages.
 _MAX_DIMS = 32
 
 # A list or dict of one byte on the wire costs up to 64 bytes of memory, and msgpack allocates a list's announced length before
-# it reads the entries. Bounds on both keep a hostile message near its own size; arrays are not affected.
+# it reads the entries. Bounds on both keep the memory of a hostile message near its own size. Arrays are not affected.
 _MAX_LIST_LENGTH = 2**16
 _MAX_CONTAINERS = 10_000
 
 
 def pack_array(value: Any) -> Any:
-    """Turn an array or numpy scalar into its map; the `default` hook of msgpack.
+    """Convert an array or numpy scalar to its map.
+
+    This is the `default` hook of msgpack.
 
     Raises:
-        TypeError: `value` is of a type that has no place in a message.
-        ValueError: the array holds objects, structures or complex numbers.
+        TypeError: `value` has a type that messages cannot hold.
+        ValueError: The array holds objects, structures or complex numbers.
     """
     if not isinstance(value, np.ndarray | np.generic):
         raise TypeError(
-            f"cannot pack {type(value).__module__}.{type(value).__qualname__}; convert it with numpy.asarray"
+            f"cannot pack {type(value).__module__}.{type(value).__qualname__}. Convert it with numpy.asarray"
         )
     dtype = value.dtype.str
     if not _DTYPE_PATTERN.fullmatch(dtype):
         raise ValueError(
-            f"cannot pack dtype {value.dtype}; expected bool, int, uint, float16-64, str, bytes or datetime64"
+            f"cannot pack dtype {value.dtype}, expected bool, int, uint, float16-64, str, bytes or datetime64"
         )
     if isinstance(value, np.ndarray):
         return {b"__ndarray__": True, b"data": _raw_bytes(value), b"dtype": dtype, b"shape": value.shape}
@@ -51,15 +54,17 @@ def pack_array(value: Any) -> Any:
 
 
 def unpack_array(obj: dict[Any, Any], *, writable: bool = False) -> Any:
-    """Turn a map made by `pack_array` back into its array or scalar; the `object_hook` of msgpack.
+    """Convert a map made by `pack_array` back to its array or scalar.
+
+    This is the `object_hook` of msgpack.
 
     Args:
-        obj: Any decoded map; maps that do not stand for an array are returned as they are.
+        obj: Any decoded map. Maps that do not stand for an array are returned as they are.
         writable: Copy array data. Otherwise arrays are read-only views of the received message.
 
     Raises:
-        ValueError: the map claims to be an array, but its fields are missing, of a type outside the closed list, or the
-            number of bytes does not fit the shape.
+        ValueError: The map claims to be an array, but fields are missing, its type is outside the closed list, or the number
+            of bytes does not fit the shape.
     """
     if b"__ndarray__" in obj:
         dtype = _checked_dtype(obj)
@@ -68,7 +73,7 @@ def unpack_array(obj: dict[Any, Any], *, writable: bool = False) -> Any:
     if b"__npgeneric__" in obj:
         data = obj.get(b"data")
         if not isinstance(data, bool | int | float | str | bytes):
-            raise ValueError(f"numpy scalar: data is {type(data).__name__}")
+            raise ValueError(f"numpy scalar: data is {type(data).__name__}, expected bool, int, float, str or bytes")
         try:
             value = _checked_dtype(obj).type(data)
         except (TypeError, OverflowError) as e:
@@ -85,19 +90,20 @@ def unpackb(data: bytes, *, writable: bool = False) -> Any:
 
     Args:
         data: The message.
-        writable: Give every array its own memory; without it arrays are read-only views into `data`.
+        writable: Give every array its own memory. Otherwise arrays are read-only views into `data`.
 
     Raises:
-        ValueError: `data` is not exactly one well-formed message, or it holds more than 10,000 lists and dicts or one of
+        ValueError: `data` is not exactly one well-formed message, it holds more than 10,000 lists and dicts, or one of them has
             more than 65,536 entries.
     """
     num_containers = 0
 
+    # Lists and dicts are counted while they are decoded, so that a hostile message stops early.
     def count(container: Any) -> Any:
         nonlocal num_containers
         num_containers += 1
         if num_containers > _MAX_CONTAINERS:
-            raise ValueError(f"more than {_MAX_CONTAINERS} lists and dicts; send numbers as arrays")
+            raise ValueError(f"more than {_MAX_CONTAINERS} lists and dicts. Send numbers as arrays")
         return container
 
     try:
@@ -118,8 +124,8 @@ Unpacker = functools.partial(msgpack.Unpacker, object_hook=unpack_array)
 
 
 def _raw_bytes(array: np.ndarray) -> memoryview:
-    """C-order bytes of an array, without copying when it already lies that way."""
-    # The view as plain bytes is what lets types without a buffer format of their own (dates, text) pass.
+    """Return the C-order bytes of an array, without a copy if possible."""
+    # The view as plain bytes admits types without a buffer format of their own (dates, text).
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
@@ -136,9 +142,9 @@ def _checked_dtype(obj: dict[Any, Any]) -> np.dtype:
 def _checked_shape(obj: dict[Any, Any], dtype: np.dtype) -> tuple[int, ...]:
     shape, data = obj.get(b"shape"), obj.get(b"data")
     if not isinstance(shape, list | tuple) or len(shape) > _MAX_DIMS:
-        raise ValueError("array: shape is not a short list")
+        raise ValueError(f"array: shape is not a list, expected a list of at most {_MAX_DIMS} sizes")
     if not all(type(size) is int and 0 <= size < 2**31 for size in shape):
-        raise ValueError("array: shape holds something else than sizes")
+        raise ValueError("array: shape holds other values than sizes, expected integers from 0 to 2**31 - 1")
     if not isinstance(data, bytes):
         raise ValueError(f"array: data is {type(data).__name__}, expected bytes")
     expected = math.prod(shape) * dtype.itemsize

@@ -1,12 +1,13 @@
-"""Names that a policy server and its clients share beside the messages themselves.
+"""Names that a policy server and its clients share.
 
-A connection starts with one binary message of the server, its metadata. Then each request (a binary message, one packed
-observation) is answered in order by one reply: binary for a result, text for an error.
+A connection starts with one binary message from the server, its metadata. Then each request (a binary message with one packed
+observation) is answered in order by one reply, which is binary for a result and text for an error.
 """
 
 KEEP_CONNECTION_HEADER = "X-OpenPI-Keep-Connection"
-"""Handshake header. A client that sends it with the value `KEEP_CONNECTION_VALUE` asks the server to go on after an error
-reply; a server that will echoes it. Without it the server closes with code 1011 after an error, as openpi always did."""
+"""Handshake header. A client that sends it with the value `KEEP_CONNECTION_VALUE` asks the server to keep the connection after
+an error reply. A server that agrees echoes it. Without it, the server closes with code 1011 after an error, as openpi always
+did."""
 
 KEEP_CONNECTION_VALUE = "1"
 
@@ -14,16 +15,16 @@ AUTHORIZATION_HEADER = "Authorization"
 """Handshake header that carries `Api-Key <key>`."""
 
 ALIVE_PATH = "/healthz"
-"""GET answers 200 as soon as the process serves, ready or not."""
+"""GET returns 200 as soon as the process serves, ready or not."""
 
 READY_PATH = "/readyz"
-"""GET answers 200 when requests are answered without delay, else 503."""
+"""GET returns 200 when requests are answered without delay, else 503."""
 
 METRICS_PATH = "/metrics"
-"""GET answers counters and latency histograms in Prometheus' text format."""
+"""GET returns counters and latency histograms in Prometheus' text format."""
 
 STATUS_PATH = "/"
-"""GET answers a page for people: what is served, how fast, and the last pictures seen."""
+"""GET returns a page for people: what is served, how fast, and the last images seen."""
 
 SERVER_TIMING_KEY = "server_timing"
 """Key of a reply: a dict of durations in ms, measured by the server."""
@@ -32,10 +33,10 @@ POLICY_TIMING_KEY = "policy_timing"
 """Key of a reply: a dict of durations in ms, measured by the policy."""
 
 PROTOCOL_KEY = "protocol"
-"""Key of the metadata: `{"features": [...]}`, what a server understands beyond the original's messages."""
+"""Key of the metadata: `{"features": [...]}`, what a server supports in addition to openpi's original messages."""
 
 FEATURE_JPEG_IMAGES = "jpeg_images"
-"""Bytes that are a JPEG may stand wherever an observation has an image; the policy sees uint8 (h, w, 3), RGB."""
+"""An observation may hold any image as the bytes of a JPEG. The policy sees uint8 (h, w, 3), RGB."""
 
 FEATURE_DEADLINE = "deadline"
 FEATURE_REPLACE_OLDER = "replace_older"
@@ -46,21 +47,21 @@ FEATURE_RTC = "rtc"
 """Real-time chunking, with the methods that `RTC_KEY` lists."""
 
 REQUEST_OPTIONS_KEY = "openpi_request"
-"""Key of a request: a dict of options about the request itself, taken out before the policy sees the observation. A server
-that does not announce a feature would pass its option on to the policy, so clients send only what is announced."""
+"""Key of a request: a dict of options about the request itself, removed before the policy sees the observation. A server that
+does not announce a feature would pass its option to the policy, so clients send only options of announced features."""
 
 DEADLINE_OPTION = "deadline_ms"
-"""Option: answer within so many ms of the arrival, or not at all (`TOO_LATE`)."""
+"""Option: answer within this many ms of the arrival, or not at all (`TOO_LATE`)."""
 
 REPLACE_OLDER_OPTION = "replace_older"
-"""Option: True drops the requests of this connection that still wait (`SUPERSEDED`)."""
+"""Option: True drops the waiting requests of this connection (`SUPERSEDED`)."""
 
 RTC_KEY = "rtc"
-"""Key of a request: what is left of the previous chunk, a dict; see `openpi.policies.left_over`. Key of the metadata:
-`{"methods": [...], "schedules": [...]}`, and `max_prefix_delay` where the method "prefix" is among them."""
+"""Key of a request: a dict with the rest of the previous chunk, described in `openpi.policies.left_over`. Key of the metadata:
+`{"methods": [...], "schedules": [...]}`, and `max_prefix_delay` if the method "prefix" is among them."""
 
-# Codes of errors. A client that keeps its connection receives errors as the JSON text `{"error": {"code": ..., "message": ...}}`,
-# with "traceback" beside it from a debugging server; any other client receives the message alone, as plain text.
+# Error codes. A client that keeps its connection receives errors as the JSON text `{"error": {"code": ..., "message": ...}}`,
+# and a debugging server adds "traceback" to it. Any other client receives only the message, as plain text.
 ERROR_KEY = "error"
 BAD_REQUEST = "bad_request"
 INTERNAL = "internal"

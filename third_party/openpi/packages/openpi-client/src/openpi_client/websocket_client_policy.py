@@ -1,4 +1,4 @@
-"""A policy that runs behind a websocket, on this machine or another."""
+"""A policy behind a websocket, on this machine or another."""
 
 import json
 import logging
@@ -31,8 +31,9 @@ _SLOWEST_RETRY_S = 5.0
 class WebsocketClientPolicy(BasePolicy):
     """Sends observations to a policy server and returns its actions.
 
-    One request is under way at a time; threads that share a client wait for each other. After a timeout, an interrupt or a
-    lost server the connection is dropped, and the next `infer` connects anew, so that a reply always belongs to its request.
+    Only one request is under way at a time, so threads that share a client wait for each other. After a timeout, an interrupt
+    or the loss of the server, the connection is dropped and the next `infer` opens a new one. A reply therefore always belongs
+    to its request.
     """
 
     def __init__(
@@ -47,15 +48,15 @@ class WebsocketClientPolicy(BasePolicy):
         """Wait for the server, connect, and read its metadata.
 
         Args:
-            host: Host name, address, or a whole `ws://...` or `wss://...` address; `0.0.0.0` means this machine.
+            host: Host name, address, or a whole `ws://...` or `wss://...` address. `0.0.0.0` means this machine.
             port: TCP port.
-            api_key: Sent with the handshake when given.
-            connect_timeout_s: How long to wait for a server that is not up yet; None waits for ever.
-            request_timeout_s: Limit of one `infer`, a reconnection included; None waits for ever.
+            api_key: Sent with the handshake, if given.
+            connect_timeout_s: How long to wait for a server that is not up yet. None waits forever.
+            request_timeout_s: Time limit of one `infer`, including a reconnection. None waits forever.
 
         Raises:
-            ServerUnreachableError: no server came up in time.
-            ProtocolError: something else than a policy server answers there.
+            ServerUnreachableError: No server came up in time.
+            ProtocolError: The program at this address is not a policy server.
         """
         self._uri = address.server_uri(host, port)
         self._headers = {protocol.KEEP_CONNECTION_HEADER: protocol.KEEP_CONNECTION_VALUE}
@@ -75,17 +76,17 @@ class WebsocketClientPolicy(BasePolicy):
         self.close()
 
     def get_server_metadata(self) -> dict[str, Any]:
-        """Return what the server told about itself when the connection was made."""
+        """Return the metadata that the server sent when the connection was made."""
         return self._metadata
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
         """Send one observation and return the policy's answer.
 
         Raises:
-            RemoteError: the server answered with an error; the next request may be a good one.
-            ServerTimeoutError: no answer in time.
-            ServerUnreachableError: the server is gone, or the connection broke.
-            ProtocolError: the answer is malformed.
+            RemoteError: The server answered with an error. The next request may succeed.
+            ServerTimeoutError: No answer came in time.
+            ServerUnreachableError: The server is gone, or the connection broke.
+            ProtocolError: The answer is malformed.
         """
         with self._lock:
             deadline_s = _deadline(self._request_timeout_s)
@@ -103,7 +104,7 @@ class WebsocketClientPolicy(BasePolicy):
                 raise
 
     def close(self) -> None:
-        """Close the connection; a later `infer` opens a new one."""
+        """Close the connection. A later `infer` opens a new one."""
         with self._lock:
             self._disconnect()
 
@@ -113,7 +114,10 @@ class WebsocketClientPolicy(BasePolicy):
             connection.close()
 
     def _connected(self, deadline_s: float | None) -> _connection.Connection:
-        """Return an open connection, reconnecting by a single try when there is none: a control loop cannot wait."""
+        """Return an open connection, and reconnect if there is none.
+
+        There is only one attempt, because a control loop cannot wait.
+        """
         if self._connection is None or not self._connection.is_open:
             self._disconnect()
             try:
@@ -122,7 +126,7 @@ class WebsocketClientPolicy(BasePolicy):
                 raise
             except (OSError, WebSocketException) as e:
                 raise _unreachable(self._uri, e) from e
-            # As bytes: there may be arrays in it, which do not compare to one truth.
+            # Bytes are compared, because metadata may hold arrays, which do not compare to a single bool.
             if msgpack_numpy.packb(self._connection.metadata) != msgpack_numpy.packb(self._metadata):
                 logger.warning("policy server at %s came back with different metadata", self._uri)
                 self._metadata = self._connection.metadata
@@ -155,12 +159,15 @@ def _deadline(timeout_s: float | None) -> float | None:
 
 
 def _remaining(deadline_s: float | None) -> float | None:
-    # Never 0 or less: that would make a last try fail in ways that say nothing about the server.
+    # Never 0 or less, because a last attempt would then fail in ways that say nothing about the server.
     return None if deadline_s is None else max(deadline_s - time.monotonic(), 0.01)
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether a failed try says 'not yet' (the server is starting, the network coming up) rather than 'never'."""
+    """Return whether a later attempt may succeed.
+
+    It may while the server is starting or the network is coming up.
+    """
     if isinstance(error, InvalidStatus):
         return error.response.status_code >= 500
     if isinstance(error, socket.gaierror):
@@ -171,11 +178,14 @@ def _may_pass(error: Exception) -> bool:
 def _unreachable(uri: str, cause: Exception, waited_s: float | None = None) -> ServerUnreachableError:
     after = "" if waited_s is None else f" after {waited_s:g} s"
     reason = str(cause) or type(cause).__name__
-    return ServerUnreachableError(f"no policy server at {uri}{after} ({reason}); start it with scripts/serve_policy.py")
+    return ServerUnreachableError(f"no policy server at {uri}{after} ({reason}). Start it with scripts/serve_policy.py")
 
 
 def _with_deadline(obs: dict[str, Any], metadata: dict[str, Any], remaining_s: float | None) -> dict[str, Any]:
-    """Tell a server that understands it how long its answer is of use, so that it computes none that nobody waits for."""
+    """Add the time limit to a request, if the server supports it.
+
+    The server then computes no answer that nobody waits for.
+    """
     features = (metadata.get(protocol.PROTOCOL_KEY) or {}).get("features", ())
     if remaining_s is None or protocol.FEATURE_DEADLINE not in features:
         return obs
@@ -192,7 +202,10 @@ def _remote_error(uri: str, text: str) -> RemoteError:
 
 
 def _read_error(text: str) -> tuple[str | None, str, str]:
-    """Return code, one-line summary and whole text of an error reply, be it structured or a traceback."""
+    """Return code, one-line summary and whole text of an error reply.
+
+    The reply is structured (JSON), or a message or traceback as plain text.
+    """
     try:
         error = json.loads(text)[protocol.ERROR_KEY]
         code, summary = str(error["code"]), str(error["message"])

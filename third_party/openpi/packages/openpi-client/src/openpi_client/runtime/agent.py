@@ -1,4 +1,4 @@
-"""Whoever decides what the robot does next."""
+"""The interface of an agent, which decides what the robot does next."""
 
 import abc
 from typing import Any

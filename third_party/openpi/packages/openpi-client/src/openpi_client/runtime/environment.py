@@ -5,15 +5,18 @@ from typing import Any
 
 
 class Environment(abc.ABC):
-    """Gives observations and takes actions."""
+    """Returns observations and executes actions."""
 
     @abc.abstractmethod
     def reset(self) -> None:
-        """Bring the robot to the start of an episode; called once before each episode and once after the last."""
+        """Bring the robot to the start of an episode.
+
+        It is called once before each episode and once after the last.
+        """
 
     @abc.abstractmethod
     def is_episode_complete(self) -> bool:
-        """Whether the episode is over; asked after each step."""
+        """Return whether the episode is over. It is called after each step."""
 
     @abc.abstractmethod
     def get_observation(self) -> dict[str, Any]:

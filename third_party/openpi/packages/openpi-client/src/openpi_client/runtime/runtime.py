@@ -1,4 +1,4 @@
-"""The control loop: observe, decide, act, at a steady rate, episode after episode."""
+"""The control loop: observe, decide and act at a steady rate."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Runtime:
-    """Runs an agent in an environment and tells subscribers about it."""
+    """Runs an agent in an environment and notifies subscribers."""
 
     def __init__(
         self,
@@ -25,15 +25,15 @@ class Runtime:
         num_episodes: int = 1,
         max_episode_steps: int = 0,
     ) -> None:
-        """Prepare a loop.
+        """Keep the settings. `run` starts the loop.
 
         Args:
             environment: The robot.
             agent: Decides each action.
-            subscribers: Told of each step, in this order; of the end of an episode in the reverse order.
-            max_hz: Steps per second; 0 runs as fast as it goes.
+            subscribers: Notified of each step in this order, and of the end of an episode in reverse order.
+            max_hz: Steps per second. 0 runs as fast as possible.
             num_episodes: Episodes that `run` performs.
-            max_episode_steps: Steps after which an episode ends; 0 means no such limit.
+            max_episode_steps: Steps after which an episode ends. 0 means no limit.
         """
         self._environment = environment
         self._agent = agent
@@ -46,14 +46,14 @@ class Runtime:
 
     @property
     def num_late_steps(self) -> int:
-        """Steps so far that took longer than the period."""
+        """Number of steps so far that took longer than the period."""
         return self._num_late_steps
 
     def run(self) -> None:
         """Perform all episodes, then reset the environment once more.
 
-        An exception ends the loop at once: subscribers hear of the episode's end, but the environment is not reset, since a
-        robot should not travel to its start pose after a failure that nobody has looked at.
+        An exception ends the loop at once. Subscribers are notified of the episode's end, but the environment is not reset,
+        because a robot should not move to its start pose after a failure that nobody has inspected.
         """
         for _ in range(self._num_episodes):
             self._run_episode()
@@ -66,7 +66,10 @@ class Runtime:
         return thread
 
     def mark_episode_complete(self) -> None:
-        """End the episode after the current step; may be called from any thread."""
+        """End the episode after the current step.
+
+        You may call this from any thread.
+        """
         self._episode_complete.set()
 
     def _run_episode(self) -> None:
@@ -101,10 +104,10 @@ class Runtime:
             subscriber.on_step(observation, action)
 
     def _wait_for_next_tick(self, start_s: float, tick: int) -> int:
-        """Sleep until the next point of the grid `start + k * period` and return its k.
+        """Sleep until the next `start + k * period` and return k.
 
-        The grid hangs on the episode's start, so errors do not add up. Points that an overrun has passed are skipped: making
-        up for them in a burst would move the robot faster than the policy meant.
+        The times depend on the episode's start alone, so errors do not add up. Times that an overrun has missed are skipped,
+        because a burst of steps would move the robot faster than the policy intended.
         """
         if not self._period_s:
             return tick

@@ -1,20 +1,23 @@
-"""Whoever watches the control loop: recorders, displays, counters."""
+"""The interface of observers of the control loop: recorders, displays, counters."""
 
 import abc
 from typing import Any
 
 
 class Subscriber(abc.ABC):
-    """Hears of every episode and step; must be quick, since the loop waits for it."""
+    """Is called for every episode and step.
+
+    Its methods must be quick, because the loop waits for them.
+    """
 
     @abc.abstractmethod
     def on_episode_start(self) -> None:
-        """An episode begins."""
+        """Handle the start of an episode."""
 
     @abc.abstractmethod
     def on_step(self, observation: dict[str, Any], action: dict[str, Any]) -> None:
-        """A step was executed: the observation it was chosen for, and the action."""
+        """Handle an executed step: the observation and the action chosen for it."""
 
     @abc.abstractmethod
     def on_episode_end(self) -> None:
-        """The episode ended, completed or broken off by an error."""
+        """Handle the end of an episode, complete or aborted by an error."""

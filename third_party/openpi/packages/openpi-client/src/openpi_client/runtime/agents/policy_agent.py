@@ -7,7 +7,10 @@ from openpi_client.runtime.agent import Agent
 
 
 class PolicyAgent(Agent):
-    """An agent that does what a policy says, usually an `ActionChunkBroker` around a websocket client."""
+    """An agent that executes a policy.
+
+    The policy is usually an `ActionChunkBroker` around a websocket client.
+    """
 
     def __init__(self, policy: BasePolicy) -> None:
         self._policy = policy
