@@ -71,7 +71,7 @@ class FakeFastTokenizer(FakeTokenizer):
         return tokens, np.array([True, True]), np.array([0, 1]), np.array([False, True])
 
 
-# Normalisation ---------------------------------------------------------------------------------------------------------
+# Normalization ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("key", "use_quantiles"), [("z", False), ("q", True)])
@@ -108,7 +108,7 @@ def test_normalize_without_stats_returns_the_same_object():
     assert transforms.Unnormalize(None)(data) is data
 
 
-def test_quantile_normalisation_refuses_stats_without_quantiles_when_it_is_made():
+def test_quantile_normalization_refuses_stats_without_quantiles_when_it_is_made():
     bare = {"state": normalize.NormStats(mean=np.zeros(2), std=np.ones(2)), "nested": {"actions": _stats(2)}}
     for transform in (transforms.Normalize, transforms.Unnormalize):
         with pytest.raises(errors.DataError, match=r"q01 and q99 are missing for \['state'\]"):
@@ -244,7 +244,7 @@ def test_repack_names_all_missing_keys_at_once():
     repack = transforms.RepackTransform({"a": "x", "b": "y", "c": "z"})
     with pytest.raises(KeyError) as error:
         repack({"y": 0})
-    assert str(error.value) == "sample: keys ['x', 'z'] are missing; found ['y']"
+    assert str(error.value) == "sample: found ['y'], keys ['x', 'z'] are missing"
     assert isinstance(error.value, errors.UserError)
 
 
@@ -263,9 +263,9 @@ def test_tokenize_prompt_replaces_the_prompt(prompt):
 
 
 def test_tokenize_prompt_says_what_is_missing_or_wrong():
-    with pytest.raises(ValueError, match="Prompt is required"):
+    with pytest.raises(ValueError, match="'prompt' is missing"):
         transforms.TokenizePrompt(FakeTokenizer())({"state": 0})
-    with pytest.raises(ValueError, match="State is required"):
+    with pytest.raises(ValueError, match="'state' is missing"):
         transforms.TokenizePrompt(FakeTokenizer(), discrete_state_input=True)({"prompt": "go"})
     with pytest.raises(ValueError, match="prompt: found int, expected one string"):
         transforms.TokenizePrompt(FakeTokenizer())({"prompt": 3})
@@ -293,7 +293,7 @@ def test_extract_fast_actions_hands_over_integers():
 def test_prompt_from_task_looks_the_task_up_or_says_why_not():
     transform = transforms.PromptFromLeRobotTask({1: "fold the towel"})
     assert transform({"task_index": np.int64(1)})["prompt"] == "fold the towel"
-    with pytest.raises(ValueError, match=r"task_index=2 not found in the tasks \[1\]"):
+    with pytest.raises(ValueError, match=r"found task_index=2, expected one of \[1\]"):
         transform({"task_index": 2})
     with pytest.raises(ValueError, match="'task_index' is missing"):
         transform({})

@@ -1,8 +1,10 @@
-"""Everything between a dataset and a model: small callables from dict to dict, used alike in training and in serving.
+"""Small callables from dict to dict, which prepare data for a model.
 
-A transform works on one unbatched sample, a nested dict of numpy leaves, and returns a new dict: it never changes the
-dict or the arrays that it was given. Order, training: repack, data transforms, `Normalize`, model transforms. Serving runs
-the inputs without repacking, then the outputs in reverse order.
+Training and serving use the same ones. A transform works on one unbatched sample, a nested dict of numpy leaves, and returns
+a new dict. It never changes the dict or the arrays that it was given.
+
+The order in training is: repack, data transforms, `Normalize`, model transforms. Serving runs the inputs without repacking,
+then the outputs in reverse order.
 """
 
 from openpi.shared.normalize import NormStats

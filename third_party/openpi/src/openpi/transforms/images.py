@@ -15,11 +15,14 @@ from openpi_client import image_tools
 
 @dataclasses.dataclass(frozen=True)
 class ResizeImages(DataTransformFn):
-    """Resize every image of `data["image"]` (uint8 [h, w, c]) with black padding, keeping its proportions."""
+    """Resize every image of `data["image"]` and pad it with black.
+
+    Images are uint8 [h, w, c] and keep their proportions.
+    """
 
     height: int
     width: int
-    # Threads that share the images of one sample. For a robot that waits; a data loader has samples enough to share.
+    # Threads that share the images of one sample. More than one helps a waiting robot. A data loader has enough samples to share.
     num_threads: int = 1
 
     def __call__(self, data: DataDict) -> DataDict:
@@ -43,10 +46,10 @@ class ResizeImages(DataTransformFn):
 
 @dataclasses.dataclass(frozen=True)
 class DropImages(DataTransformFn):
-    """Leave out the images of camera slots that this robot never fills; their masks stay.
+    """Drop the images of camera slots that this robot never fills.
 
-    The model then computes no tokens for them, which nothing would read. The slots are fixed, not found sample by sample:
-    another set of images is another program to compile.
+    Their masks stay. The model then computes no tokens for them, which nothing would read. The slots are fixed and not found
+    sample by sample, because another set of images is another program to compile.
     """
 
     slots: Sequence[str]
@@ -55,8 +58,8 @@ class DropImages(DataTransformFn):
         """Return the sample without the slots' images.
 
         Raises:
-            DataError: A slot is masked as present.
+            DataError: The mask says that a slot is present.
         """
         if present := [slot for slot in self.slots if np.any(data["image_mask"][slot])]:
-            raise errors.DataError(f"sample: camera slots {present} hold images, expected them to be empty")
+            raise errors.DataError(f"sample: found images in the camera slots {present}, expected them to be empty")
         return data | {"image": {slot: image for slot, image in data["image"].items() if slot not in self.slots}}

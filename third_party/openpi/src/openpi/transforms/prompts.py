@@ -1,4 +1,4 @@
-"""Transforms of instructions: where a prompt comes from, and how it becomes tokens."""
+"""Transforms that choose a prompt and convert it to tokens."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -14,12 +14,12 @@ from openpi.transforms.base import DataTransformFn
 
 @dataclasses.dataclass(frozen=True)
 class InjectDefaultPrompt(DataTransformFn):
-    """Give samples without a prompt this one; None does nothing."""
+    """Add a prompt to samples without one. None changes nothing."""
 
     prompt: str | None
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Add `prompt` (0-d numpy string) unless there is one."""
+        """Add `prompt` (0-d numpy string) unless the sample has one."""
         if self.prompt is None or "prompt" in data:
             return data
         return {**data, "prompt": np.asarray(self.prompt)}
@@ -33,13 +33,17 @@ class PromptFromLeRobotTask(DataTransformFn):
     tasks: Mapping[int, str]
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Add `prompt`; `DataError` if the sample has no task index or the table no such task."""
+        """Add `prompt`.
+
+        Raises:
+            DataError: The sample has no task index, or the table has no such task.
+        """
         if "task_index" not in data:
             raise errors.DataError("sample: 'task_index' is missing, so its prompt cannot be looked up")
         task_index = int(data["task_index"])
         prompt = self.tasks.get(task_index)
         if prompt is None:
-            raise errors.DataError(f"dataset: task_index={task_index} not found in the tasks {sorted(self.tasks)}")
+            raise errors.DataError(f"dataset: found task_index={task_index}, expected one of {sorted(self.tasks)}")
         return {**data, "prompt": prompt}
 
 
@@ -48,7 +52,7 @@ def _take_prompt(data: DataDict) -> tuple[str, DataDict]:
     rest = dict(data)
     prompt = rest.pop("prompt", None)
     if prompt is None:
-        raise errors.DataError("Prompt is required: the sample has no 'prompt'; send one or set a default prompt")
+        raise errors.DataError("sample: 'prompt' is missing. Send one or set a default prompt")
     if isinstance(prompt, np.ndarray) and prompt.size == 1:
         prompt = prompt.item()
     if not isinstance(prompt, str):
@@ -61,20 +65,24 @@ class TokenizePrompt(DataTransformFn):
     """Replace `prompt` by `tokenized_prompt` (int64 [l]) and `tokenized_prompt_mask` (bool [l])."""
 
     tokenizer: _tokenizer.PaligemmaTokenizer
-    # Whether the (normalised) state is part of the text, as pi0.5 wants it.
+    # Whether the (normalized) state is part of the text, as in pi0.5.
     discrete_state_input: bool = False
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Tokenise; `DataError` if there is no prompt, or no state where one is needed."""
+        """Tokenize the prompt.
+
+        Raises:
+            DataError: There is no prompt, or no state where one is needed.
+        """
         prompt, rest = _take_prompt(data)
         if self.discrete_state_input and "state" not in rest:
-            raise errors.DataError("State is required: it is part of this model's prompt")
+            raise errors.DataError("sample: 'state' is missing, which is part of this model's prompt")
         tokens, mask = self.tokenizer.tokenize(prompt, rest["state"] if self.discrete_state_input else None)
         return {**rest, "tokenized_prompt": tokens, "tokenized_prompt_mask": mask}
 
 
 class ActionTokenizer(Protocol):
-    """What the FAST transforms need: text, state and actions to tokens, and tokens to actions."""
+    """Converts text, state and actions to FAST tokens, and back."""
 
     def tokenize(
         self, prompt: str, state: np.ndarray, actions: np.ndarray | None
@@ -89,12 +97,19 @@ class ActionTokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TokenizeFASTInputs(DataTransformFn):
-    """Replace `prompt` by the four token arrays of pi0-FAST; `actions`, if there, are tokenised too and stay."""
+    """Replace `prompt` by the four token arrays of pi0-FAST.
+
+    Any `actions` are tokenized too, and stay.
+    """
 
     tokenizer: ActionTokenizer
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Tokenise; `DataError` if there is no prompt."""
+        """Tokenize the prompt, the state and any actions.
+
+        Raises:
+            DataError: There is no prompt.
+        """
         prompt, rest = _take_prompt(data)
         tokens, mask, ar_mask, loss_mask = self.tokenizer.tokenize(prompt, rest["state"], rest.get("actions"))
         return {
@@ -108,14 +123,14 @@ class TokenizeFASTInputs(DataTransformFn):
 
 @dataclasses.dataclass(frozen=True)
 class ExtractFASTActions(DataTransformFn):
-    """Replace the generated tokens in `actions` by the actions that they stand for."""
+    """Replace generated tokens in `actions` by the actions they stand for."""
 
     tokenizer: ActionTokenizer
     action_horizon: int
     action_dim: int
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Decode; a sample without actions comes back as it is."""
+        """Decode the actions, if the sample has any."""
         if "actions" not in data:
             return data
         # The model returns ids as floats.

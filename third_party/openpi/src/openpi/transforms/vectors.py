@@ -1,4 +1,4 @@
-"""Transforms of states and actions: scale, delta, width."""
+"""Transforms of states and actions: scale, deltas, stride and width."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -13,27 +13,37 @@ from openpi.transforms.base import DataDict
 from openpi.transforms.base import DataTransformFn
 
 NormStatsTree: TypeAlias = Mapping[str, Any]
-"""Nested dict whose leaves are `NormStats`, at the paths of the data that they describe."""
+"""Nested dict of `NormStats`, at the paths of the data that they describe."""
 
 _EPSILON = 1e-6
-"""Keeps constant dimensions from dividing by zero (formula: as the released checkpoints were trained with)."""
+"""Avoids a division by zero in constant dimensions (formula: as in the training of the released checkpoints)."""
 
 
 def _check_quantiles(norm_stats: NormStatsTree) -> None:
     lacking = [path for path, stats in tree.flatten_dict(norm_stats).items() if stats.q01 is None or stats.q99 is None]
     if lacking:
         raise errors.DataError(
-            f"norm stats: q01 and q99 are missing for {lacking}, and quantile normalisation needs them; "
-            "compute the norm stats again"
+            f"norm stats: q01 and q99 are missing for {lacking}, and quantile normalization needs them. "
+            "Compute the norm stats again"
         )
+
+
+def _quantile_range(stats: NormStats, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return q01 and q99 of the first `dim` numbers."""
+    # `_check_quantiles` has already refused stats without them.
+    assert stats.q01 is not None
+    assert stats.q99 is not None
+    return stats.q01[..., :dim], stats.q99[..., :dim]
 
 
 @dataclasses.dataclass(frozen=True)
 class Normalize(DataTransformFn):
-    """Scale data to about [-1, 1]: z-score (x-mean)/(std+1e-6), or 2*(x-q01)/(q99-q01+1e-6)-1, without clipping.
+    """Scale data to about [-1, 1], without clipping.
+
+    The result is the z-score (x-mean)/(std+1e-6), or 2*(x-q01)/(q99-q01+1e-6)-1 with quantiles.
 
     Raises:
-        DataError: Quantiles are wanted and the stats lack them (at construction), or data are wider than their stats.
+        DataError: The stats lack the quantiles to use (at construction), or data are wider than their stats.
     """
 
     norm_stats: NormStatsTree | None
@@ -46,7 +56,10 @@ class Normalize(DataTransformFn):
             _check_quantiles(self.norm_stats)
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Normalise every leaf that has stats; a leaf narrower than its stats uses the first of them."""
+        """Normalize every leaf that has stats.
+
+        A leaf that is narrower than its stats uses the first of them.
+        """
         if self.norm_stats is None:
             return data
         return tree.apply_tree(data, self.norm_stats, self._normalize, strict=self.strict)
@@ -55,18 +68,21 @@ class Normalize(DataTransformFn):
         dim = x.shape[-1]
         if dim > stats.mean.shape[-1]:
             raise errors.DataError(
-                f"norm stats: data have {dim} numbers, expected at most {stats.mean.shape[-1]}; "
-                "compute the norm stats again for this data"
+                f"norm stats: data have {dim} numbers, expected at most {stats.mean.shape[-1]}. "
+                "Compute the norm stats again for this data"
             )
         if self.use_quantiles:
-            low, high = stats.q01[..., :dim], stats.q99[..., :dim]
+            low, high = _quantile_range(stats, dim)
             return (x - low) / (high - low + _EPSILON) * 2.0 - 1.0
         return (x - stats.mean[..., :dim]) / (stats.std[..., :dim] + _EPSILON)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unnormalize(DataTransformFn):
-    """Invert `Normalize`. Every key of the stats must be in the data; numbers beyond the stats' width stay as they are."""
+    """Invert `Normalize`.
+
+    Every key of the stats must be in the data. Numbers beyond the stats' width stay as they are.
+    """
 
     norm_stats: NormStatsTree | None
     use_quantiles: bool = False
@@ -76,7 +92,7 @@ class Unnormalize(DataTransformFn):
             _check_quantiles(self.norm_stats)
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Bring every leaf that has stats back to its unit."""
+        """Convert every leaf that has stats back to its unit."""
         if self.norm_stats is None:
             return data
         return tree.apply_tree(data, self.norm_stats, self._unnormalize, strict=True)
@@ -84,10 +100,10 @@ class Unnormalize(DataTransformFn):
     def _unnormalize(self, x: np.ndarray, stats: NormStats) -> np.ndarray:
         dim = min(x.shape[-1], stats.mean.shape[-1])
         if self.use_quantiles:
-            low, high = stats.q01[..., :dim], stats.q99[..., :dim]
+            low, high = _quantile_range(stats, dim)
             known = (x[..., :dim] + 1.0) / 2.0 * (high - low + _EPSILON) + low
             return np.concatenate([known, x[..., dim:]], axis=-1)
-        # Beyond the stats the z-score counts as mean 0, std 1, epsilon included.
+        # Beyond the stats, mean 0 and std 1 apply, and epsilon is added there too.
         mean = pad_to_dim(stats.mean[..., :dim], x.shape[-1])
         std = pad_to_dim(stats.std[..., :dim], x.shape[-1], value=1.0)
         return x * (std + _EPSILON) + mean
@@ -100,7 +116,7 @@ class SubsampleActions(DataTransformFn):
     stride: int
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Thin out `actions` [h, d] along time."""
+        """Subsample `actions` [h, d] along time."""
         return {**data, "actions": data["actions"][:: self.stride]}
 
 
@@ -121,12 +137,15 @@ def _shift_actions(data: DataDict, mask: Sequence[bool], sign: int) -> DataDict:
 
 @dataclasses.dataclass(frozen=True)
 class DeltaActions(DataTransformFn):
-    """Express the masked numbers of `actions` [..., h, d] relative to `state` [..., s]. None: nothing happens."""
+    """Express the masked numbers of `actions` relative to `state`.
+
+    Shapes: actions [..., h, d], state [..., s]. With the mask None, nothing changes.
+    """
 
     mask: Sequence[bool] | None
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Subtract the state; a sample without actions comes back as it is."""
+        """Subtract the state from the actions, if the sample has any."""
         if self.mask is None or "actions" not in data:
             return data
         return _shift_actions(data, self.mask, -1)
@@ -139,7 +158,7 @@ class AbsoluteActions(DataTransformFn):
     mask: Sequence[bool] | None
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Add the state; a sample without actions comes back as it is."""
+        """Add the state to the actions, if the sample has any."""
         if self.mask is None or "actions" not in data:
             return data
         return _shift_actions(data, self.mask, 1)
@@ -147,30 +166,39 @@ class AbsoluteActions(DataTransformFn):
 
 @dataclasses.dataclass(frozen=True)
 class PadStatesAndActions(DataTransformFn):
-    """Widen `state` and `actions` with zeros to the model's width; wider data stay as they are."""
+    """Pad `state` and `actions` with zeros to the model's width.
+
+    Wider data stay as they are.
+    """
 
     model_action_dim: int
 
     def __call__(self, data: DataDict) -> DataDict:
-        """Pad the last axis of both (of `state` alone in a sample without actions)."""
-        padded = {key: pad_to_dim(data[key], self.model_action_dim) for key in ("state", "actions") if key in data}
+        """Pad the last axis of both, if the sample has them."""
+        padded: DataDict = {
+            key: pad_to_dim(data[key], self.model_action_dim) for key in ("state", "actions") if key in data
+        }
         return {**data, **padded}
 
 
 def pad_to_dim(x: np.ndarray, target_dim: int, axis: int = -1, value: float = 0.0) -> np.ndarray:
-    """Widen one axis to `target_dim` by appending `value`; an axis that is long enough stays."""
+    """Pad one axis to `target_dim` by appending `value`.
+
+    An axis that is long enough stays.
+    """
     missing = target_dim - x.shape[axis]
     if missing <= 0:
         return x
     shape = list(x.shape)
     shape[axis] = missing
-    # np.pad gives the same and takes ten times as long on arrays of this size.
+    # np.pad gives the same result, but takes ten times as long on arrays of this size.
     return np.concatenate([x, np.full(shape, value, x.dtype)], axis)
 
 
 def make_bool_mask(*dims: int) -> tuple[bool, ...]:
-    """Spell out a mask by runs: n gives n times True, -n n times False, 0 nothing.
+    """Return a mask described by runs.
 
-    For example `make_bool_mask(6, -1, 6, -1)`: joints True, grippers False, of a robot with two arms.
+    n adds n times True, -n adds n times False, and 0 adds nothing. For example, `make_bool_mask(6, -1, 6, -1)` is True for the joints and False for the grippers of a robot
+    with two arms.
     """
     return tuple(dim > 0 for dim in dims for _ in range(abs(dim)))
