@@ -40,7 +40,7 @@ def md5(content):
 
 
 class BucketHandler(http.server.BaseHTTPRequestHandler):
-    """Answers as Google Cloud Storage does: objects by path, lists of two names a page."""
+    """Answers as Google Cloud Storage does: objects by path, lists of two names per page."""
 
     def do_GET(self):
         self.server.requests.append(self.path)
@@ -58,7 +58,7 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
         elif url.path == "/bucket/spoilt":
             self.answer(b"spoilt", checksum=f"md5={md5(b'whole')}")
         elif url.path.startswith("/bucket/composite"):
-            # What was uploaded in parts has no MD5. The value is that of the specification's example.
+            # Objects uploaded in parts have no MD5. The value is from the example of the specification.
             self.answer(b"123456789", checksum="crc32c=" + ("4waSgw==" if url.path.endswith("whole") else "4waSgA=="))
         else:
             self.answer(OBJECTS.get(urllib.parse.unquote(url.path).removeprefix("/bucket/")))
@@ -70,7 +70,7 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
         return page | ({"nextPageToken": str(start + 2)} if start + 2 < len(names) else {})
 
     def answer_in_pieces(self):
-        """Break off after 400,000 bytes; "changing" is another version each time."""
+        """Break off after 400,000 bytes. The object "changing" is another version each time."""
         etag = f'"{len(self.server.requests) if self.path.endswith("changing") else 0}"'
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         is_rest = self.headers.get("If-Range") == etag
@@ -84,7 +84,7 @@ class BucketHandler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(rest[:400_000])
 
     def answer_half_and_wait(self):
-        """Send half of it, and the other half when the test says so."""
+        """Send half of it, and the other half when the test allows it."""
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
         self.server.requests[-1] += f" from {start}"
         assert start == 0 or self.headers["If-Range"] == '"1"'
@@ -169,7 +169,7 @@ def test_files_that_differ_in_the_suffix_only_do_not_share_anything(bucket, cach
     assert sorted(path.name for path in (cache / "bucket").iterdir()) == ["tokenizer", "tokenizer.model"]
 
 
-def test_a_folder_of_a_bucket_is_fetched_whole_and_without_its_neighbours(bucket):
+def test_a_folder_of_a_bucket_is_fetched_whole_and_without_its_neighbors(bucket):
     path = download.maybe_download("gs://bucket/runs/7/params/")
     files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
     assert files == {"_METADATA": b"{}", "d/0 1+": OBJECTS["runs/7/params/d/0 1+"]}
@@ -192,7 +192,7 @@ def test_a_missing_remote_file_is_named_and_leaves_nothing(bucket, cache, url):
 def test_a_bucket_that_is_not_public_is_read_by_gcsfs_or_its_absence_is_named(bucket, cache, monkeypatch, name):
     url = f"gs://closed/{name}"
     monkeypatch.setattr(download.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(errors.MissingFileError, match=rf"{url}: its bucket is not public; 'pip install gcsfs'"):
+    with pytest.raises(errors.MissingFileError, match=rf"{url}: its bucket is not public\. Run 'pip install gcsfs'"):
         download.maybe_download(url)
     assert not (cache / "closed").exists()
     monkeypatch.setattr(download.importlib.util, "find_spec", lambda _: "there")
@@ -202,17 +202,17 @@ def test_a_bucket_that_is_not_public_is_read_by_gcsfs_or_its_absence_is_named(bu
 
 def test_a_connection_that_breaks_off_leaves_nothing_in_the_cache(bucket, cache):
     with pytest.raises(
-        errors.UserError, match=r"broke off after 4 of 8 bytes\); 0\.0 MB have arrived.*put it at '.*/bucket/broken'"
+        errors.UserError, match=r"broke off after 4 of 8 bytes\)\. 0\.0 MB have arrived.*put it at '.*/bucket/broken'"
     ):
         download.maybe_download("gs://bucket/broken")
     assert not (cache / "bucket").exists()
 
 
-def test_a_connection_that_breaks_off_is_taken_up_where_it_ended(bucket, monkeypatch, caplog):
+def test_a_connection_that_breaks_off_is_resumed_where_it_ended(bucket, monkeypatch, caplog):
     monkeypatch.setattr(http_file, "_PAUSE_S", 0)
     assert download.maybe_download("gs://bucket/shaky").read_bytes() == SHAKY
     assert len(bucket.requests) == 3
-    assert "broke off after 400000 of 1000000 bytes; going on after 400000 bytes" in caplog.text
+    assert "broke off after 400000 of 1000000 bytes, resuming after 400000 bytes" in caplog.text
 
 
 def test_parts_of_different_versions_are_never_joined(bucket, monkeypatch):
@@ -277,7 +277,7 @@ FETCH = "import sys; from openpi.shared import download; print(download.maybe_do
 
 @contextlib.contextmanager
 def killed_while_it_fetches(url, bucket, started):
-    """Kill a process by SIGKILL once `started()` is true; the server's handler waits meanwhile."""
+    """Kill a process with SIGKILL once `started()` is true. The server's handler waits meanwhile."""
     process = subprocess.Popen([sys.executable, "-c", FETCH, url])
     deadline_s = time.monotonic() + 60
     while not started():
@@ -290,7 +290,7 @@ def killed_while_it_fetches(url, bucket, started):
     yield
 
 
-def test_a_killed_download_goes_on_where_it_ended(bucket, cache):
+def test_a_killed_download_resumes_where_it_ended(bucket, cache):
     def started():
         files = list((cache / ".downloads").glob("*.partial/content"))
         return files and files[0].stat().st_size == HALF
@@ -325,7 +325,7 @@ def test_a_killed_download_of_a_folder_fetches_only_what_it_lacks(bucket, cache,
     assert "/bucket/runs/7/params/_METADATA" not in bucket.requests
 
 
-def test_half_a_file_of_another_version_is_not_gone_on_with(bucket, cache):
+def test_half_a_file_of_another_version_is_not_resumed(bucket, cache):
     with pytest.raises(errors.UserError, match="broke off"):
         download.maybe_download("gs://bucket/broken")
     (note,) = (partial_folder(cache) / "notes").iterdir()
@@ -353,7 +353,7 @@ def test_without_a_server_the_message_names_the_place_in_the_cache(cache, monkey
 
 def test_offline_uses_the_cache_and_names_the_place_of_what_it_lacks(bucket, cache, monkeypatch):
     monkeypatch.setenv("OPENPI_OFFLINE", "1")
-    with pytest.raises(errors.UserError, match=r"OPENPI_OFFLINE is set; put it at '.*/cache/bucket/tokenizer.model'"):
+    with pytest.raises(errors.UserError, match=r"OPENPI_OFFLINE is set\. Put it at '.*/cache/bucket/tokenizer.model'"):
         download.maybe_download("gs://bucket/tokenizer.model")
     (cache / "bucket").mkdir()
     (cache / "bucket" / "tokenizer.model").write_text("put there by hand")
@@ -372,7 +372,7 @@ def test_a_scheme_without_a_backend_says_which_package_is_missing(cache):
         download.maybe_download("nosuchscheme://host/file")
 
 
-def test_checkpoints_published_anew_since_they_were_cached_are_fetched_again(cache):
+def test_checkpoints_published_again_since_they_were_cached_are_fetched_again(cache):
     path = cache / "openpi-assets" / "checkpoints" / "pi0_libero"
     path.mkdir(parents=True)
     for day, is_fresh in ((1738368000, False), (1740787200, True)):  # 1 February and 1 March 2025

@@ -13,7 +13,7 @@ GOLDEN_DIR = pathlib.Path(__file__).parents[2] / "golden"
 
 
 def wave_image(height, width):
-    """The input of the golden file, as its note in framework.json gives it."""
+    """Return the input of the golden file, as its note in framework.json describes it."""
     y, x, c = np.ogrid[:height, :width, :3]
     return np.floor(127.5 + 127 * np.sin(0.05 * y * (c + 1) + 0.03 * x)).astype(np.uint8)
 
@@ -35,8 +35,8 @@ def test_an_image_of_the_right_size_comes_back_as_the_same_object():
 
 @settings(max_examples=50, deadline=None)
 @given(*[st.integers(1, 90)] * 4, st.sampled_from([1, 3, 4]))
-def test_the_picture_is_centred_and_keeps_its_proportions(height, width, new_height, new_width, channels):
-    # A shape so thin that the picture would vanish is no image to resize.
+def test_the_image_is_centered_and_keeps_its_proportions(height, width, new_height, new_width, channels):
+    # A shape so thin that the image would vanish is not worth resizing.
     ratio = max(width / new_width, height / new_height)
     if int(height / ratio) == 0 or int(width / ratio) == 0:
         return

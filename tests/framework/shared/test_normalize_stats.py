@@ -29,7 +29,7 @@ def test_running_stats_agree_with_the_golden_numbers():
     for i, one_bin in enumerate(np.asarray(GOLDEN["range"]) / GOLDEN["bins"]):
         np.testing.assert_allclose(stats.q01[i], GOLDEN["q01_histogram"][i], rtol=0, atol=one_bin + 1e-6)
         np.testing.assert_allclose(stats.q99[i], GOLDEN["q99_histogram"][i], rtol=0, atol=one_bin + 1e-6)
-    # The golden std is sqrt(E[x^2]-E[x]^2) in float32, so its variance is rounded to a float32 of E[x^2]; ours is not.
+    # The golden std is sqrt(E[x^2]-E[x]^2) in float32, so its variance is rounded to a float32 of E[x^2]. Ours is not.
     np.testing.assert_allclose(stats.std, vectors.std(axis=0), rtol=1e-12)
     rounding = np.finfo(np.float32).eps * np.square(vectors).mean(axis=0)
     assert (np.abs(np.square(stats.std) - np.square(GOLDEN["std"])) <= rounding).all()
@@ -55,7 +55,7 @@ def test_quantiles_stay_within_two_bins_when_the_range_grows_with_every_vector(t
     vectors = trend * np.arange(2000.0).reshape(-1, 1) + np.random.default_rng(0).normal(size=(2000, 1))
     stats = running(list(vectors))
     two_bins = 2 * np.ptp(vectors) / 5000
-    # Between two neighbouring vectors any number is a quantile.
+    # Between two neighboring vectors, any number is a quantile.
     ordered = np.sort(vectors[:, 0])
     for got, share in ((stats.q01[0], 0.01), (stats.q99[0], 0.99)):
         rank = int(np.ceil(share * len(ordered)))
@@ -63,7 +63,7 @@ def test_quantiles_stay_within_two_bins_when_the_range_grows_with_every_vector(t
 
 
 def test_no_count_is_lost_when_bins_move():
-    # Old defect: vectors at the minimum fell out of the histogram when its range grew, and quantiles moved.
+    # Former defect: vectors at the minimum fell out of the histogram when its range grew, and quantiles moved.
     stats = running([np.zeros((50, 1)), np.ones((50, 1)), np.full((900, 1), 2.0)])
     assert stats.q01[0] == 0.0
     assert stats.q99[0] == pytest.approx(2.0, abs=2.0 / 5000)
@@ -144,15 +144,15 @@ def test_loading_says_what_is_wrong(tmp_path):
         ('{"mean": [0], "std": [1], "q01": [0, 0], "q99": [1]}', r"'state' q01 is int64 \[2\], expected numbers \[1\]"),
     ],
 )
-def test_statistics_that_are_no_vectors_of_one_width_are_refused_by_key_and_field(tmp_path, state, message):
+def test_statistics_other_than_vectors_of_one_width_are_refused_by_key_and_field(tmp_path, state, message):
     (tmp_path / "norm_stats.json").write_text(f'{{"norm_stats": {{"state": {state}}}}}')
-    with pytest.raises(errors.DataError, match=rf"norm_stats\.json: norm stats: {message}.*compute them again$"):
+    with pytest.raises(errors.DataError, match=rf"norm_stats\.json: norm stats: {message}.*Compute them again$"):
         normalize.load(tmp_path)
 
 
 def test_a_file_without_statistics_is_refused(tmp_path):
     (tmp_path / "norm_stats.json").write_text('{"norm_stats": {}}')
-    with pytest.raises(errors.DataError, match="there are none; compute them again"):
+    with pytest.raises(errors.DataError, match=r"found none\. Compute them again"):
         normalize.load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Array types for signatures, and the run-time check behind them.
+"""Array types for signatures, and their run-time check.
 
 Letters used in shapes: `*b` batch, `h w c` image, `s` tokens, `l` prompt length, `d` width, `ah` action horizon,
 `ad` action dimension.
@@ -35,13 +35,19 @@ R = TypeVar("R")
 
 
 def typecheck(fn: Callable[P, R]) -> Callable[P, R]:
-    """Check the annotated shapes and types of `fn` on each call (about 60 us; keep off inner loops)."""
+    """Check the annotated shapes and types of `fn` on each call.
+
+    A check takes about 60 us, so keep it off inner loops.
+    """
     return cast(Callable[P, R], jaxtyped(fn, typechecker=beartype.beartype))
 
 
 @contextlib.contextmanager
 def disable_typechecking() -> Iterator[None]:
-    """Switch the checks of `typecheck` off inside the block; the former setting returns even after an error."""
+    """Switch the checks of `typecheck` off inside the block.
+
+    The previous setting returns even after an error.
+    """
     before = _config.jaxtyping_disable
     _config.update("jaxtyping_disable", True)
     try:
@@ -53,10 +59,16 @@ def disable_typechecking() -> Iterator[None]:
 def check_pytree_equality(
     *, expected: PyTree, got: PyTree, check_shapes: bool = False, check_dtypes: bool = False
 ) -> None:
-    """Require two pytrees to have the same structure and, if asked, leaves of the same shapes and dtypes.
+    """Require two pytrees to have the same structure.
+
+    Args:
+        expected: The reference.
+        got: The pytree to check.
+        check_shapes: Also require the same shapes of the leaves.
+        check_dtypes: Also require the same dtypes of the leaves.
 
     Raises:
-        ValueError: They differ; the message has one line for every key path that does.
+        ValueError: They differ. The message has one line for each key path that does.
     """
     want, have = _leaves_by_path(expected), _leaves_by_path(got)
     problems = [f"{path}: expected, but missing" for path in want if path not in have]

@@ -1,4 +1,7 @@
-"""A thread-safe cache that forgets what was used longest ago: keeps open files and decompressed pages bounded."""
+"""A thread-safe cache that drops the least recently used values.
+
+It bounds the number of open files and the memory of decompressed pages.
+"""
 
 import collections
 from collections.abc import Callable, Hashable
@@ -9,14 +12,17 @@ V = TypeVar("V")
 
 
 class BoundedCache(Generic[V]):
-    """Values by key, up to a total weight; a value that is dropped while in use lives on until its user lets go."""
+    """Keeps values by key, up to a total weight.
+
+    A value that is dropped while in use stays alive until its user releases it.
+    """
 
     def __init__(self, max_weight: float, weigh: Callable[[V], float] = lambda _: 1) -> None:
         """Create an empty cache.
 
         Args:
-            max_weight: Largest sum of the weights kept. One value heavier than it is kept alone.
-            weigh: Weight of a value, for example its bytes; by default each counts 1.
+            max_weight: Largest sum of the weights. A single value above it is kept alone.
+            weigh: Returns the weight of a value, for example its bytes. By default each counts 1.
         """
         self._max_weight = max_weight
         self._weigh = weigh
@@ -25,7 +31,10 @@ class BoundedCache(Generic[V]):
         self._weight = 0.0
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
-        """Return the value of `key`, made on a miss (outside the lock: two threads may make the same one)."""
+        """Return the value of `key`, and make it on a miss.
+
+        `make` runs outside the lock, so two threads may make the same value. Both then receive the first one.
+        """
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -1,6 +1,7 @@
-"""Entry points: flags in, exit status out, errors of the user as one line.
+"""Runs the entry points: parses flags, prints errors, returns the exit status.
 
-Exit status: 0 good, 1 something that the user can mend (`UserError`) or a crash, 2 wrong flags, 130 interrupted.
+Exit status: 0 for success, 1 for an error that you can fix (`UserError`, printed as one line) or a crash, 2 for wrong flags,
+130 if interrupted.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,10 @@ DEBUG_ENV = "OPENPI_DEBUG"
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Send log lines to stderr, so that stdout holds results only: coloured on a terminal, plain otherwise."""
+    """Send log lines to stderr, so that stdout holds results only.
+
+    The lines are colored on a terminal and plain otherwise.
+    """
     if sys.stderr.isatty():
         console = rich.console.Console(stderr=True)
         handler: logging.Handler = rich.logging.RichHandler(console=console, show_path=False, log_time_format="%X")
@@ -32,20 +36,21 @@ def setup_logging(level: int = logging.INFO) -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    # JAX reports each kind of accelerator that is not there.
+    # JAX reports each kind of accelerator that is missing.
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
 
 
 def run(main: Callable[[Args], int | None], args_type: type[Args] | Callable[[], Args]) -> NoReturn:
-    """Parse the command line, run `main` and leave the process.
+    """Parse the command line, run `main` and exit.
 
     Args:
-        main: The command; what it returns is the exit status (None = 0).
-        args_type: The type of its flags, or a function without parameters that parses them itself.
+        main: The command. It returns the exit status, and None means 0.
+        args_type: The type of its flags, or a function without parameters that parses them.
     """
     setup_logging()
     try:
-        args: Any = args_type() if inspect.isroutine(args_type) else tyro.cli(args_type, description=main.__doc__)
+        description = inspect.cleandoc(main.__doc__) if main.__doc__ else None
+        args: Any = args_type() if inspect.isroutine(args_type) else tyro.cli(args_type, description=description)
         status = main(args)
     except errors.UserError as e:
         if os.environ.get(DEBUG_ENV, "0") not in ("", "0"):

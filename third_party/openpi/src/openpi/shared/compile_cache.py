@@ -7,11 +7,17 @@ import jax
 
 _DEFAULT_DIR = "~/.cache/jax"
 _FIRST_SAFE_ON_CPU = (0, 6)
-"""Older releases of JAX (tried: 0.5.3) crash the process when they read a program of the CPU from the cache."""
+"""Older releases of JAX (tried: 0.5.3) crash when they read a CPU program from the cache."""
 
 
 def enable(directory: str | os.PathLike[str] = _DEFAULT_DIR) -> bool:
-    """Keep compiled programs in `directory` across processes, where that is safe; tell whether it is."""
+    """Keep compiled programs in `directory`, where that is safe.
+
+    Later processes then load them instead of compiling again.
+
+    Returns:
+        Whether the cache is safe and was enabled.
+    """
     version = tuple(int(part) for part in jax.__version__.split(".")[:2])
     is_safe = jax.default_backend() != "cpu" or version >= _FIRST_SAFE_ON_CPU
     if is_safe:

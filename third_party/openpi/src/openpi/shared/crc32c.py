@@ -1,7 +1,9 @@
-"""CRC-32C (Castagnoli), the checksum that Google Cloud Storage gives for every object, at some hundred MB a second in numpy.
+"""CRC-32C (Castagnoli) in numpy, at some hundred MB per second.
 
-A CRC is linear: that of a text is the XOR of those of its pieces, each moved on by the length of what follows it. So a block
-is cut into thousands of lanes whose CRCs are computed side by side and then joined pair by pair.
+Google Cloud Storage gives this checksum for every object.
+
+A CRC is linear: the CRC of a text is the XOR of the CRCs of its pieces, each extended by the length of what follows it. So a
+block is cut into thousands of lanes, whose CRCs are computed in parallel and then joined in pairs.
 """
 
 import functools
@@ -15,30 +17,33 @@ _BLOCK_BYTES = 1 << 20
 
 
 class Crc32c:
-    """Takes bytes piece by piece, as the classes of `hashlib` do."""
+    """Computes the checksum piece by piece, with the interface of `hashlib`."""
 
     def __init__(self) -> None:
         self._state = 0xFFFFFFFF
         self._waiting = bytearray()
 
     def update(self, data: bytes) -> None:
-        """Add bytes at the end."""
+        """Append bytes."""
         self._waiting += data
         while len(self._waiting) >= _BLOCK_BYTES:
             self._state = _append(self._state, bytes(self._waiting[:_BLOCK_BYTES]))
             del self._waiting[:_BLOCK_BYTES]
 
     def digest(self) -> bytes:
-        """Return the checksum of all so far, most significant byte first."""
+        """Return the checksum of all bytes so far, most significant byte first."""
         return (_append(self._state, bytes(self._waiting)) ^ 0xFFFFFFFF).to_bytes(4, "big")
 
 
 def _append(state: int, block: bytes) -> int:
-    return _move_on(state, len(block)) ^ _of_block(block)
+    return _append_zeros(state, len(block)) ^ _block_crc(block)
 
 
-def _of_block(block: bytes) -> int:
-    """CRC of a block that starts from 0, so that zeros in front of it count for nothing."""
+def _block_crc(block: bytes) -> int:
+    """Return the CRC of a block, starting from 0.
+
+    Because it starts from 0, zeros in front of the block change nothing.
+    """
     num_lanes = 1 << max(0, -(-len(block) // _LANE_BYTES) - 1).bit_length()
     padded = np.zeros(num_lanes * _LANE_BYTES, np.uint8)
     padded[len(padded) - len(block) :] = np.frombuffer(block, np.uint8)
@@ -53,8 +58,8 @@ def _of_block(block: bytes) -> int:
     return int(crcs[0])
 
 
-def _move_on(state: int, num_bytes: int) -> int:
-    """CRC of a text after so many zeros were appended."""
+def _append_zeros(state: int, num_bytes: int) -> int:
+    """Return the CRC of a text after `num_bytes` zeros were appended."""
     value = np.array([state], np.uint32)
     for level in range(num_bytes.bit_length()):
         if num_bytes >> level & 1:
@@ -63,7 +68,7 @@ def _move_on(state: int, num_bytes: int) -> int:
 
 
 def _apply(level: int, crcs: np.ndarray) -> np.ndarray:
-    """Move CRCs on by 2**level zeros."""
+    """Extend CRCs by 2**level zeros."""
     tables = _zeros_tables(level)
     moved = tables[0][crcs & 0xFF]
     for i in (1, 2, 3):
@@ -73,7 +78,7 @@ def _apply(level: int, crcs: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _byte_table() -> np.ndarray:
-    """What a byte becomes when it is shifted out."""
+    """Return what each byte becomes when it is shifted out."""
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = np.where(table & 1, (table >> 1) ^ np.uint32(_POLYNOMIAL), table >> 1).astype(np.uint32)
@@ -82,7 +87,7 @@ def _byte_table() -> np.ndarray:
 
 @functools.cache
 def _pair_table() -> np.ndarray:
-    """What two bytes become when they are shifted out."""
+    """Return what each pair of bytes becomes when it is shifted out."""
     pairs = np.arange(1 << 16, dtype=np.uint32)
     for _ in range(2):
         pairs = _byte_table()[pairs & 0xFF] ^ (pairs >> 8)
@@ -91,7 +96,10 @@ def _pair_table() -> np.ndarray:
 
 @functools.cache
 def _zeros_tables(level: int) -> np.ndarray:
-    """Table [4, 256] of what each byte of a CRC becomes after 2**level zeros."""
+    """Return what each byte of a CRC becomes after 2**level zeros.
+
+    The table is [4, 256].
+    """
     values = np.arange(256, dtype=np.uint32)[None] << (8 * np.arange(4, dtype=np.uint32)[:, None])
     if level == 0:
         return _byte_table()[values & 0xFF] ^ (values >> 8)

@@ -1,8 +1,9 @@
 """Remote files and folders, kept in a local cache.
 
-The cache is `$OPENPI_DATA_HOME` or `~/.cache/openpi`; `gs://bucket/a/b` is kept at `<cache>/bucket/a/b`. A download goes to a
-folder of its own and moves into place when it is whole and its checksum right, so what lies in the cache is never half; one that
-broke off or was killed goes on where it ended. With `OPENPI_OFFLINE=1` nothing is fetched. `gs://` needs no extra package: public buckets are read over https.
+The cache is `$OPENPI_DATA_HOME` or `~/.cache/openpi`, and `gs://bucket/a/b` is kept at `<cache>/bucket/a/b`. A download goes to
+a folder of its own. It moves into place when it is complete and its checksum is right, so the cache never holds a partial file.
+A download that broke off or was killed resumes where it ended. With `OPENPI_OFFLINE=1` nothing is fetched. `gs://` needs no
+extra package, because public buckets are read over https.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 CACHE_ENV = "OPENPI_DATA_HOME"
 OFFLINE_ENV = "OPENPI_OFFLINE"
 GCS_ENV = "STORAGE_EMULATOR_HOST"
-"""Where Google Cloud Storage answers, if not at its usual address: a mirror, or a test's own server (Google's name)."""
+"""Address of Google Cloud Storage, if not the usual one: a mirror, or a test's own server. The name is Google's."""
 
 _DEFAULT_CACHE_DIR = "~/.cache/openpi"
 _GCS_URL = "https://storage.googleapis.com"
@@ -43,27 +44,29 @@ _STALE_BEFORE = {
     "openpi-assets/checkpoints/pi0_libero": dt.datetime(2025, 2, 6, tzinfo=dt.UTC),
     "openpi-assets/checkpoints/": dt.datetime(2025, 2, 3, tzinfo=dt.UTC),
 }
-"""Checkpoints that were published anew on these days; the first matching prefix counts."""
+"""Checkpoints that were published again on these days. The first matching prefix counts."""
 
 
 def get_cache_dir() -> pathlib.Path:
-    """Return the cache folder, creating it."""
+    """Return the cache folder, and create it if it is missing."""
     cache_dir = pathlib.Path(os.environ.get(CACHE_ENV) or _DEFAULT_CACHE_DIR).expanduser().resolve()
     cache_dir.mkdir(parents=True, exist_ok=True)
     return cache_dir
 
 
 def maybe_download(url: str, *, force_download: bool = False, **kwargs: Any) -> pathlib.Path:
-    """Return the local path of a file or folder, fetching it into the cache if it is not there yet.
+    """Return the local path of a file or folder.
+
+    A remote one is fetched into the cache if it is not there yet.
 
     Args:
-        url: A local path, `file://`, `http(s)://`, `gs://`, or anything else that an installed fsspec backend reads.
+        url: A local path, `file://`, `http(s)://`, `gs://`, or any URL that an installed fsspec backend reads.
         force_download: Fetch it even if it is in the cache.
         **kwargs: Options of the fsspec backend, for example `gs={"token": "anon"}`.
 
     Raises:
-        MissingFileError: Neither the local path nor the remote file exists (also a FileNotFoundError).
-        UserError: It would have to be fetched and cannot be; the message names the path in the cache to put it at.
+        MissingFileError: The local path or the remote file does not exist (also a FileNotFoundError).
+        UserError: The download is needed and fails. The message names the path in the cache where you may put the file.
     """
     parsed = urllib.parse.urlparse(url)
     if parsed.scheme in ("", "file"):
@@ -78,7 +81,7 @@ def maybe_download(url: str, *, force_download: bool = False, **kwargs: Any) -> 
         return path
     if os.environ.get(OFFLINE_ENV, "0") not in ("", "0"):
         raise errors.UserError(
-            f"{url}: not (or no longer valid) in the cache, and {OFFLINE_ENV} is set; put it at '{path}' ({_cache_hint()})"
+            f"{url}: not in the cache or out of date, and {OFFLINE_ENV} is set. Put it at '{path}' ({_cache_hint()})"
         )
     with _exclusive(cache_dir, path) as part:
         # Another process may have fetched it while this one waited.
@@ -94,7 +97,7 @@ def maybe_download(url: str, *, force_download: bool = False, **kwargs: Any) -> 
             raise
         except (OSError, http.client.HTTPException, ImportError, ValueError) as e:
             raise errors.UserError(
-                f"{url}: download failed ({type(e).__name__}: {e}); {part.describe()}or put it at '{path}' ({_cache_hint()})"
+                f"{url}: download failed ({type(e).__name__}: {e}). {part.describe()} or put it at '{path}' ({_cache_hint()})"
             ) from e
         _replace(part.content, path)
         part.remove()
@@ -103,27 +106,27 @@ def maybe_download(url: str, *, force_download: bool = False, **kwargs: Any) -> 
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """An unfinished download: what has arrived, and beside it what is known of it."""
+    """An unfinished download: its content and notes about its files."""
 
     folder: pathlib.Path
 
     @property
     def content(self) -> pathlib.Path:
-        """The file or folder that is to move into place."""
+        """The file or folder that will move into place."""
         return self.folder / "content"
 
     def note_of(self, url: str) -> pathlib.Path:
-        """Where `http_file` keeps what it knows of a file."""
+        """Return where `http_file` keeps its note about a file."""
         return self.folder / "notes" / hashlib.sha256(url.encode()).hexdigest()[:32]
 
     def describe(self) -> str:
-        """Say how to go on, for the end of a message."""
+        """Return the advice to try again, for an error message."""
         files = [self.content] if self.content.is_file() else self.content.rglob("*")
         arrived = sum(path.stat().st_size for path in files if path.is_file())
-        return f"{arrived / 1e6:.1f} MB have arrived and are kept: try again, " if arrived else "try again, "
+        return f"{arrived / 1e6:.1f} MB have arrived and are kept. Try again" if arrived else "Try again"
 
     def remove(self) -> None:
-        """Forget it."""
+        """Delete the content and the notes."""
         _remove(self.folder)
 
 
@@ -132,7 +135,7 @@ def _cache_hint() -> str:
 
 
 def _cache_path(cache_dir: pathlib.Path, parsed: urllib.parse.ParseResult) -> pathlib.Path:
-    """Place a URL below the cache folder."""
+    """Return the path of a URL below the cache folder."""
     parts = [parsed.netloc, *parsed.path.split("/")]
     parts = [part for part in parts if part not in ("", ".")]
     if len(parts) < 2 or ".." in parts or not parsed.netloc or parsed.netloc.startswith("."):
@@ -141,7 +144,7 @@ def _cache_path(cache_dir: pathlib.Path, parsed: urllib.parse.ParseResult) -> pa
 
 
 def _is_fresh(cache_dir: pathlib.Path, path: pathlib.Path) -> bool:
-    """Tell whether the cache holds `path`, and not a version that has been replaced since."""
+    """Return whether the cache holds the published version of `path`."""
     if not path.exists():
         return False
     relative = path.relative_to(cache_dir).as_posix()
@@ -154,8 +157,12 @@ def _is_fresh(cache_dir: pathlib.Path, path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _exclusive(cache_dir: pathlib.Path, path: pathlib.Path) -> Iterator[_Part]:
-    """Keep other processes from fetching the same path; give the place of the unfinished download."""
-    work_dir = cache_dir / ".downloads"  # no host's name starts with a dot
+    """Keep other processes from fetching the same path.
+
+    Yields:
+        The unfinished download.
+    """
+    work_dir = cache_dir / ".downloads"  # no host name starts with a dot
     work_dir.mkdir(exist_ok=True)
     key = hashlib.sha256(path.relative_to(cache_dir).as_posix().encode()).hexdigest()[:32]
     with (work_dir / f"{key}.lock").open("w") as lock:
@@ -173,14 +180,14 @@ def _remove(path: pathlib.Path) -> None:
 
 
 def _replace(part: pathlib.Path, path: pathlib.Path) -> None:
-    """Move a whole download into place; an old version goes away only now."""
+    """Move a complete download into place and delete an old version."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove(path)
     part.rename(path)
 
 
 def _fetch(url: str, parsed: urllib.parse.ParseResult, part: _Part, options: dict[str, Any]) -> None:
-    # A token other than "anon" is for a private bucket, which takes a login that only gcsfs knows to do.
+    # A token other than "anon" is for a private bucket, and only gcsfs can log in to one.
     is_public = options.get("gs", {}).get("token", "anon") == "anon"
     if parsed.scheme == "gs" and is_public:
         try:
@@ -199,7 +206,7 @@ def _fetch(url: str, parsed: urllib.parse.ParseResult, part: _Part, options: dic
 
 @dataclasses.dataclass(frozen=True)
 class _Object:
-    """A file to fetch, and what a listing says about it."""
+    """A file to fetch, and what the listing says about it."""
 
     target: pathlib.Path
     size: int = 0
@@ -207,10 +214,11 @@ class _Object:
 
 
 def _fetch_gcs(bucket: str, name: str, part: _Part) -> None:
-    """Fetch an object, or else all objects below a folder, of a public bucket."""
+    """Fetch an object or a whole folder of a public bucket."""
     base = os.environ.get(GCS_ENV) or _GCS_URL
     base = (base if "://" in base else f"http://{base}").rstrip("/")
-    if not part.content.is_dir():  # left by an attempt that knew better
+    # A folder here means that an earlier attempt already found out that the name is a folder.
+    if not part.content.is_dir():
         with contextlib.suppress(errors.MissingFileError):
             _fetch_http(part, {f"{base}/{bucket}/{urllib.parse.quote(name)}": _Object(part.content)})
             return
@@ -231,11 +239,14 @@ def _fetch_gcs(bucket: str, name: str, part: _Part) -> None:
     _fetch_http(part, objects, total_bytes=sum(obj.size for obj in objects.values()))
     for path in part.content.rglob("*"):
         if path.is_file() and path not in targets:
-            path.unlink()  # of a version that is not there any more
+            path.unlink()  # from an older version of the folder
 
 
 def _list_gcs(base: str, bucket: str, prefix: str) -> Iterator[dict[str, str]]:
-    """Yield name, size and generation of every object below a prefix (JSON API of Google Cloud Storage, objects.list)."""
+    """Yield name, size and generation of every object below a prefix.
+
+    The listing is `objects.list` of Google Cloud Storage's JSON API.
+    """
     query = {"prefix": prefix, "fields": "items(name,size,generation),nextPageToken"}
     while True:
         url = f"{base}/storage/v1/b/{urllib.parse.quote(bucket, safe='')}/o?{urllib.parse.urlencode(query)}"
@@ -263,7 +274,7 @@ def _fetch_http(part: _Part, objects: dict[str, _Object], total_bytes: int | Non
 def _fetch_private_gcs(url: str, part: pathlib.Path) -> None:
     if importlib.util.find_spec("gcsfs") is None:
         raise errors.MissingFileError(
-            f"{url}: its bucket is not public; 'pip install gcsfs' and 'gcloud auth application-default login' read it"
+            f"{url}: its bucket is not public. Run 'pip install gcsfs' and 'gcloud auth application-default login'"
         )
     _fetch_fsspec(url, part, {})
 

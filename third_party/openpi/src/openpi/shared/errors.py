@@ -1,8 +1,14 @@
-"""Errors that a user can mend: scripts print them as one line, exit status 1. Anything else is a bug and keeps its traceback."""
+"""Errors that you can fix.
+
+Scripts print them as one line and exit with status 1. Any other error is a bug and keeps its traceback.
+"""
 
 
 class UserError(Exception):
-    """Something in the user's data, flags or files is wrong; the message says what, where, and what to do."""
+    """Something in the user's data, flags or files is wrong.
+
+    The message says what is wrong, where, and what to do.
+    """
 
 
 class ConfigError(UserError, ValueError):
@@ -10,7 +16,7 @@ class ConfigError(UserError, ValueError):
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that was asked for is not there."""
+    """A file or folder does not exist."""
 
 
 class DataError(UserError, ValueError):

@@ -1,4 +1,7 @@
-"""Fetching one file over HTTP: whole, in spite of connections that break off and programs that are killed."""
+"""Fetches one file over HTTP and resumes interrupted downloads.
+
+Downloads may be interrupted by broken connections and by killed programs.
+"""
 
 import base64
 import dataclasses
@@ -22,51 +25,55 @@ TIMEOUT_S = 60.0
 """Longest silence of a server."""
 
 _BLOCK_BYTES = 1 << 20
-# Connections tried for one file, and the pause after the first that broke off; later pauses are longer.
+# Connections to try per file, and the pause after the first one breaks. Later pauses are longer.
 _ATTEMPTS = 5
 _PAUSE_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Version:
-    """What the server says about a file; kept beside it, so that another process can go on."""
+    """What the server says about a file.
+
+    It is stored next to the file, so that another process can resume.
+    """
 
     url: str
     size: int | None = None
-    # A strong validator: equal ones promise equal bytes.
+    # A strong validator: equal tags promise equal bytes.
     etag: str | None = None
-    # Checksums, base64, and number of the version; Google Cloud Storage gives them, MD5 not for every file.
+    # Checksums (base64) and number of the version, from Google Cloud Storage. Not every file has an MD5.
     md5: str | None = None
     crc32c: str | None = None
     generation: str | None = None
 
     @property
     def checksum(self) -> tuple[str, str] | None:
-        """Name and value of what the bytes are compared by."""
+        """Name and value of the checksum to compare with, if known."""
         known = (("MD5", self.md5), ("CRC-32C", self.crc32c))
         return next(((name, value) for name, value in known if value is not None), None)
 
     def new_digest(self) -> Any:
-        """Return what computes that checksum."""
+        """Return the hash object that computes that checksum."""
         return crc32c.Crc32c() if self.md5 is None and self.crc32c is not None else hashlib.md5(usedforsecurity=False)
 
 
 def fetch(
     url: str, target: pathlib.Path, note: pathlib.Path, progress: tqdm.tqdm, *, generation: str | None = None
 ) -> None:
-    """Fetch a file; where the server can, what has arrived before is not fetched again.
+    """Fetch a file, resuming an earlier attempt if the server can.
 
     Args:
-        url: Address.
-        target: File to write; after an error it holds what has arrived.
-        note: File beside it that tells which version that is; belongs to this function.
-        progress: Moved on by every byte.
-        generation: Version that is wanted, where the store numbers them.
+        url: Address of the file.
+        target: File to write. After an error, it holds what has arrived.
+        note: File that records which version that is. Only this function uses it.
+        progress: Advanced by every byte.
+        generation: Version to fetch, if the store numbers its versions.
 
     Raises:
-        OSError: The file could not be fetched whole, or its checksum is wrong, and then nothing is left; for an answer like
-            "not found" an HTTPError.
+        OSError: The download is incomplete, or its checksum is wrong, and then the file is deleted.
+        HTTPError: The server refuses the request, for example with "not found".
     """
+    # Keep what has arrived only if it is the start of the wanted version.
     known = _read_note(note, url)
     if known is None or (generation is not None and known.generation != generation):
         target.unlink(missing_ok=True)
@@ -76,14 +83,14 @@ def fetch(
         download = _Download(known, file, note, progress)
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                download.go_on()
+                download.resume()
             except (OSError, http.client.HTTPException) as e:
                 if isinstance(e, urllib.error.HTTPError) and e.code < http.HTTPStatus.INTERNAL_SERVER_ERROR:
                     target.unlink()
                     raise
                 if attempt == _ATTEMPTS or not download.can_resume:
                     raise
-                logger.warning("%s: %s; going on after %d bytes", url, e, file.tell())
+                logger.warning("%s: %s, resuming after %d bytes", url, e, file.tell())
                 time.sleep(attempt * _PAUSE_S)
             else:
                 break
@@ -107,7 +114,7 @@ class _Download:
     """One file on its way, over one or several connections."""
 
     def __init__(self, version: _Version, file: BinaryIO, note: pathlib.Path, progress: tqdm.tqdm) -> None:
-        """Take up what `file` holds of `version`."""
+        """Continue with what `file` holds of `version`."""
         self._version = version
         self._file = file
         self._note = note
@@ -117,24 +124,29 @@ class _Download:
         while block := file.read(_BLOCK_BYTES):
             self._digest.update(block)
         if file.tell():
-            logger.info("%s: going on after %d bytes that are here already", version.url, file.tell())
+            logger.info("%s: resuming after %d bytes that have arrived before", version.url, file.tell())
             progress.update(file.tell())
 
     @property
     def can_resume(self) -> bool:
-        """Whether something has arrived, and the server can tell that the rest belongs to it."""
+        """Whether the server can send just the rest of what has arrived.
+
+        It needs the tag of the version to check that the rest belongs to it.
+        """
         return self._file.tell() > 0 and self._version.etag is not None
 
-    def go_on(self) -> None:
-        """Read to the end over a new connection, unless all is here.
+    def resume(self) -> None:
+        """Read to the end over a new connection, unless everything has arrived.
 
         Raises:
             OSError: The connection broke off.
         """
         if self._file.tell() and self._file.tell() == self._version.size:
             return
-        resume = {"Range": f"bytes={self._file.tell()}-", "If-Range": self._version.etag} if self.can_resume else {}
-        request = urllib.request.Request(self._version.url, headers=resume)
+        headers: dict[str, str] = {}
+        if self.can_resume and self._version.etag is not None:
+            headers = {"Range": f"bytes={self._file.tell()}-", "If-Range": self._version.etag}
+        request = urllib.request.Request(self._version.url, headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 self._begin(response.headers)
@@ -148,10 +160,12 @@ class _Download:
             raise OSError(f"connection broke off after {self._file.tell()} of {size} bytes")
 
     def check(self) -> None:
-        """Compare with the checksum that the server gave (Google Cloud Storage does).
+        """Compare the bytes with the server's checksum, if it gave one.
+
+        Google Cloud Storage does.
 
         Raises:
-            OSError: What has arrived is something else.
+            OSError: The checksums differ.
         """
         if self._version.checksum is None:
             return
@@ -161,7 +175,10 @@ class _Download:
             raise OSError(f"found {name} {found} of {self._file.tell()} bytes, expected {expected}")
 
     def _begin(self, headers: http.client.HTTPMessage) -> None:
-        """Start at the first byte, also when the server does not resume or the file has changed meanwhile."""
+        """Start at the first byte and note the server's version.
+
+        This also happens when the server does not resume, or when the file has changed meanwhile.
+        """
         self._progress.update(-self._file.tell())
         self._file.seek(0)
         self._file.truncate()

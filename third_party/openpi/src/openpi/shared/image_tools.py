@@ -1,4 +1,7 @@
-"""Image resizing on the device. `openpi_client.image_tools` holds the version for a client without JAX."""
+"""Image resizing on the device.
+
+`openpi_client.image_tools` holds the version for a client without JAX.
+"""
 
 import functools
 
@@ -17,10 +20,10 @@ def resize_with_pad(
     width: int,
     method: jax.image.ResizeMethod = jax.image.ResizeMethod.LINEAR,
 ) -> at.UInt8[at.Array, "*b {height} {width} c"] | at.Float[at.Array, "*b {height} {width} c"]:
-    """Resize to fit inside height x width without distortion and pad the rest with black, centred.
+    """Resize images to fit height x width, centered on black.
 
-    Downscaling is antialiased. The geometry is that of the client's version: sizes are rounded down, an odd row or
-    column of padding goes to the bottom or right.
+    The proportions are kept. Downscaling is antialiased. The geometry is that of the client's version: sizes are rounded
+    down, and an odd row or column of padding goes to the bottom or right.
 
     Args:
         images: uint8 in 0..255, or float32 in [-1, 1].
@@ -29,7 +32,7 @@ def resize_with_pad(
         method: Interpolation.
 
     Returns:
-        Images of the same dtype, height x width; black is 0 for uint8 and -1 for float32.
+        Images of the same dtype, height x width. Black is 0 for uint8 and -1 for float32.
 
     Raises:
         DataError: The dtype is neither uint8 nor float32.
@@ -40,6 +43,7 @@ def resize_with_pad(
     ratio = max(old_width / width, old_height / height)
     new_height, new_width = int(old_height / ratio), int(old_width / ratio)
     resized = jax.image.resize(images, (*batch, new_height, new_width, channels), method)
+    black: float
     if images.dtype == jnp.uint8:
         # jax.image.resize returns floats for integer images.
         resized = jnp.round(resized).clip(0, 255).astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""Normalisation statistics of a dataset: their file, and a running computation that needs no second pass."""
+"""Normalization statistics of a dataset: their file and their one-pass computation."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -18,23 +18,23 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "norm_stats.json"
 
 PROVENANCE_NAME = "norm_stats.provenance.json"
-"""Lies beside the statistics, not in their file, which the original's reader must understand."""
+"""A file next to the statistics, because openpi's own reader must understand the statistics file."""
 
 Provenance: TypeAlias = Mapping[str, Any]
-"""What statistics were computed from; plain JSON values, made and read by `openpi.training.stats.provenance`."""
+"""What statistics were computed from: plain JSON values, made and read by `openpi.training.stats.provenance`."""
 
 _DIGEST_KEY = "norm_stats_sha256"
-"""Ties the two files together: after `norm_stats.json` was edited or replaced its provenance means nothing."""
+"""Ties the two files together. The provenance is void once `norm_stats.json` was edited or replaced."""
 
 _NUM_BINS = 5000
-"""Resolution of the quantiles: a five-thousandth of the range seen (formula: as the released statistics have it)."""
+"""Resolution of the quantiles: a five-thousandth of the range seen (formula: as in the released statistics)."""
 
 _QUANTILES = (0.01, 0.99)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NormStats:
-    """Statistics of the vectors under one key; every field has shape [d]."""
+    """Statistics of the vectors under one key. Every field has shape [d]."""
 
     mean: np.ndarray
     # Population standard deviation.
@@ -51,10 +51,11 @@ class NormStats:
 
 
 class RunningStats:
-    """Mean, standard deviation and quantiles of vectors that arrive in batches of any size.
+    """Computes mean, standard deviation and quantiles, batch by batch.
 
-    Sums are kept in float64 around the running mean, so that values far from zero lose nothing. The quantiles come from a
-    histogram per dimension over the range seen so far; when that range grows the counts move to the new bins.
+    Batches may have any size. Sums are kept in float64 around the running mean, so that values far from zero lose no
+    precision. The quantiles come from one histogram per dimension over the range seen so far. When that range grows, the
+    counts move to the new bins.
     """
 
     def __init__(self) -> None:
@@ -69,10 +70,10 @@ class RunningStats:
         """Add vectors.
 
         Args:
-            batch: Any shape [..., d]; all axes but the last are batch axes.
+            batch: Any shape [..., d]. All axes but the last are batch axes.
 
         Raises:
-            DataError: d differs from the batches before, or a number is not finite.
+            DataError: d differs from earlier batches, or a number is not finite.
         """
         vectors = np.asarray(batch, dtype=np.float64)
         vectors = vectors.reshape(-1, vectors.shape[-1])
@@ -88,7 +89,10 @@ class RunningStats:
         self._update_histograms(vectors)
 
     def _update_moments(self, vectors: np.ndarray) -> None:
-        """Merge a batch into mean and squared deviations (formula: Chan, Golub and LeVeque 1979)."""
+        """Merge a batch into the mean and the squared deviations.
+
+        The formula is from Chan, Golub and LeVeque (1979).
+        """
         num = len(vectors)
         mean = vectors.mean(axis=0)
         sum_sq = np.square(vectors - mean).sum(axis=0)
@@ -117,7 +121,7 @@ class RunningStats:
         """Return float64 statistics of all vectors so far.
 
         Raises:
-            DataError: Fewer than two vectors.
+            DataError: There are fewer than two vectors.
         """
         if self._count < 2:
             raise errors.DataError(f"statistics: found {self._count} vectors, expected at least 2")
@@ -128,7 +132,10 @@ class RunningStats:
         return NormStats(mean=self._mean, std=std, q01=quantiles[0], q99=quantiles[1])
 
     def _quantile(self, dim: int, quantile: float) -> float:
-        """Return the left edge of the first bin up to whose end the wanted share of the vectors lies."""
+        """Return the left edge of the bin that holds the quantile.
+
+        It is the first bin at whose end the counts reach the share `quantile` of all vectors.
+        """
         reached = np.cumsum(self._histograms[dim]) >= quantile * self._count
         return float(_edges(self._min[dim], self._max[dim])[np.argmax(reached)])
 
@@ -138,7 +145,10 @@ def _edges(low: float, high: float) -> np.ndarray:
 
 
 def _bins(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Return the bin of each value between `low` and `high`; rounding at the borders never loses one."""
+    """Return the bin of each value between `low` and `high`.
+
+    Rounding at the borders never loses a value.
+    """
     width = (high - low) / _NUM_BINS
     if width == 0:
         return np.zeros(len(values), dtype=np.int64)
@@ -150,10 +160,10 @@ def _histogram(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _rebin(counts: np.ndarray, old: tuple[float, float], new: tuple[float, float]) -> np.ndarray:
-    """Move counts to the bins of a wider range, an old bin's count spread evenly over its width.
+    """Move counts to the bins of a wider range.
 
-    Moving whole bins instead (to the bin of an edge or of the centre) would shift the mass a little at every growth, always
-    the same way where data have a trend.
+    The count of an old bin is spread evenly over its width. To move whole bins instead, to the bin of an edge or of the
+    center, would shift the mass a little at every growth, and always the same way where data have a trend.
     """
     if old[0] == old[1]:
         rebinned = np.zeros(_NUM_BINS)
@@ -186,7 +196,7 @@ def deserialize_json(data: str) -> dict[str, NormStats]:
     """Return the statistics by key that `serialize_json` wrote.
 
     Raises:
-        DataError: The text is not JSON, or has no statistics, or some that are no finite numbers or of different widths.
+        DataError: The text is not JSON, it has no statistics, a number is not finite, or widths differ.
     """
     try:
         found = {key: NormStats(**fields) for key, fields in json.loads(data)["norm_stats"].items()}
@@ -194,7 +204,7 @@ def deserialize_json(data: str) -> dict[str, NormStats]:
         raise errors.DataError(f"norm stats: not the expected JSON ({type(e).__name__}: {e})") from e
     problems = [problem for key, stats in found.items() for problem in _problems(key, stats)]
     if problems or not found:
-        raise errors.DataError(f"norm stats: {'; '.join(problems) or 'there are none'}; compute them again")
+        raise errors.DataError(f"norm stats: {', and '.join(problems) or 'found none'}. Compute them again")
     return found
 
 
@@ -217,22 +227,24 @@ def _problems(key: str, stats: NormStats) -> list[str]:
 def save(
     directory: pathlib.Path | str, norm_stats: Mapping[str, NormStats], provenance: Provenance | None = None
 ) -> None:
-    """Write `norm_stats.json` into a directory, creating it; an old file is replaced at once or not at all.
+    """Write `norm_stats.json` into a folder.
+
+    The folder is created if it is missing. An old file is replaced atomically.
 
     Args:
         directory: The folder.
         norm_stats: Statistics by key.
-        provenance: What they were computed from, for a file beside; None removes an older one.
+        provenance: What they were computed from, written to a file of its own. None removes an older file.
     """
     path = pathlib.Path(directory) / FILE_NAME
     text = serialize_json(norm_stats)
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, text)
-    beside = path.with_name(PROVENANCE_NAME)
+    provenance_path = path.with_name(PROVENANCE_NAME)
     if provenance is None:
-        beside.unlink(missing_ok=True)
+        provenance_path.unlink(missing_ok=True)
     else:
-        _replace(beside, json.dumps({**provenance, _DIGEST_KEY: _digest(text)}, indent=2))
+        _replace(provenance_path, json.dumps({**provenance, _DIGEST_KEY: _digest(text)}, indent=2))
 
 
 def _replace(path: pathlib.Path, text: str) -> None:
@@ -249,7 +261,11 @@ def _digest(text: str) -> str:
 
 
 def load_provenance(directory: pathlib.Path | str) -> Provenance | None:
-    """Read what a directory's statistics were computed from; None, with a warning if there is a trace, if unknown."""
+    """Read what the statistics of a folder were computed from.
+
+    Returns:
+        The provenance, or None if it is unknown. A file that is damaged or void causes a warning.
+    """
     path = pathlib.Path(directory) / PROVENANCE_NAME
     if not path.exists():
         return None
@@ -258,27 +274,27 @@ def load_provenance(directory: pathlib.Path | str) -> Provenance | None:
         is_theirs = provenance[_DIGEST_KEY] == _digest(path.with_name(FILE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as e:
         logger.warning(
-            "%s: cannot be read (%s: %s), the origin of the norm stats is unknown", path, type(e).__name__, e
+            "%s: cannot be read (%s: %s), so the origin of the norm stats is unknown", path, type(e).__name__, e
         )
         return None
     if not is_theirs:
         logger.warning(
-            "%s: was changed after it was computed, its origin is unknown; 'make norm-stats' computes it again",
+            "%s: changed after it was computed, so its origin is unknown. Compute it again with: make norm-stats",
             path.with_name(FILE_NAME),
         )
     return provenance if is_theirs else None
 
 
 def load(directory: pathlib.Path | str) -> dict[str, NormStats]:
-    """Read `norm_stats.json` of a directory.
+    """Read `norm_stats.json` of a folder.
 
     Raises:
-        MissingFileError: There is none (also a FileNotFoundError).
-        DataError: The file has other content.
+        MissingFileError: There is no such file (also a FileNotFoundError).
+        DataError: The file does not hold valid statistics.
     """
     path = pathlib.Path(directory) / FILE_NAME
     if not path.exists():
-        raise errors.MissingFileError(f"{path}: no norm stats here; compute them first")
+        raise errors.MissingFileError(f"{path}: no norm stats here. Compute them first")
     try:
         return deserialize_json(path.read_text())
     except errors.DataError as e:
