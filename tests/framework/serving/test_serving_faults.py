@@ -1,4 +1,4 @@
-"""What happens to a policy server among hasty, hostile, vanishing and too many clients, and to a client without a server."""
+"""A policy server among hasty, hostile, vanishing and too many clients, and a client without a server."""
 
 import contextlib
 import json
@@ -37,7 +37,7 @@ EXAMPLE = {"state": np.zeros(14), "images": {"cam_high": np.zeros((4, 4, 3), np.
 
 
 class EchoPolicy(base_policy.BasePolicy):
-    """Answers with the state; once `gate` is closed it waits inside each inference until the test lets it go on."""
+    """Answers with the state. While `gate` is closed, it waits inside each inference."""
 
     def __init__(self):
         self.states = []
@@ -132,7 +132,7 @@ def test_a_newer_observation_replaces_those_that_wait_when_asked(server, policy)
         other = threading.Thread(target=_infer_elsewhere, args=(server, 9.0))
         other.start()
         _wait_for(lambda: server.gauges()["queue_length"] == 3)
-        # The second is dropped although nothing has been answered yet, but told in its turn.
+        # The second is dropped although nothing has been answered yet, but reported in its turn.
         policy.gate.set()
         assert [_receive(websocket) for _ in range(3)] == [1, "superseded", 3]
         other.join(WAIT_S)
@@ -160,7 +160,7 @@ def test_a_request_is_refused_at_its_deadline_and_never_computed(server, policy)
     assert policy.states == [1, 3]
 
 
-def test_our_client_tells_the_server_how_long_it_will_wait(server, policy):
+def test_our_client_sends_the_server_its_time_limit(server, policy):
     policy.gate.clear()
     with _client(server) as busy, _client(server, request_timeout_s=0.1) as hasty:
         thread = threading.Thread(target=busy.infer, args=(_obs(1),))
@@ -177,7 +177,7 @@ def test_our_client_tells_the_server_how_long_it_will_wait(server, policy):
 
 def test_errors_have_a_code_for_clients_that_stay(server):
     with _client(server) as client:
-        with pytest.raises(errors.RemoteError, match="missing 'images', 'state'; found 'x'") as failure:
+        with pytest.raises(errors.RemoteError, match="found 'x', missing 'images', 'state'") as failure:
             client.infer({"x": 1})
         assert failure.value.code == protocol.BAD_REQUEST
         assert client.infer(_obs(2))["actions"][0, 0] == 2
@@ -212,7 +212,7 @@ def test_a_client_that_vanishes_during_its_inference_leaves_nothing_behind(serve
         # As a program that crashed: no goodbye.
         websocket.socket.shutdown(socket.SHUT_RDWR)
     _wait_for(lambda: server.gauges()["clients"] == 0)
-    assert server.gauges()["requests_under_way"] == 0
+    _wait_for(lambda: server.gauges()["requests_under_way"] == 0)
     policy.gate.set()
     with _client(server) as client:
         assert client.infer(_obs(5))["actions"][0, 0] == 5
@@ -291,7 +291,7 @@ def test_thousands_of_damaged_messages_are_answered_and_the_next_good_one_correc
             _send(websocket, round_number)
             assert _receive(websocket) == round_number
     assert {"bad_request", "answered"} <= codes <= {"bad_request", "answered", "internal", "superseded", "too_late"}
-    assert server.gauges()["requests_under_way"] == 0
+    _wait_for(lambda: server.gauges()["requests_under_way"] == 0)
 
 
 SERVER_PROGRAM = f"""

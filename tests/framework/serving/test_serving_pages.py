@@ -1,4 +1,4 @@
-"""What the policy server's port answers to HTTP, whom it lets in, what it says about its policy, and a policy that replays."""
+"""The policy server's HTTP answers, its access control, its metadata, and the replay policy."""
 
 import base64
 import contextlib
@@ -62,8 +62,8 @@ def _get(server, path, headers=None):
 
 
 def _obs(**kwargs):
-    picture = np.full((48, 64, 3), 200, np.uint8)
-    return {"state": np.arange(14.0), "images": {"cam_high": picture, "cam_low": np.moveaxis(picture, -1, 0)}, **kwargs}
+    image = np.full((48, 64, 3), 200, np.uint8)
+    return {"state": np.arange(14.0), "images": {"cam_high": image, "cam_low": np.moveaxis(image, -1, 0)}, **kwargs}
 
 
 def test_metrics_count_what_happened():
@@ -84,7 +84,7 @@ def test_metrics_count_what_happened():
         assert line in text.splitlines()
 
 
-def test_the_page_shows_model_latency_and_the_last_pictures():
+def test_the_page_shows_model_latency_and_the_last_images():
     metadata = {"robot": "test", "config": "pi0_x", "checkpoint": "run/7", "step": 7, "prompt": "fold it"}
     with _serving(metadata=metadata) as server:
         assert "No request has been answered yet" in _get(server, "/")[2]
@@ -94,8 +94,8 @@ def test_the_page_shows_model_latency_and_the_last_pictures():
     assert (status, headers.get_all("Content-Type")) == (200, ["text/html; charset=utf-8"])
     for text in ("ready", "pi0_x", "run/7", "fold it", "wave", "cam_high, 64 x 48", "Median", "13.000"):
         assert text in page
-    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
-    assert [base64.b64decode(picture)[:3] for picture in pictures] == [b"\xff\xd8\xff"] * 2
+    images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert [base64.b64decode(image)[:3] for image in images] == [b"\xff\xd8\xff"] * 2
     assert not re.search(r"<script|https?://", page)
 
 
@@ -111,7 +111,7 @@ def test_nothing_that_a_client_sends_becomes_part_of_the_page():
     assert "default-src 'none'" in headers["Content-Security-Policy"]
 
 
-def test_without_the_key_only_the_health_of_the_server_is_told():
+def test_without_the_key_only_the_health_of_the_server_is_shown():
     with _serving(api_keys=(KEY,)) as server:
         assert [_get(server, path)[0] for path in ("/healthz", "/readyz", "/metrics", "/", "/x")] == [
             200,

@@ -1,4 +1,4 @@
-"""The parts of the policy server on their own: whose turn it is, what is asked together, who may come in, what is said."""
+"""The parts of the policy server on their own: queue, batches, access, messages."""
 
 import base64
 import threading
@@ -29,7 +29,7 @@ KEY = "0123456789abcdef"
 
 
 class BatchDoubler(base_policy.BasePolicy):
-    """Notes how it was asked; its first inference waits until the test lets it go on."""
+    """Records how it was asked. Its first inference waits until the test opens the gate."""
 
     def __init__(self):
         self.batches = []
@@ -128,7 +128,7 @@ def test_too_many_waiting_requests_are_refused(working):
     assert policy.entered.wait(WAIT_S)
     for n in range(64):
         worker.submit({"n": n}, client=n % 3)
-    with pytest.raises(OverloadedError, match="64 requests wait already"):
+    with pytest.raises(OverloadedError, match="64 requests are waiting"):
         worker.submit({"n": 1})
     policy.gate.set()
 
@@ -167,7 +167,7 @@ def test_only_a_known_key_opens(header, is_allowed):
     assert access.KeyCheck().allows(header)
 
 
-def test_a_key_file_holds_one_key_a_line(tmp_path, caplog):
+def test_a_key_file_holds_one_key_per_line(tmp_path, caplog):
     path = tmp_path / "keys"
     path.write_text(f"# of the lab\n{KEY}\n\n  fedcba9876543210  \n")
     path.chmod(0o600)
@@ -181,7 +181,7 @@ def test_a_key_file_holds_one_key_a_line(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("content", "message"), [("", "no key"), ("# x\n", "no key"), ("short\n", "too short"), (b"\xff\xfe", "text file")]
 )
-def test_a_key_file_of_no_use_is_told_in_one_line(tmp_path, content, message):
+def test_a_useless_key_file_is_reported_in_one_line(tmp_path, content, message):
     path = tmp_path / "keys"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
@@ -193,9 +193,9 @@ def test_a_missing_key_file_comes_with_the_command_that_makes_one(tmp_path):
         access.read_key_file(tmp_path / "absent")
 
 
-def test_tls_files_of_no_use_are_told_in_one_line(tmp_path):
+def test_useless_tls_files_are_reported_in_one_line(tmp_path):
     assert access.tls_context(None, None) is None
-    with pytest.raises(UserError, match="both --tls-cert and --tls-key"):
+    with pytest.raises(UserError, match="found one of --tls-cert and --tls-key, expected both"):
         access.tls_context(tmp_path / "cert", None)
     with pytest.raises(UserError, match=r"no such file: .*cert, .*key"):
         access.tls_context(tmp_path / "cert", tmp_path / "key")
@@ -226,7 +226,7 @@ def test_jpegs_become_pixels_before_the_policy_sees_them():
     assert (found["prompt"], found["state"]) == (b"fold", 1.0)
 
 
-def test_a_damaged_jpeg_is_told_with_its_camera():
+def test_a_damaged_jpeg_is_reported_with_its_camera():
     jpeg = image_tools.encode_jpeg(np.zeros((32, 40, 3), np.uint8), 95)
     with pytest.raises(DataError, match="'images': 'cam': a JPEG of 9 bytes cannot be decoded"):
         _read({"images": {"cam": jpeg[:9]}})
@@ -267,7 +267,7 @@ def test_options_that_make_no_sense_are_refused(options):
         ({"state": {"x": 1}}, "holds object"),
         ({b"state": 1.0}, "is a bytes, expected a text"),
         ({"images": {b"cam": 1}}, "is a bytes, expected a text"),
-        ({"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {}}}}}}}}}, "more than 8 deep"),
+        ({"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {}}}}}}}}}, "found more than 8 levels, expected at most 8"),
         ({"extra": [1.0, {"x": [float("inf")]}]}, r"'extra\[1\]\.x\[0\]' is inf"),
     ],
 )
@@ -285,28 +285,28 @@ def test_observations_that_no_policy_understands_are_refused(content, message):
         (
             DataError("/home/user/text.model: not a SentencePiece model"),
             "internal",
-            "internal error (DataError); the server's log tells more",
+            "internal error (DataError). See the server's log",
         ),
         (
-            UserError("gs://x/y: not in the cache; put it at '/home/user/.cache/y'"),
+            UserError("gs://x/y: not in the cache. Put it at '/home/user/.cache/y'"),
             "internal",
-            "internal error (UserError); the server's log tells more",
+            "internal error (UserError). See the server's log",
         ),
         (ValueError("gripper beyond 1"), "bad_request", "gripper beyond 1"),
         (
             ValueError("cannot read /home/user/x"),
             "internal",
-            "internal error (ValueError); the server's log tells more",
+            "internal error (ValueError). See the server's log",
         ),
         (
             MissingFileError("/home/x: absent"),
             "internal",
-            "internal error (MissingFileError); the server's log tells more",
+            "internal error (MissingFileError). See the server's log",
         ),
-        (RuntimeError(), "internal", "internal error (RuntimeError); the server's log tells more"),
+        (RuntimeError(), "internal", "internal error (RuntimeError). See the server's log"),
     ],
 )
-def test_errors_tell_clients_what_to_mend_and_nothing_about_the_machine(error, code, message):
+def test_errors_say_what_clients_can_fix_and_nothing_about_the_machine(error, code, message):
     assert request_errors.describe(error) == (code, message)
 
 
@@ -320,7 +320,7 @@ def test_metrics_are_in_the_format_of_prometheus():
     counted.num_requests = 2_000_001
     counted.num_errors["bad_request"] += 1
     for total_ms in (0.4, 30.0, 90_000.0):
-        counted.answered({"total": total_ms, "queue": 0.0})
+        counted.count_answer({"total": total_ms, "queue": 0.0})
     text = counted.prometheus({"clients": 3})
     lines = text.splitlines()
     assert text.endswith("\n")

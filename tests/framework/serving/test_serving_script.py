@@ -1,4 +1,4 @@
-"""The serve script: its flags, its one-line errors, and a whole run from a checkpoint to a signal."""
+"""The serve script: its flags, its one-line errors, and a run from a checkpoint to a signal."""
 
 import contextlib
 import dataclasses
@@ -221,7 +221,7 @@ def test_the_settings_of_a_server_reach_it(tiny_config, monkeypatch, tmp_path):
     monkeypatch.setattr(
         serve_policy.WebsocketPolicyServer, "serve_forever", lambda self, on_ready: servers.append(self)
     )
-    # Whatever release of JAX this is: which of them keep programs has a test of its own.
+    # This test is for any release of JAX. Another test covers which of them keep programs.
     monkeypatch.setattr(compile_cache, "_FIRST_SAFE_ON_CPU", (0, 0))
     keys = tmp_path / "keys"
     keys.write_text("a key of some length\n")
@@ -243,8 +243,9 @@ def test_memory_is_taken_as_needed_unless_a_share_is_given(monkeypatch):
     assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.5"
 
 
-def test_numbers_out_of_range_are_all_told_at_once():
-    with pytest.raises(UserError, match=r"--port is 70000, expected 0 to 65535; --num-steps is 0, expected 1 to 1000"):
+def test_numbers_out_of_range_are_all_reported_together():
+    message = r"--port: found 70000, expected 0 to 65535\. --num-steps: found 0, expected 1 to 1000"
+    with pytest.raises(UserError, match=message):
         serve_policy.main(_parse("--port", "70000", "--num-steps", "0"))
 
 
@@ -281,14 +282,14 @@ def test_a_recorded_episode_is_served_without_a_model(tiny_config, monkeypatch, 
 def test_serving_the_whole_network_is_warned_of(tiny_config, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(serve_policy.WebsocketPolicyServer, "serve_forever", lambda self, on_ready: None)
     _serve("--host", "0.0.0.0", config=tiny_config, directory=CHECKPOINT, port=0)
-    assert any("whoever reaches this port" in record.getMessage() for record in caplog.records)
+    assert any("anyone who reaches this port" in record.getMessage() for record in caplog.records)
     caplog.clear()
     keys = tmp_path / "keys"
     keys.write_text("a key of some length\n")
     _serve("--host", "0.0.0.0", "--api-key-file", str(keys), config=tiny_config, directory=CHECKPOINT, port=0)
-    assert not any("whoever reaches this port" in record.getMessage() for record in caplog.records)
+    assert not any("anyone who reaches this port" in record.getMessage() for record in caplog.records)
     _serve("--host", "localhost", config=tiny_config, directory=CHECKPOINT, port=0)
-    assert not any("whoever reaches this port" in record.getMessage() for record in caplog.records)
+    assert not any("anyone who reaches this port" in record.getMessage() for record in caplog.records)
 
 
 def test_a_machine_without_a_resolvable_name_can_serve(monkeypatch):
@@ -300,7 +301,7 @@ def test_a_machine_without_a_resolvable_name_can_serve(monkeypatch):
     assert serve_policy._public_name(HOST) == HOST
 
 
-def test_a_released_checkpoint_that_is_not_there_is_told_in_one_line(monkeypatch, tmp_path):
+def test_a_missing_released_checkpoint_is_reported_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENPI_DATA_HOME", str(tmp_path))
     monkeypatch.setenv("OPENPI_OFFLINE", "1")
     monkeypatch.setitem(
@@ -308,5 +309,5 @@ def test_a_released_checkpoint_that_is_not_there_is_told_in_one_line(monkeypatch
         serve_policy.EnvMode.DROID,
         serve_policy.Checkpoint(config="pi05_realman", dir="gs://openpi-assets/checkpoints/pi05_droid"),
     )
-    with pytest.raises(UserError, match=r"put it at '.*pi05_droid'"):
+    with pytest.raises(UserError, match=r"Put it at '.*pi05_droid'"):
         serve_policy.main(_parse("--env", "DROID", "--port", "0"))

@@ -53,7 +53,7 @@ class EchoPolicy(base_policy.BasePolicy):
 
 
 class GatedPolicy(EchoPolicy):
-    """Waits inside each inference until the test lets it go on."""
+    """Waits inside each inference until the test opens the gate."""
 
     def __init__(self):
         super().__init__()
@@ -217,18 +217,18 @@ BAD_REQUESTS = {
     "garbage": (b"\xc1\x00garbage", "request: malformed message"),
     "truncated": (msgpack_numpy.packb(EXAMPLE)[:-4], "request: malformed message"),
     "no dict": (msgpack_numpy.packb([1, 2]), "found a list, expected a dict"),
-    "missing keys": (msgpack_numpy.packb({"qpos": 1}), "missing 'images', 'state'; found 'qpos'"),
+    "missing keys": (msgpack_numpy.packb({"qpos": 1}), "found 'qpos', missing 'images', 'state'"),
     "13 numbers": (msgpack_numpy.packb(_obs(state=np.zeros(13))), r"'state' has shape \(13,\), expected \(14,\)"),
     "a table": (msgpack_numpy.packb(_obs(state=np.zeros((1, 14)))), r"'state' has shape \(1, 14\), expected \(14,\)"),
     "words": (msgpack_numpy.packb(_obs(state="zero")), "'state' holds .*, expected 14 numbers"),
-    "NaN": (msgpack_numpy.packb(_obs(np.nan)), r"'state'\[0\] is nan, expected finite values \(14 such\)"),
+    "NaN": (msgpack_numpy.packb(_obs(np.nan)), r"'state'\[0\] is nan, expected finite values \(14 are not\)"),
     "infinite image": (
         msgpack_numpy.packb(_obs(images={"cam_high": np.full((2, 2, 3), np.inf, np.float32)})),
         r"'images\.cam_high'\[0\]\[0\]\[0\] is inf",
     ),
     "failing policy": (
         msgpack_numpy.packb(_obs(prompt="fail")),
-        r"^internal error \(RuntimeError\); the server's log tells more$",
+        r"^internal error \(RuntimeError\)\. See the server's log$",
     ),
     "failing file": (msgpack_numpy.packb(_obs(prompt="secret")), r"internal error \(FileNotFoundError\)"),
     "NaN from the policy": (msgpack_numpy.packb(_obs(prompt="nan")), r"policy: 'actions'\[0\]\[0\] is nan"),
@@ -253,7 +253,7 @@ def test_a_bad_request_is_answered_by_one_line_and_closes_as_the_original_does(s
 
 
 @pytest.mark.parametrize("name", BAD_REQUESTS)
-def test_a_client_that_asks_for_it_goes_on_after_a_bad_request(serve, name):
+def test_a_client_that_asks_for_it_stays_connected_after_a_bad_request(serve, name):
     request, _ = BAD_REQUESTS[name]
     headers = {protocol.KEEP_CONNECTION_HEADER: protocol.KEEP_CONNECTION_VALUE}
     with _bare_client(serve(EchoPolicy(), example=EXAMPLE), additional_headers=headers) as websocket:
@@ -348,14 +348,14 @@ def test_a_server_stopped_before_it_starts_ends_at_once():
     assert not server.is_busy
 
 
-def test_a_taken_port_is_told_in_one_line(serve):
+def test_a_taken_port_is_reported_in_one_line(serve):
     server = serve(EchoPolicy())
-    with pytest.raises(UserError, match=rf"^port {server.port} of 127.0.0.1 is taken by another program; .* --port$"):
+    with pytest.raises(UserError, match=rf"^port {server.port} of 127.0.0.1 is taken by another program\. .* --port$"):
         listening_socket.bind(HOST, server.port)
 
 
-def test_an_address_of_another_machine_is_told_in_one_line():
-    with pytest.raises(UserError, match=r"cannot listen at 192\.0\.2\.1:0 \(.*\); see --host"):
+def test_an_address_of_another_machine_is_reported_in_one_line():
+    with pytest.raises(UserError, match=r"cannot listen at 192\.0\.2\.1:0 \(.*\)\. See --host"):
         listening_socket.bind("192.0.2.1", 0)
 
 
@@ -365,6 +365,6 @@ def test_refused_requests_are_logged_without_and_failures_with_a_traceback(serve
             with pytest.raises(errors.RemoteError):
                 client.infer(obs)
     refused, failed = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "request refused: observation: missing 'images'" in refused.message
+    assert "request refused: observation: found 'state', missing 'images'" in refused.message
     assert refused.exc_info is None
     assert failed.exc_info is not None

@@ -1,9 +1,12 @@
-"""Compute the normalisation statistics of a config's dataset and write them where its training reads them.
+"""Compute the normalization statistics of a config's dataset.
+
+They are written where the config's training reads them.
 
 Run: python third_party/openpi/scripts/compute_norm_stats.py --config-name pi0_realman
 """
 
 import dataclasses
+import inspect
 import logging
 from typing import Annotated
 
@@ -21,26 +24,27 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Compute the normalisation statistics of a config's dataset.
+    """Compute the normalization statistics of a config's dataset.
 
-    Flags of train.py that decide the data (--data.*, --model.action-horizon, --assets-base-dir) may follow: give the same to both.
+    You may add the flags of train.py that decide the data: --data.*, --model.action-horizon, --assets-base-dir. Give the same
+    flags to both scripts.
     """
 
-    # Registered training config.
+    # Name of a registered training config.
     config_name: str
-    # Use only so many frames, drawn at random; by default all.
+    # Use at most this many frames, drawn at random. None takes all frames.
     max_frames: int | None = None
-    # Dataset to read instead of the config's own; of a mixture: the name of its statistics.
+    # Dataset to read instead of the config's own. For a mixture: the name of its statistics.
     repo_id: str | None = None
-    # Least q99-q01 of a dimension, in its own unit (rad; grippers 0..1): keeps dimensions that hardly move from exploding.
+    # Smallest q99-q01 of a dimension, in its own unit (rad, grippers 0..1). Keeps dimensions that hardly move from exploding.
     min_range: float = 0.0
     # Flags of train.py.
     flags: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
 
 
 def parse() -> Args:
-    """Read the command line; what is no flag of this script is kept for the config."""
-    args, flags = tyro.cli(Args, description=Args.__doc__, return_unknown_args=True)
+    """Read the command line, and keep unknown flags for the config."""
+    args, flags = tyro.cli(Args, description=inspect.getdoc(Args), return_unknown_args=True)
     return dataclasses.replace(args, flags=tuple(flags))
 
 
@@ -51,7 +55,10 @@ def main(
     min_range: float = 0.0,
     flags: tuple[str, ...] = (),
 ) -> None:
-    """Compute, write, and print the path of the file; see `Args` for the arguments."""
+    """Compute and write the statistics, and print the path of their file.
+
+    `Args` describes the arguments.
+    """
     config = _config.with_flags(_config.get_config(config_name), flags)
     if repo_id is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, repo_id=repo_id))

@@ -1,4 +1,6 @@
-"""Pack a checkpoint for serving: weights for inference, statistics and tokenizer in one folder that needs no network.
+"""Pack a checkpoint into one folder for serving.
+
+The folder holds the weights for inference, the statistics and the tokenizer, and serving it needs no network.
 
 Run: python third_party/openpi/scripts/export.py --config-name pi0_realman --checkpoint-dir checkpoints/pi0_realman/run1
 """
@@ -20,22 +22,22 @@ EXPORTS_DIR = pathlib.Path("exports")
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Pack a checkpoint for serving: weights for inference, statistics and tokenizer in one folder."""
+    """Pack a checkpoint for serving: weights, statistics and tokenizer in one folder."""
 
     # Config that the checkpoint was trained with.
     config_name: str
-    # Folder of one step, or of a run, for its newest step.
+    # Folder of one step, or of a run to take its newest step.
     checkpoint_dir: str
-    # Folder to make; by default exports/<config>/<run>-<step>.
+    # Folder to create. None takes exports/<config>/<run>-<step>.
     out: pathlib.Path | None = None
-    # Type of the weights; by default the one that the model computes in, bfloat16 for all but debug models.
+    # Type of the weights. None takes the type that the model computes in, which is bfloat16 for all but debug models.
     dtype: Literal["bfloat16", "float32"] | None = None
     # Replace the folder if it exists.
     overwrite: bool = False
 
 
 def main(args: Args) -> None:
-    """Pack a checkpoint for serving: weights for inference, statistics and tokenizer in one folder."""
+    """Pack a checkpoint for serving: weights, statistics and tokenizer in one folder."""
     logging.getLogger("absl").setLevel(logging.WARNING)  # orbax reports each file
     config = _config.get_config(args.config_name)
     step_dir = checkpoint_folder.resolve(args.checkpoint_dir)
@@ -44,7 +46,7 @@ def main(args: Args) -> None:
     weights, files = made.manifest["weights"], made.manifest["files"]
     size_mb = sum(file["bytes"] for file in files.values()) / 2**20
     logger.info(
-        "%d files, %.1f MB: %.1f million weights in %s; serve it with: make serve CKPT=%s",
+        "%d files, %.1f MB: %.1f million weights in %s. Serve it with: make serve CKPT=%s",
         len(files),
         size_mb,
         weights["count"] / 1e6,

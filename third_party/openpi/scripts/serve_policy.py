@@ -1,10 +1,10 @@
 """Serve a trained policy to robots over websockets.
 
     python scripts/serve_policy.py --port 8000 policy:checkpoint --policy.config pi0_realman --policy.dir checkpoints/...
-    python scripts/serve_policy.py policy:replay --policy.config pi0_realman --policy.episode 3    # no model at all
+    python scripts/serve_policy.py policy:replay --policy.config pi0_realman --policy.episode 3    # no model
     python scripts/serve_policy.py --env DROID                   # a released checkpoint
 
-General flags come before the `policy:` word. Stop it with Ctrl-C.
+Put the general flags before the `policy:` word. Stop the server with Ctrl-C.
 """
 
 from collections.abc import Mapping
@@ -55,21 +55,21 @@ class EnvMode(enum.Enum):
 class Checkpoint:
     """Serve a checkpoint of your own, or an exported bundle."""
 
-    # Name of the training config, for example pi0_realman. A bundle knows it.
+    # Name of the training config, for example pi0_realman. Not needed for a bundle, which records it.
     config: str | None = None
-    # Folder of one step, for example checkpoints/pi0_realman/exp/20000, of a run, for its newest step, or of a bundle.
+    # Folder of one step (for example checkpoints/pi0_realman/exp/20000), of a run (its newest step is served), or of a bundle.
     dir: str
 
 
 @dataclasses.dataclass
 class Replay:
-    """Serve the recorded actions of a dataset's episode, without a model: to prove a robot's loop."""
+    """Serve recorded actions without a model, to prove a robot's control loop."""
 
-    # Name of the training config, which names the robot and the dataset.
+    # Name of the training config. It names the robot and the dataset.
     config: str
     # Episode, counted from 0.
     episode: int = 0
-    # Folder of the dataset itself; by default where the config's dataset is.
+    # Folder of the dataset itself. None takes the config's dataset.
     root: pathlib.Path | None = None
 
 
@@ -82,47 +82,47 @@ class Default:
 class Args:
     """What to serve, and where."""
 
-    # Robot whose released checkpoint is served; without a meaning for policy:checkpoint.
+    # Robot whose released checkpoint to serve. Has no effect with policy:checkpoint.
     env: EnvMode = EnvMode.ALOHA_SIM
     # Prompt for requests that carry none.
     default_prompt: str | None = None
-    # TCP port; 0 takes a free one.
+    # TCP port. 0 takes a free one.
     port: int = 8000
-    # Write each request and answer to ./policy_records.
+    # Write each request and its answer to ./policy_records.
     record: bool = False
-    # Write them to this folder instead.
+    # Write the records to this folder instead.
     record_dir: pathlib.Path | None = None
-    # Size that the records may reach, GB; the oldest make place.
+    # Largest total size of the records, GB. The oldest records are deleted.
     record_gb: float = 10.0
-    # Address to listen at: 127.0.0.1 for clients on this machine, 0.0.0.0 for all of the network.
+    # Address to listen at: 127.0.0.1 for clients on this machine, 0.0.0.0 for the whole network.
     host: str = "127.0.0.1"
-    # File with the API keys that clients must know, one a line.
+    # File of the API keys accepted from clients, one per line.
     api_key_file: pathlib.Path | None = None
     # Certificate chain (PEM) for encrypted connections, wss://.
     tls_cert: pathlib.Path | None = None
     # Private key (PEM) of that certificate.
     tls_key: pathlib.Path | None = None
-    # Integration steps of a flow model (pi0, pi0.5); fewer are faster. The model's own default otherwise.
+    # Integration steps of a flow model (pi0, pi0.5). Fewer are faster. None takes the model's own number.
     num_steps: int | None = None
-    # Waiting requests of several clients that one call of the model may answer; 1 answers one by one.
+    # Number of waiting requests that one call of the model may answer. 1 answers them one by one.
     max_batch: int = 1
-    # How clients may have a chunk go on from the one before it (real-time chunking), the preferred way first: prefix, for
-    # models trained so; identity; vjp, which takes a backward pass more. Each is compiled at the start. By default those that
-    # cost no time.
+    # Ways in which clients may continue the previous chunk (real-time chunking), the preferred one first: prefix (for models
+    # trained with it), identity, vjp (takes an additional backward pass). Each is compiled at the start. None offers those
+    # that cost no time.
     rtc_methods: tuple[rtc.Method, ...] | None = None
     # Largest request, MB.
     max_message_mb: int = 64
-    # Share of the accelerator's memory to take at the start, 0 to 1; by default it is taken as needed.
+    # Share of the accelerator's memory to take at the start, 0 to 1. None takes memory as needed.
     device_memory: float | None = None
-    # Folder in which compiled programs are kept, so that the next start is faster.
+    # Folder that keeps compiled programs, so that the next start is faster.
     compile_cache: pathlib.Path = pathlib.Path("~/.cache/jax")
     # Answer failed requests with the traceback.
     debug: bool = False
-    # Which policy to serve.
+    # Policy to serve.
     policy: Checkpoint | Replay | Default = dataclasses.field(default_factory=Default)
 
     def check(self) -> None:
-        """Raise ConfigError that names every number out of its range."""
+        """Raise a ConfigError that names every number out of its range."""
         ranges = {
             "--port": (self.port, 0, 65535),
             "--record-gb": (self.record_gb, 0.001, float("inf")),
@@ -132,12 +132,12 @@ class Args:
             "--device-memory": (self.device_memory, 0.01, 1.0),
         }
         problems = [
-            f"{flag} is {value:g}, expected {low:g} to {high:g}"
+            f"{flag}: found {value:g}, expected {low:g} to {high:g}"
             for flag, (value, low, high) in ranges.items()
             if value is not None and not low <= value <= high
         ]
         if problems:
-            raise ConfigError("; ".join(problems))
+            raise ConfigError(". ".join(problems))
 
 
 DEFAULT_CHECKPOINT: dict[EnvMode, Checkpoint] = {
@@ -150,7 +150,7 @@ DEFAULT_CHECKPOINT: dict[EnvMode, Checkpoint] = {
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """A policy, and what there is to say about it."""
+    """A policy and its description."""
 
     policy: BasePolicy
     metadata: dict[str, Any]
@@ -159,8 +159,12 @@ class Served:
 
 
 def main(args: Args) -> None:
-    """Serve a trained policy to robots over websockets; general flags come before the `policy:` word."""
-    for chatty in ("absl", "websockets.server"):  # orbax reports each file through absl; connections are logged by us
+    """Serve a trained policy to robots over websockets.
+
+    Put the general flags before the `policy:` word.
+    """
+    # Orbax reports each file through absl, and the server itself logs its connections.
+    for chatty in ("absl", "websockets.server"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     args.check()
     memory.keep_freed_memory()
@@ -172,13 +176,13 @@ def main(args: Args) -> None:
         max_batch=args.max_batch,
     )
     _set_up_jax(args)
-    # The port is taken first, so that a wrong one is known before the minutes of loading.
+    # The port is taken first, so that a wrong one is reported before the minutes of loading.
     with listening_socket.bind(args.host, args.port) as sock:
         served = load_replay(args, args.policy) if isinstance(args.policy, Replay) else load_checkpoint(args)
         if not options.api_keys and not access.is_loopback(args.host):
             logger.warning(
-                "listening at %s without a key: whoever reaches this port can use the policy and see its images; "
-                "see --api-key-file",
+                "listening at %s without a key: anyone who reaches this port can use the policy and see its images. "
+                "See --api-key-file",
                 args.host,
             )
         logger.info("warming up" if served.example else "no example for this robot: the first request will be slow")
@@ -193,7 +197,7 @@ def load_checkpoint(args: Args) -> Served:
     settings = _policy_config.trained_settings(registered, step_dir)
     train_config, data_config = settings.train_config, settings.data_config
     if args.num_steps is not None and train_config.model.model_type == _model.ModelType.PI0_FAST:
-        raise ConfigError(f"--num-steps has no meaning for '{train_config.name}', a pi0-FAST model; leave it out")
+        raise ConfigError(f"--num-steps has no meaning for '{train_config.name}', a pi0-FAST model. Omit it")
     norm_stats = checkpoint_folder.load_norm_stats(step_dir, data_config.asset_id)
     policy = _policy_config.create_policy(
         settings,
@@ -202,6 +206,7 @@ def load_checkpoint(args: Args) -> Served:
         norm_stats=norm_stats,
         rtc_methods=args.rtc_methods,
     )
+    # The example warms the policy up and sets the contract of its requests.
     state_size = _state_size(norm_stats, train_config.model.action_dim)
     example = example_observation.for_transforms(data_config.data_transforms, state_size)
     metadata = contract_metadata.describe_checkpoint(
@@ -211,19 +216,22 @@ def load_checkpoint(args: Args) -> Served:
 
 
 def _state_size(norm_stats: Mapping[str, NormStats], model_size: int) -> int | None:
-    """Return how many numbers the state had in training, by its statistics; None where those were padded to the model's."""
+    """Return how many numbers the state had in training.
+
+    The statistics show it. None means that they were padded to the model's width.
+    """
     size = norm_stats["state"].mean.size if "state" in norm_stats else model_size
     return size if size < model_size else None
 
 
 def load_replay(args: Args, replay: Replay) -> Served:
-    """Read the episode to be replayed."""
+    """Read the episode to replay and describe it."""
     if args.max_batch > 1 or args.record or args.record_dir is not None:
-        raise ConfigError("--max-batch and --record have no meaning for policy:replay; leave them out")
+        raise ConfigError("--max-batch and --record have no meaning for policy:replay. Omit them")
     train_config = _config.get_config(replay.config)
     data_config = train_config.data.create(None, train_config.model)
     if data_config.repo_id is None and replay.root is None:
-        raise ConfigError(f"config '{replay.config}' has no dataset; give its folder with --policy.root")
+        raise ConfigError(f"config '{replay.config}' has no dataset. Give its folder with --policy.root")
     name = data_config.repo_id or str(replay.root)
     actions = replay_policy.read_actions(name, replay.episode, replay.root, key=data_config.action_sequence_keys[0])
     horizon = train_config.model.action_horizon
@@ -241,7 +249,7 @@ def _serve(args: Args, served: Served, options: ServerOptions, sock: socket.sock
     policy, recorder = served.policy, None
     if args.record or args.record_dir is not None:
         recorder = _policy.PolicyRecorder(policy, args.record_dir or RECORD_DIR, max_bytes=int(args.record_gb * 1e9))
-        recorder.is_recording = False  # the warm-up is no request
+        recorder.is_recording = False  # the warm-up is not a client's request
         policy = recorder
     server = WebsocketPolicyServer(
         policy, args.host, args.port, served.metadata, example=served.example, options=options, sock=sock
@@ -252,7 +260,7 @@ def _serve(args: Args, served: Served, options: ServerOptions, sock: socket.sock
             recorder.is_recording = True
         scheme = "ws" if options.tls is None else "wss"
         address = f"{scheme}://{_public_name(args.host)}:{server.port}"
-        prompt = "as the client says" if args.default_prompt is None else f"'{args.default_prompt}' by default"
+        prompt = "from the client" if args.default_prompt is None else f"'{args.default_prompt}' by default"
         logger.info("ready at %s: %s, prompt %s, warm-up %.1f s", address, served.description, prompt, warmup_s)
 
     try:
@@ -261,15 +269,15 @@ def _serve(args: Args, served: Served, options: ServerOptions, sock: socket.sock
         if recorder is not None:
             recorder.close()
     if server.is_busy:
-        # An inference that cannot be interrupted; the interpreter's orderly end would pull memory from under it.
+        # An inference cannot be interrupted, and an orderly exit of the interpreter would free memory that it still uses.
         logging.shutdown()
         os._exit(0)
 
 
 def _set_up_jax(args: Args) -> None:
-    """Settings that count only before the accelerator is first used."""
+    """Apply the settings that precede the first use of the accelerator."""
     if args.device_memory is None:
-        # Taking three quarters of the memory at once, as JAX does, leaves nothing for a robot's other programs.
+        # JAX's default, three quarters of the memory at once, leaves nothing for a robot's other programs.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     else:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"
@@ -278,7 +286,10 @@ def _set_up_jax(args: Args) -> None:
 
 
 def _public_name(host: str) -> str:
-    """How clients call this machine; a wildcard address is none."""
+    """Return the name under which clients reach this machine.
+
+    A wildcard address is not such a name.
+    """
     return socket.gethostname() if host in ("0.0.0.0", "::", "") else host
 
 

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 
 def main(config: TrainConfig) -> int:
-    """Train, print the folder of the last checkpoint, and return the exit status."""
+    """Train, print the last checkpoint's folder, and return the exit status."""
     host_memory.limit_arenas()
-    # JAX takes three quarters of an accelerator's memory unless told otherwise; training has it to itself.
+    # JAX takes three quarters of an accelerator's memory by default, but training has it to itself.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
     distributed.initialize(config)
     compile_cache.enable()
@@ -44,7 +44,7 @@ def main(config: TrainConfig) -> int:
     print(summary.checkpoint)  # noqa: T201 - the result
     if summary.stop_signal is not None:
         logger.warning(
-            "stopped by %s after step %d; go on with --resume",
+            "stopped by %s after step %d. Continue with --resume",
             signal.Signals(summary.stop_signal).name,
             summary.num_steps - 1,
         )

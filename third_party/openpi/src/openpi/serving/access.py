@@ -22,65 +22,73 @@ _NEW_KEY_COMMAND = "python -c 'import secrets; print(secrets.token_urlsafe())'"
 
 
 class KeyCheck:
-    """Knows the accepted keys; without any, everybody may enter."""
+    """Checks API keys. Without any keys, everybody may enter."""
 
     def __init__(self, keys: tuple[str, ...] = ()) -> None:
-        # Digests, so that comparing takes the same time for keys of any length and the keys are in no memory dump.
+        # Digests take the same time to compare for keys of any length, and they keep the keys out of memory dumps.
         self._digests = tuple(_digest(key) for key in keys)
 
     @property
     def is_open(self) -> bool:
-        """Whether no key is asked for."""
+        """Whether clients need no key."""
         return not self._digests
 
     def allows(self, authorization: str | None) -> bool:
-        """Test an Authorization header: `Api-Key <key>` as openpi's clients send it, or a browser's password."""
+        """Return whether an Authorization header holds an accepted key.
+
+        The header is `Api-Key <key>`, as openpi's clients send it, or a browser's Basic header with the key as password.
+        """
         if self.is_open:
             return True
         digest = _digest(_key_in(authorization or ""))
-        # All are compared, so that the time does not tell which key was nearly met.
+        # All keys are compared, so that the time does not show which one nearly matched.
         return any([hmac.compare_digest(digest, known) for known in self._digests])  # noqa: C419
 
 
 def read_key_file(path: pathlib.Path) -> tuple[str, ...]:
-    """Read API keys, one a line; empty lines and lines that begin with `#` are left out.
+    """Read API keys from a file, one per line.
+
+    Empty lines and lines that begin with `#` are skipped.
 
     Raises:
-        MissingFileError: there is no such file.
-        ConfigError: it holds no key, or one that is too short to be safe.
+        MissingFileError: The file cannot be read.
+        ConfigError: The file holds no key, or a key that is too short to be safe.
     """
     try:
         text = path.read_text()
     except OSError as e:
         raise MissingFileError(
-            f"{path}: cannot read the API keys ({e.strerror}); make one with: {_NEW_KEY_COMMAND} > {path}"
+            f"{path}: cannot read the API keys ({e.strerror}). Make one with: {_NEW_KEY_COMMAND} > {path}"
         ) from e
     except UnicodeDecodeError as e:
-        raise ConfigError(f"{path}: not a text file; expected API keys, one a line") from e
+        raise ConfigError(f"{path}: not a text file, expected API keys, one per line") from e
     lines = [line.strip() for line in text.splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys or any(len(key) < _MIN_KEY_LENGTH for key in keys):
         found = "a key that is too short" if keys else "no key"
         raise ConfigError(
-            f"{path}: found {found}, expected one a line of {_MIN_KEY_LENGTH} characters or more; "
-            f"make one with: {_NEW_KEY_COMMAND} > {path}"
+            f"{path}: found {found}, expected one per line, of {_MIN_KEY_LENGTH} characters or more. "
+            f"Make one with: {_NEW_KEY_COMMAND} > {path}"
         )
     if path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        logger.warning("%s: other users of this machine can read the API keys; chmod 600 it", path)
+        logger.warning("%s: other users of this machine can read the API keys. Run: chmod 600 %s", path, path)
     return keys
 
 
 def tls_context(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLContext | None:
-    """Load a server's certificate chain and private key (PEM); None when neither is given.
+    """Load a server's certificate chain and private key (PEM).
+
+    Returns:
+        The context of an encrypted server, or None when neither file is given.
 
     Raises:
-        ConfigError: only one is given, or they cannot be used together.
-        MissingFileError: a file is not there.
+        ConfigError: Only one file is given, or the two cannot be used together.
+        MissingFileError: A file does not exist.
     """
     if cert is None and key is None:
         return None
     if cert is None or key is None:
-        raise ConfigError("TLS needs both --tls-cert and --tls-key")
+        raise ConfigError("TLS: found one of --tls-cert and --tls-key, expected both")
     if missing := [str(path) for path in (cert, key) if not path.is_file()]:
         raise MissingFileError(f"TLS: no such file: {', '.join(missing)}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -88,13 +96,13 @@ def tls_context(cert: pathlib.Path | None, key: pathlib.Path | None) -> ssl.SSLC
         context.load_cert_chain(cert, key)
     except (ssl.SSLError, OSError) as e:
         raise ConfigError(
-            f"TLS: {cert} and {key} cannot be used ({e}); expected a PEM certificate and its unencrypted key"
+            f"TLS: {cert} and {key} cannot be used ({e}), expected a PEM certificate and its unencrypted key"
         ) from e
     return context
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine can reach a server that listens at `host`."""
+    """Return whether a server at `host` is reachable from this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,7 @@
-"""Runs a policy server in a thread: for tests, notebooks, and programs that need a server only for a while."""
+"""Runs a policy server in a thread, for tests and notebooks.
+
+It suits every program that needs a server only for a while.
+"""
 
 from collections.abc import Iterator
 import concurrent.futures
@@ -17,13 +20,13 @@ def serve_in_thread(
     """Serve inside a `with` block.
 
     Args:
-        server: Not yet started; its `port` is known inside the block.
+        server: A server that has not started. Its `port` is known inside the block.
         wait_until_ready: Wait for the warm-up too, not only for the port.
         timeout_s: Limit of that wait.
 
     Raises:
-        TimeoutError: the server did not come up in time.
-        Exception: whatever ended the server before it came up.
+        TimeoutError: The server did not come up in time.
+        Exception: Any error that stopped the server before it came up.
     """
     with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="policy-server") as executor:
         serving = executor.submit(server.serve_forever)

@@ -1,4 +1,4 @@
-"""What a policy server tells its clients about the policy behind it, so that they can refuse one that does not fit."""
+"""The metadata by which clients recognize a policy that does not fit."""
 
 from collections.abc import Mapping, Sequence
 import hashlib
@@ -25,11 +25,11 @@ FEATURES = (
     protocol.FEATURE_REPLACE_OLDER,
     protocol.FEATURE_TIMING,
 )
-"""What this server understands beyond the original's messages."""
+"""What this server supports in addition to openpi's original messages."""
 
 
 def describe_server(features: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the part of the metadata that holds for every policy, and the `features` of this one."""
+    """Return the metadata that every policy shares, with its own `features` added."""
     return {protocol.PROTOCOL_KEY: {"features": [*FEATURES, *features]}}
 
 
@@ -42,17 +42,18 @@ def describe_checkpoint(
     default_prompt: str | None,
     policy: _policy.Policy | None = None,
 ) -> dict[str, Any]:
-    """Return the metadata of a checkpoint's policy: the config's own, what was trained and how, and the protocol.
+    """Return the metadata of a checkpoint's policy.
 
-    Plain values only, they travel on the wire; names of folders, but no paths of this machine.
+    It holds the config's own metadata, what was trained and how, and the protocol. All values are plain, because they
+    travel on the wire. Folders appear by name, never as paths of this machine.
 
     Args:
         train_config: The config of the checkpoint.
         data_config: Its data config, created.
-        step_dir: Folder of the step, or a bundle, which is known by the step that it was made from.
+        step_dir: Folder of the step, or a bundle. A bundle reports the step that it was made from.
         example: An observation as clients send it, if one is known for the robot.
-        default_prompt: What the server says for clients that say nothing.
-        policy: What was made of the checkpoint, for what it can do beyond plain requests.
+        default_prompt: The prompt for requests that carry none.
+        policy: The policy made from the checkpoint. It knows which features it has beyond plain requests.
     """
     stats_file = checkpoint_folder.find_norm_stats(step_dir, data_config.asset_id) / normalize.FILE_NAME
     bundle = _bundle.find(step_dir)
@@ -79,7 +80,10 @@ def _state_dim(example: Mapping[str, Any]) -> int | None:
 
 
 def _delta_mask(data_transforms: _transforms.Group) -> list[bool] | None:
-    """Which numbers of an action the model sees relative to the state; None when it sees all as they are."""
+    """Return which numbers of an action are relative to the state.
+
+    None means that the model sees all of them as they are.
+    """
     for transform in data_transforms.inputs:
         if isinstance(transform, _transforms.DeltaActions) and transform.mask is not None:
             return [bool(is_delta) for is_delta in transform.mask]

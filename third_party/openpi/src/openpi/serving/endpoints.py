@@ -1,4 +1,7 @@
-"""The plain HTTP side of the policy server's port: health, metrics, a page for people; and who may come in at all."""
+"""The HTTP side of the policy server's port.
+
+It answers health checks, metrics and the status page, and decides who may connect.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,23 +16,29 @@ from openpi.serving import status_page
 from openpi.serving.service import Service
 from openpi_client import protocol
 
-# Far more than robots at one policy; a bound on the memory that visitors can take.
+# Far more clients than one policy has robots. The limit bounds the memory that visitors can take.
 MAX_CLIENTS = 128
 
 _SECRET_HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "; ".join(
+        ("default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", "frame-ancestors 'none'")
+    ),
 }
 
 RequestHook = Callable[[ServerConnection, Request], Awaitable[Response | None]]
 
 
 def make_request_hook(service: Service) -> RequestHook:
-    """Return the `process_request` hook of a websocket server: answers GETs of known paths, lets clients in or not."""
+    """Return the `process_request` hook of a websocket server.
+
+    The hook answers GETs of known paths and decides which clients may connect.
+    """
 
     async def answer(connection: ServerConnection, request: Request) -> Response | None:
         path = urllib.parse.urlsplit(request.path).path
+        # Health needs no key. Everything below does.
         if path == protocol.ALIVE_PATH:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if path == protocol.READY_PATH:
@@ -43,7 +52,7 @@ def make_request_hook(service: Service) -> RequestHook:
         if path == protocol.METRICS_PATH:
             return _private(connection.respond(http.HTTPStatus.OK, service.metrics.prometheus(service.gauges())))
         if path == protocol.STATUS_PATH:
-            # Pictures are compressed for it, which the event loop has no time for.
+            # The page needs its images compressed, which the event loop has no time for.
             html = await asyncio.to_thread(status_page.render, status_page.Snapshot.of(service))
             response = _private(connection.respond(http.HTTPStatus.OK, html))
             del response.headers["Content-Type"]
@@ -55,13 +64,16 @@ def make_request_hook(service: Service) -> RequestHook:
 
 
 def promise_to_survive_errors(_: ServerConnection, request: Request, response: Response) -> None:
-    """Tell a client that asked for it that the connection goes on after an error; the `process_response` hook."""
+    """Promise a client that asked for it to stay connected after errors.
+
+    This is the `process_response` hook of a websocket server.
+    """
     if response.status_code == http.HTTPStatus.SWITCHING_PROTOCOLS and survives_errors(request):
         response.headers[protocol.KEEP_CONNECTION_HEADER] = protocol.KEEP_CONNECTION_VALUE
 
 
 def survives_errors(request: Request) -> bool:
-    """Whether the client of this handshake wants to go on after an error reply."""
+    """Return whether this handshake asks to stay connected after an error reply."""
     return _one_header(request, protocol.KEEP_CONNECTION_HEADER) == protocol.KEEP_CONNECTION_VALUE
 
 
@@ -88,6 +100,9 @@ def _private(response: Response) -> Response:
 
 
 def _one_header(request: Request, name: str) -> str | None:
-    """Value of a header; None when it is absent, or there are several, of which none can be believed."""
+    """Return the value of a header, or None when it is absent.
+
+    A header that is repeated cannot be trusted and counts as absent.
+    """
     values = request.headers.get_all(name)
     return values[0] if len(values) == 1 else None

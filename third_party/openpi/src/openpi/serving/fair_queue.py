@@ -1,4 +1,7 @@
-"""A queue that serves its clients in turn, so that one that sends a lot does not make the others wait."""
+"""A queue that serves its clients in turn.
+
+A client that sends a lot does not make the others wait.
+"""
 
 import collections
 from collections.abc import Hashable
@@ -9,7 +12,10 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """First in, first out for each client; round robin between clients. Safe between threads."""
+    """First in, first out per client, and round robin between clients.
+
+    All methods are thread-safe.
+    """
 
     def __init__(self) -> None:
         # Clients in the order of their next turn.
@@ -28,13 +34,17 @@ class FairQueue(Generic[Item]):
             self._changed.notify()
 
     def close(self) -> None:
-        """Let `take` return None once all is taken."""
+        """Let `take` return None once the queue is empty."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def take(self) -> Item | None:
-        """Wait for the next item; None when the queue is closed and empty."""
+        """Wait for the next item.
+
+        Returns:
+            The item, or None when the queue is closed and empty.
+        """
         with self._changed:
             while not self._waiting:
                 if self._closed:
@@ -43,7 +53,7 @@ class FairQueue(Generic[Item]):
             return self._pop()
 
     def take_waiting(self, limit: int) -> list[Item]:
-        """Return up to `limit` further items that are there already."""
+        """Return up to `limit` more items without waiting."""
         with self._changed:
             return [self._pop() for _ in range(min(limit, sum(map(len, self._waiting.values()))))]
 

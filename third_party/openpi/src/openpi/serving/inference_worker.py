@@ -1,6 +1,6 @@
 """Runs a policy in a thread of its own.
 
-The event loop stays free meanwhile: handshakes, pings and health checks are answered however long an inference takes.
+The event loop stays free meanwhile, so handshakes, pings and health checks are answered however long an inference takes.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -17,25 +17,30 @@ from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
 
-# Several for each of the robots that one policy can serve in time; at four raw cameras each, a quarter of a gigabyte.
+# Several for each robot that one policy can serve in time. With four raw camera images each, they take a quarter of a GB.
 _MAX_WAITING = 64
 
 
 @runtime_checkable
 class BatchPolicy(Protocol):
-    """A policy that can answer several observations by one call."""
+    """A policy that can answer several observations in one call."""
 
     def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Return what as many calls of `infer`, in the same order, would."""
+        """Return the answers that `infer` would give, in the same order."""
         ...
 
 
 @runtime_checkable
-class SeveralPrograms(Protocol):
-    """A policy that runs other programs for other kinds of requests."""
+class MultiProgramPolicy(Protocol):
+    """A policy that compiles a program for each kind of request."""
 
     def warm_up_requests(self, example: Mapping[str, Any], result: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return a request for each program beyond that of `example`, which `result` has answered."""
+        """Return one request per further program.
+
+        Args:
+            example: The request that warmed up the first program.
+            result: The answer to it.
+        """
         ...
 
 
@@ -58,40 +63,46 @@ class _Job:
     future: "concurrent.futures.Future[Inference]" = dataclasses.field(default_factory=concurrent.futures.Future)
 
     def begin(self, now_s: float) -> bool:
-        """Claim the job; False when nobody waits for it any more."""
+        """Claim the job. Return False when nobody waits for it any more."""
         if self.deadline_s is not None and now_s >= self.deadline_s:
             self.future.cancel()
         return self.future.set_running_or_notify_cancel()
 
 
 class InferenceWorker:
-    """Owns a policy: nothing else may call it, so that policies need no locks. Clients are served in turn."""
+    """Owns a policy and serves its clients in turn.
+
+    Nothing else may call the policy, so policies need no locks.
+    """
 
     def __init__(self, policy: BasePolicy, *, max_batch: int = 1) -> None:
-        """Prepare a worker.
+        """Keep the policy. `start` starts the thread.
 
         Args:
             policy: Called from the worker's thread only.
-            max_batch: How many waiting requests may be answered by one call; beyond 1 the policy must be a `BatchPolicy`.
+            max_batch: How many waiting requests one call may answer. Above 1, the policy must be a `BatchPolicy`.
+
+        Raises:
+            ValueError: `max_batch` is out of range for this policy.
         """
         if max_batch < 1 or (max_batch > 1 and not isinstance(policy, BatchPolicy)):
-            raise ValueError(f"max_batch is {max_batch}, expected 1, or more with a policy that has infer_batch")
+            raise ValueError(f"max_batch: found {max_batch}, expected 1, or more with a policy that has infer_batch")
         self._policy = policy
         self._max_batch = max_batch
         self._jobs: FairQueue[_Job] = FairQueue()
         self._warm: concurrent.futures.Future[None] = concurrent.futures.Future()
-        # A daemon, and not an executor's thread: a compilation of minutes must not hold up the end of the process.
+        # A daemon thread, not an executor's: a compilation of several minutes must not delay the end of the process.
         self._thread = threading.Thread(target=self._work, name="inference", daemon=True)
         self._example: Mapping[str, Any] | None = None
 
     def start(self, example: Mapping[str, Any] | None = None) -> "concurrent.futures.Future[None]":
-        """Begin to work.
+        """Start the thread, which first warms up the policy.
 
         Args:
-            example: The policy is tried on it first, in batches of every size that it will see, and with each of its programs.
+            example: The policy is tried on it first, in every batch size that it will see and with each of its programs.
 
         Returns:
-            Done when the policy is warm; holds the policy's exception if it failed on the example.
+            A future that is done when the policy is warm. It holds the policy's exception if the example failed.
         """
         self._example = example
         self._thread.start()
@@ -99,12 +110,12 @@ class InferenceWorker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread runs."""
+        """Whether the thread is running."""
         return self._thread.is_alive()
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have not begun."""
+        """Number of requests that have not begun."""
         return len(self._jobs)
 
     def submit(
@@ -115,19 +126,21 @@ class InferenceWorker:
         policy: BasePolicy | None = None,
         deadline_s: float | None = None,
     ) -> "concurrent.futures.Future[Inference]":
-        """Queue an observation; cancelling the future takes it out again, unless its inference has begun.
+        """Queue an observation.
+
+        To remove it from the queue, cancel the future. This has no effect once the inference has begun.
 
         Args:
             observation: Passed to the policy as it is.
-            client: Whose turn it uses.
-            policy: Asked instead of the worker's own.
-            deadline_s: Monotonic time after which the inference does not begin any more; the future is then cancelled.
+            client: The client whose turn it takes.
+            policy: Policy to ask instead of the worker's own.
+            deadline_s: Monotonic time after which the inference does not begin any more. The future is then canceled.
 
         Raises:
-            OverloadedError: too many wait already.
+            OverloadedError: Too many requests are waiting.
         """
         if len(self._jobs) >= _MAX_WAITING:
-            raise OverloadedError(f"server: {_MAX_WAITING} requests wait already, expected fewer; try again later")
+            raise OverloadedError(f"server: {_MAX_WAITING} requests are waiting, expected fewer. Try again later")
         job = _Job(policy or self._policy, observation, time.monotonic(), deadline_s)
         self._jobs.put(client, job)
         return job.future
@@ -136,7 +149,7 @@ class InferenceWorker:
         """Finish what is queued and end the thread.
 
         Returns:
-            False when the policy was still busy after `timeout_s`; the thread then goes on in the background.
+            False when the policy was still busy after `timeout_s`. The thread then continues in the background.
         """
         self._jobs.close()
         self._thread.join(timeout_s)
@@ -152,7 +165,7 @@ class InferenceWorker:
         while (job := self._jobs.take()) is not None:
             now_s = time.monotonic()
             jobs = [j for j in (job, *self._jobs.take_waiting(self._max_batch - 1)) if j.begin(now_s)]
-            if not self._answered_together(jobs):
+            if not self._try_batch(jobs):
                 for single in jobs:
                     self._answer(single)
 
@@ -160,23 +173,27 @@ class InferenceWorker:
         if self._example is None:
             return
         result = self._policy.infer(dict(self._example))
-        if isinstance(self._policy, SeveralPrograms):
+        if isinstance(self._policy, MultiProgramPolicy):
             for request in self._policy.warm_up_requests(self._example, result):
                 self._policy.infer(request)
+        # Policies pad batches to powers of two, so one example per power covers every size.
         size = 2
         while size < 2 * self._max_batch:
             self._infer_batch([dict(self._example)] * min(size, self._max_batch))
             size *= 2
 
-    def _answered_together(self, jobs: Sequence[_Job]) -> bool:
-        """Answer several by one call. False when that is not possible: one bad observation must not fail the others."""
+    def _try_batch(self, jobs: Sequence[_Job]) -> bool:
+        """Answer several jobs in one call. Return False when that fails.
+
+        The caller then asks one by one, because one bad observation must not fail the others.
+        """
         if len(jobs) < 2 or any(job.policy is not self._policy for job in jobs):
             return False
         start_s = time.monotonic()
         try:
             results = self._infer_batch([job.observation for job in jobs])
         except Exception:
-            logger.debug("a batch failed; asking one by one", exc_info=True)
+            logger.debug("a batch failed, asking one by one", exc_info=True)
             return False
         for job, result in zip(jobs, results, strict=True):
             job.future.set_result(_timed(job, result, start_s, batch_size=len(jobs)))

@@ -1,4 +1,7 @@
-"""What a policy server counts: for Prometheus, and for its status page. Used from the event loop only."""
+"""Counters of a policy server, for Prometheus and for its status page.
+
+They are used from the event loop only.
+"""
 
 import bisect
 import collections
@@ -8,9 +11,9 @@ import itertools
 import time
 
 PHASES = ("queue", "preprocess", "model", "postprocess", "total")
-"""Parts of the time between a request and its reply; `total` is all of it on the server."""
+"""Parts of the time between a request and its reply. `total` is all the time spent on the server."""
 
-# Upper bounds, s: from a copy of one image to a compilation.
+# Upper bounds, s. They range from a copy of one image to a compilation.
 _BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0)
 
 _NUM_RECENT = 300
@@ -25,7 +28,7 @@ class Answered:
 
 
 class Histogram:
-    """Counts of durations in fixed buckets."""
+    """Counts durations in fixed buckets."""
 
     def __init__(self) -> None:
         self._counts = [0] * (len(_BUCKETS_S) + 1)
@@ -37,7 +40,7 @@ class Histogram:
         self._sum_s += seconds
 
     def lines(self, name: str, labels: str) -> Iterator[str]:
-        """Yield the samples of Prometheus' text format."""
+        """Yield the samples in Prometheus' text format."""
         bounds = (*map(str, _BUCKETS_S), "+Inf")
         for bound, count in zip(bounds, itertools.accumulate(self._counts), strict=True):
             yield f'{name}_bucket{{{labels},le="{bound}"}} {count}'
@@ -51,24 +54,34 @@ class Metrics:
     def __init__(self) -> None:
         self.num_requests = 0
         self.num_connections = 0
-        """Connections ever made."""
+        """Connections since the start."""
         self.num_batched = 0
         """Requests answered together with others."""
         self.num_errors: collections.Counter[str] = collections.Counter()
-        """Requests not answered by actions, by the code of their error."""
+        """Requests answered with an error, by error code."""
         self.recent: collections.deque[Answered] = collections.deque(maxlen=_NUM_RECENT)
         """The latest answered requests, oldest first."""
         self._histograms = {phase: Histogram() for phase in PHASES}
 
-    def answered(self, phases_ms: Mapping[str, float], *, batch_size: int = 1) -> None:
-        """Count a request that was answered by actions; `phases_ms` has some of `PHASES`."""
+    def count_answer(self, phases_ms: Mapping[str, float], *, batch_size: int = 1) -> None:
+        """Count a request that was answered with actions.
+
+        Args:
+            phases_ms: Duration of some or all of `PHASES`.
+            batch_size: Requests answered by the same call.
+        """
         self.recent.append(Answered(time.time(), dict(phases_ms)))
         self.num_batched += batch_size > 1
         for phase, duration_ms in phases_ms.items():
             self._histograms[phase].add(duration_ms / 1000)
 
     def prometheus(self, gauges: Mapping[str, float]) -> str:
-        """Return all in Prometheus' text format (version 0.0.4); `gauges` are values of this moment by name."""
+        """Return everything in Prometheus' text format (version 0.0.4).
+
+        Args:
+            gauges: Current values, by name.
+        """
+        # Counters first, then gauges, then the histograms.
         lines = [
             *_metric("openpi_requests_total", "counter", "Requests received.", [("", self.num_requests)]),
             *_metric("openpi_connections_total", "counter", "Connections made.", [("", self.num_connections)]),
@@ -78,7 +91,7 @@ class Metrics:
             *_metric(
                 "openpi_errors_total",
                 "counter",
-                "Requests answered by an error.",
+                "Requests answered with an error.",
                 [(f'{{code="{code}"}}', count) for code, count in sorted(self.num_errors.items())],
             ),
         ]

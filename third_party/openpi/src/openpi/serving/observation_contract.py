@@ -1,4 +1,4 @@
-"""What a policy server demands of observations and of its own answers, before anything reaches a model or a robot."""
+"""Checks observations and answers before a model or robot receives them."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -10,28 +10,34 @@ from openpi.shared.errors import DataError
 
 PROMPT_KEY = "prompt"
 
-# A request may leave these out: the server can have a default.
+# A request may omit these, because the server can have a default.
 _OPTIONAL_KEYS = frozenset({PROMPT_KEY})
 
-# Tokenizers keep 48 to 250 tokens of it; a longer text is not a prompt.
+# Tokenizers keep 48 to 250 tokens of a prompt, so a longer text is a mistake.
 _MAX_PROMPT_CHARS = 2000
 
-# Observations are a dict of dicts of arrays; the rest is room for other robots.
+# Observations are a dict of dicts of arrays. The rest is room for other robots.
 _MAX_DEPTH = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class ObservationContract:
-    """The checks that hold for every robot; what an image or a camera must look like is the policy's own business."""
+    """The checks that hold for every robot.
 
-    # Top-level keys that must be there.
+    The policy itself checks its images and cameras.
+    """
+
+    # Required top-level keys.
     required_keys: tuple[str, ...] = ()
     # Number of values of each vector, such as a robot's state.
     vector_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_example(cls, example: Mapping[str, Any] | None) -> "ObservationContract":
-        """Read the contract off an example; None demands nothing but a dict of finite numbers."""
+        """Derive the contract from an example.
+
+        None requires nothing but a dict of finite numbers.
+        """
         if example is None:
             return cls()
         vectors = {key: np.size(value) for key, value in example.items() if _is_vector(value)}
@@ -41,15 +47,15 @@ class ObservationContract:
         """Return `observation` as it is.
 
         Raises:
-            DataError: it is no dict, keys are missing, a vector has the wrong size, the prompt is no text or too long, or a
-                number is not finite. All missing keys are named at once.
+            DataError: It is not a dict, keys are missing, a vector has the wrong size, the prompt is not a text or is too
+                long, or a number is not finite. All missing keys are named together.
         """
         if not isinstance(observation, dict):
             raise DataError(f"observation: found a {type(observation).__name__}, expected a dict")
         missing = [key for key in self.required_keys if key not in observation]
         if missing:
             found = _quoted(str(key)[:40] for key in list(observation)[:20]) or "nothing"
-            raise DataError(f"observation: missing {_quoted(missing)}; found {found}")
+            raise DataError(f"observation: found {found}, missing {_quoted(missing)}")
         check_finite(observation, "observation")
         for key, size in self.vector_sizes.items():
             if key in observation:
@@ -63,8 +69,8 @@ def check_finite(tree: Any, place: str) -> None:
     """Refuse NaN and infinity in any float of nested dicts and lists.
 
     Raises:
-        DataError: names the first such entry and how many there are beside it; or the tree is nested without end, or has
-            keys that are no text.
+        DataError: A number is not finite, the tree is nested too deeply, or a key is not a text. For numbers, the message
+            names the first one and how many there are in its array.
     """
     for path, leaf in _leaves(tree, "", place, _MAX_DEPTH):
         values = np.asarray(leaf) if isinstance(leaf, float | np.ndarray | np.floating) else None
@@ -75,7 +81,7 @@ def check_finite(tree: Any, place: str) -> None:
             bad = np.argwhere(~finite)
             index = "".join(f"[{i}]" for i in bad[0])
             raise DataError(
-                f"{place}: '{path}'{index} is {values[tuple(bad[0])]}, expected finite values ({len(bad)} such)"
+                f"{place}: '{path}'{index} is {values[tuple(bad[0])]}, expected finite values ({len(bad)} are not)"
             )
 
 
@@ -104,7 +110,7 @@ def _check_prompt(value: Any) -> None:
 
 def _leaves(tree: Any, path: str, place: str, depth: int) -> Iterator[tuple[str, Any]]:
     if isinstance(tree, dict | list | tuple) and not depth:
-        raise DataError(f"{place}: nested more than {_MAX_DEPTH} deep")
+        raise DataError(f"{place}: found more than {_MAX_DEPTH} levels, expected at most {_MAX_DEPTH}")
     if isinstance(tree, dict):
         for key, value in tree.items():
             if not isinstance(key, str):

@@ -1,4 +1,4 @@
-"""Reads a client's message: bytes in, a checked observation and the client's wishes about it out."""
+"""Decodes a client's message into a checked observation and its options."""
 
 import dataclasses
 import math
@@ -17,16 +17,16 @@ class Request:
 
     observation: dict[str, Any]
     deadline_s: float | None = None
-    """Seconds from the arrival after which the answer is of no use."""
+    """Seconds from the arrival until the answer is of no more use."""
     replaces_older: bool = False
-    """Whether waiting requests of the same connection are to be dropped."""
+    """Whether to drop waiting requests of the same connection."""
 
 
 def read(message: bytes | str, contract: ObservationContract) -> Request:
     """Decode and check a message.
 
     Raises:
-        DataError: it is none of a policy client, or the observation does not keep the contract.
+        DataError: The message does not come from a policy client, or the observation violates the contract.
     """
     if isinstance(message, str):
         raise DataError("request: found a text message, expected a binary one (a packed observation)")
@@ -39,7 +39,10 @@ def read(message: bytes | str, contract: ObservationContract) -> Request:
 
 
 def _with_pixels(tree: Any, place: str, depth: int = 2) -> Any:
-    """Return an observation with pixels where a client sent JPEGs: images stand at its top, or in one dict below it."""
+    """Return an observation with its JPEGs decoded.
+
+    Images are values of the observation itself, or of a dict directly inside it.
+    """
     if isinstance(tree, dict) and depth:
         return {key: _with_pixels(value, f"{place}: '{key!s:.40}'", depth - 1) for key, value in tree.items()}
     if not (isinstance(tree, bytes) and tree.startswith(image_tools.JPEG_START)):

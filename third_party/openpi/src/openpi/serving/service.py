@@ -1,4 +1,4 @@
-"""What the parts of one policy server share."""
+"""The state that the parts of one policy server share."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -13,16 +13,19 @@ from openpi_client.base_policy import BasePolicy
 
 @runtime_checkable
 class PerClientPolicy(Protocol):
-    """A policy that remembers something of each client, such as its place in a recording."""
+    """A policy with state per client, such as the next recorded step."""
 
     def for_client(self) -> BasePolicy:
-        """Return the policy of one more client."""
+        """Return a policy for one new client."""
         ...
 
 
 @dataclasses.dataclass(eq=False)
 class Service:
-    """A policy, the rules of asking it, and its state of this moment. Belongs to the event loop."""
+    """A policy, the rules of asking it, and its current state.
+
+    It belongs to the event loop.
+    """
 
     policy: BasePolicy
     worker: InferenceWorker
@@ -38,12 +41,12 @@ class Service:
     """Requests received and not answered yet."""
     last_observation: Mapping[str, Any] | None = None
 
-    def policy_of_a_client(self) -> BasePolicy | None:
-        """What a new client is to be answered by; None means the worker's own policy."""
+    def new_client_policy(self) -> BasePolicy | None:
+        """Return a new client's policy, or None for the worker's own."""
         return self.policy.for_client() if isinstance(self.policy, PerClientPolicy) else None
 
     def gauges(self) -> dict[str, float]:
-        """Values of this moment, by the end of their metric's name."""
+        """Return the current values, keyed by the end of their metric's name."""
         return {
             "ready": int(self.is_ready and not self.is_draining),
             "clients": self.num_clients,

@@ -1,4 +1,4 @@
-"""One client's connection: takes its requests as they come and answers them in order."""
+"""One client's connection, whose requests are answered in order."""
 
 import asyncio
 import collections
@@ -28,7 +28,7 @@ from openpi_client import protocol
 
 logger = logging.getLogger(__name__)
 
-# Requests that one client may have under way. Beyond it the connection is not read: TCP makes the client wait.
+# Requests that one client may have under way. Beyond that, the connection is not read and TCP makes the client wait.
 _MAX_UNDER_WAY = 4
 
 
@@ -52,14 +52,15 @@ class Session:
         self._websocket = websocket
         self._service = service
         self._peer = peer_name(websocket)
-        self._policy = service.policy_of_a_client()
+        self._policy = service.new_client_policy()
         self._under_way: collections.deque[_Exchange] = collections.deque()
         self._arrived: asyncio.Queue[_Exchange] = asyncio.Queue(_MAX_UNDER_WAY)
         self._prev_total_ms: float | None = None
 
     async def run(self) -> None:
-        """Greet, then answer requests."""
+        """Send the metadata, then answer requests until the client leaves."""
         await self._websocket.send(msgpack_numpy.packb(self._service.metadata))
+        # Receiving and answering run side by side, so that a newer observation can replace a waiting one.
         tasks = {
             asyncio.ensure_future(work) for work in (self._receive(), self._answer(), self._websocket.wait_closed())
         }
@@ -68,12 +69,12 @@ class Session:
         finally:
             for task in tasks:
                 task.cancel()
-            # Nobody is left to answer.
+            # Nobody is left to receive the answers.
             for exchange in self._under_way:
                 self._service.num_under_way -= 1
                 if exchange.inference is not None:
                     exchange.inference.cancel()
-        # All are looked at: an error that nobody asks for would be reported as lost.
+        # The error of every task is retrieved, because asyncio warns about those that are not.
         if found := [error for task in done if (error := task.exception()) is not None]:
             raise found[0]
 
@@ -93,7 +94,7 @@ class Session:
 
     def _submit(self, exchange: _Exchange, message: bytes | str) -> None:
         if self._service.is_draining:
-            raise StoppingError("server: stopping; connect again when it is back")
+            raise StoppingError("server: stopping. Connect again when it is back")
         request = requests.read(message, self._service.contract)
         if request.replaces_older:
             self._drop_waiting(exchange)
@@ -109,7 +110,7 @@ class Session:
     def _drop_waiting(self, newest: _Exchange) -> None:
         for exchange in self._under_way:
             if exchange is not newest and exchange.job is not None and exchange.job.cancel():
-                exchange.error = SupersededError("request: dropped, a newer observation of this client took its place")
+                exchange.error = SupersededError("request: dropped, a newer observation of this client replaced it")
 
     async def _answer(self) -> None:
         while True:
@@ -123,7 +124,7 @@ class Session:
                     return
             else:
                 await self._websocket.send(reply)
-                # As openpi counts it, waiting for the request included.
+                # As in openpi, this includes the wait for the request.
                 self._prev_total_ms = 1000 * (time.monotonic() - exchange.waited_from_s)
             self._under_way.remove(exchange)
             self._service.num_under_way -= 1
@@ -135,22 +136,27 @@ class Session:
         timing = self._timing(exchange, inference, computed_s)
         reply = msgpack_numpy.packb({**inference.result, protocol.SERVER_TIMING_KEY: timing})
         phases_ms = {phase: timing[f"{phase}_ms"] for phase in PHASES}
-        self._service.metrics.answered(phases_ms, batch_size=inference.batch_size)
+        self._service.metrics.count_answer(phases_ms, batch_size=inference.batch_size)
         return reply
 
     async def _inference_of(self, exchange: _Exchange) -> Inference:
-        if exchange.inference is not None:
+        inference = exchange.inference
+        if inference is not None:
             limit_s = None if exchange.deadline_s is None else max(0.0, exchange.deadline_s - time.monotonic())
-            await asyncio.wait({exchange.inference}, timeout=limit_s)
+            await asyncio.wait({inference}, timeout=limit_s)
         if exchange.error is not None:
             raise exchange.error
-        if not exchange.inference.done() or exchange.inference.cancelled():
-            exchange.inference.cancel()
-            raise TooLateError("request: not answered, its deadline has passed; allow more time or ask less often")
-        return exchange.inference.result()
+        assert inference is not None, "a request without an inference has an error"
+        if not inference.done() or inference.cancelled():
+            inference.cancel()
+            raise TooLateError("request: not answered, its deadline has passed. Allow more time or ask less often")
+        return inference.result()
 
     def _timing(self, exchange: _Exchange, inference: Inference, computed_s: float) -> dict[str, float]:
-        """Durations in ms: those of the original (`infer_ms`, `prev_total_ms`), and all phases of this request."""
+        """Return durations in ms.
+
+        They are openpi's own (`infer_ms`, `prev_total_ms`) and all phases of this request.
+        """
         policy = inference.result.get(protocol.POLICY_TIMING_KEY) or {}
         now_s = time.monotonic()
         timing = {
@@ -181,6 +187,6 @@ class Session:
 
 
 def peer_name(websocket: ServerConnection) -> str:
-    """Address of the other side, for log lines."""
+    """Return the address of the client, for log lines."""
     host, port = (websocket.remote_address or ("unknown client", "?"))[:2]
     return f"{host}:{port}"

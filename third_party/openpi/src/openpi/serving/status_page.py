@@ -1,4 +1,7 @@
-"""A page for a person who wants to see what a policy server is doing: plain HTML, no scripts, nothing from elsewhere."""
+"""A page that shows a person what a policy server is doing.
+
+It is plain HTML, without scripts or resources from elsewhere.
+"""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +19,14 @@ from openpi.serving.metrics import Answered
 from openpi.serving.service import Service
 
 _REFRESH_S = 5
-_MAX_PICTURES = 6
-_PICTURE_SIZE_PX = (400, 300)
+_MAX_IMAGES = 6
+_IMAGE_SIZE_PX = (400, 300)
 _MAX_BARS = 150
 
-# The plot, in units of its own: bars between the axis' labels on the left and the edge on the right.
+# The plot, in units of its own. The bars are between the labels of the axis on the left and the right edge.
 _PLOT_WIDTH, _PLOT_HEIGHT, _LEFT, _FOOT = 960, 200, 56, 22
 
-# Parts of a bar from the bottom up; the colours are in the style sheet.
+# Parts of a bar from the bottom up. Their colors are in the style sheet.
 _PARTS = ("model", "preprocess", "postprocess", "queue")
 
 _STYLE = """
@@ -41,7 +44,7 @@ padding:16px 18px;margin-top:16px}h2{font-size:1em;margin:0 0 10px}h2 small{font
 font-variant-numeric:tabular-nums}.tiles span,.key,figcaption,.numbers span,th{color:var(--soft)}.tiles .bad b{color:var(--bad)}
 svg{display:block;width:100%;height:auto}svg text{font-size:13px;fill:var(--soft)}.grid{stroke:var(--line)}.keys{margin:8px 0 0}
 .key{margin-right:18px}.key:before{content:"";display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:6px;
-background:var(--c)}.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:14px}figure{margin:0}
+background:var(--c)}.images{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:14px}figure{margin:0}
 img{display:block;width:100%;border-radius:6px}figcaption{font-size:.87em;margin-top:4px}.numbers{display:grid;gap:8px 12px;
 grid-template-columns:repeat(7,1fr);margin:14px 0 0}.numbers span{display:block;font-size:.8em;overflow:hidden;text-overflow:ellipsis}
 .numbers b{font-weight:500;font-variant-numeric:tabular-nums}.prompt{margin:12px 0 0}.prompt span{color:var(--soft);margin-right:12px}summary{cursor:pointer;font-weight:600}
@@ -52,7 +55,10 @@ td{overflow-wrap:anywhere}@media(max-width:700px){.numbers{grid-template-columns
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
-    """What the page shows, taken on the event loop so that drawing may happen elsewhere."""
+    """What the page shows.
+
+    It is taken on the event loop, so that another thread may draw the page.
+    """
 
     state: str
     metadata: Mapping[str, Any]
@@ -63,7 +69,7 @@ class Snapshot:
 
     @classmethod
     def of(cls, service: Service) -> "Snapshot":
-        """Copy what may change."""
+        """Return a copy of the server's state and counters."""
         state = "stopping" if service.is_draining else "ready" if service.is_ready else "warming up"
         counters = {"requests": service.metrics.num_requests, **service.gauges()}
         del counters["ready"]
@@ -72,7 +78,7 @@ class Snapshot:
 
 
 def render(snapshot: Snapshot) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     title = _text(snapshot.metadata.get("robot", "policy server"))
     parts = [
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="{_REFRESH_S}">',
@@ -88,9 +94,9 @@ def render(snapshot: Snapshot) -> str:
 
 
 def _header(title: str, snapshot: Snapshot) -> Iterator[str]:
-    colour = "good" if snapshot.state == "ready" else "wait"
-    yield f'<header><h1>{title}</h1><span class="state" style="background:var(--{colour})">{_text(snapshot.state)}</span>'
-    names = {"config": "config", "checkpoint": "checkpoint", "step": "step", "prompt": "prompt, where none is sent"}
+    color = "good" if snapshot.state == "ready" else "wait"
+    yield f'<header><h1>{title}</h1><span class="state" style="background:var(--{color})">{_text(snapshot.state)}</span>'
+    names = {"config": "config", "checkpoint": "checkpoint", "step": "step", "prompt": "default prompt"}
     shown = [
         f"{label} <b>{_text(snapshot.metadata[key])}</b>"
         for key, label in names.items()
@@ -100,7 +106,7 @@ def _header(title: str, snapshot: Snapshot) -> Iterator[str]:
 
 
 def _tiles(snapshot: Snapshot) -> Iterator[str]:
-    """The numbers that are looked at first."""
+    """Yield the numbers to check first."""
     tiles = [(name.replace("_", " "), f"{value:,.0f}", "") for name, value in snapshot.counters.items()]
     errors = sum(snapshot.errors.values())
     by_code = ", ".join(f"{count} {code.replace('_', ' ')}" for code, count in sorted(snapshot.errors.items()))
@@ -116,8 +122,8 @@ def _latency(recent: Sequence[Answered]) -> Iterator[str]:
     totals = np.array([answered.phases_ms["total"] for answered in recent])
     p50, p99 = np.percentile(totals, [50, 99])
     yield (
-        f"<section><h2>Latency <small>Median {p50:.1f} ms, 99% {p99:.1f} ms, longest {totals.max():.1f} ms of the last "
-        f"{len(recent)}; the newest {time.time() - recent[-1].time_s:.0f} s ago</small></h2>"
+        f"<section><h2>Latency <small>Median {p50:.1f} ms, 99% {p99:.1f} ms, longest {totals.max():.1f} ms over the last "
+        f"{len(recent)} requests, the newest {time.time() - recent[-1].time_s:.0f} s ago</small></h2>"
     )
     yield _plot(recent, float(totals.max()))
     keys = "".join(f'<span class="key" style="--c:var(--{part})">{part}</span>' for part in _PARTS)
@@ -125,7 +131,11 @@ def _latency(recent: Sequence[Answered]) -> Iterator[str]:
 
 
 def _plot(recent: Sequence[Answered], longest_ms: float) -> str:
-    """Bars of the latest requests, the newest at the right edge, over lines at round numbers."""
+    """Return an SVG with one bar per request.
+
+    The newest bar is at the right edge, and the grid lines are at round numbers.
+    """
+    # Two or three round grid lines above zero, at any latency.
     tick_ms = _round_up(longest_ms / 3)
     top_ms = tick_ms * max(1, math.ceil(longest_ms / tick_ms))
     scale = (_PLOT_HEIGHT - 10) / top_ms
@@ -135,6 +145,7 @@ def _plot(recent: Sequence[Answered], longest_ms: float) -> str:
         drawn.append(f'<line class="grid" x1="{_LEFT}" x2="{_PLOT_WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
         label = f"{number * tick_ms:g} ms" if number else "0"
         drawn.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>')
+    # One stacked bar per request, from the right edge to the left.
     step = (_PLOT_WIDTH - _LEFT) / _MAX_BARS
     for age, answered in enumerate(reversed(recent), start=1):
         y = float(_PLOT_HEIGHT)
@@ -154,7 +165,7 @@ def _plot(recent: Sequence[Answered], longest_ms: float) -> str:
 
 
 def _round_up(value: float) -> float:
-    """Return the next number of the form 1, 2 or 5 times a power of ten."""
+    """Round up to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(max(value, 1e-3)))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))
 
@@ -164,11 +175,11 @@ def _observation(snapshot: Snapshot) -> Iterator[str]:
     if observation is None:
         return
     units = _text(_plain(snapshot.metadata.get("units", "")))
-    yield f'<section><h2>Last observation <small>{units}</small></h2><div class="pictures">'
-    for path, picture in list(_pictures(observation, ""))[:_MAX_PICTURES]:
-        data = base64.b64encode(_jpeg(picture)).decode()
+    yield f'<section><h2>Last observation <small>{units}</small></h2><div class="images">'
+    for path, image in list(_images(observation, ""))[:_MAX_IMAGES]:
+        data = base64.b64encode(_jpeg(image)).decode()
         name = _text(path.rpartition("/")[2])
-        caption = f"{name}, {picture.shape[1]} x {picture.shape[0]}"
+        caption = f"{name}, {image.shape[1]} x {image.shape[0]}"
         yield f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}"><figcaption>{caption}</figcaption></figure>'
     yield "</div>"
     for key, value in observation.items():
@@ -191,11 +202,11 @@ def _numbers(key: str, values: list[float], names: Any) -> str:
 
 def _contract(metadata: Mapping[str, Any]) -> Iterator[str]:
     rows = (f"<tr><th>{_text(key)}</th><td>{_text(_plain(value))}</td></tr>" for key, value in metadata.items())
-    yield f"<section><details><summary>What clients are told</summary><table>{''.join(rows)}</table></details></section>"
+    yield f"<section><details><summary>Metadata sent to clients</summary><table>{''.join(rows)}</table></details></section>"
 
 
 def _plain(value: Any) -> str:
-    """Write a value of the metadata for people."""
+    """Return a value of the metadata in readable form."""
     if isinstance(value, Mapping):
         return "; ".join(f"{key}: {_plain(item)}" for key, item in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -203,11 +214,14 @@ def _plain(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def _pictures(tree: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Find uint8 images [h, w, 3] or [3, h, w] anywhere in an observation."""
+def _images(tree: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield path and pixels of each image in an observation.
+
+    Pixels are [h, w, 3]. An image is a uint8 array [h, w, 3] or [3, h, w] at any depth.
+    """
     if isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _pictures(value, f"{path}/{key}" if path else str(key))
+            yield from _images(value, f"{path}/{key}" if path else str(key))
     elif isinstance(tree, np.ndarray) and tree.dtype == np.uint8 and tree.ndim == 3 and tree.size:
         if tree.shape[-1] == 3:
             yield path, tree
@@ -215,14 +229,14 @@ def _pictures(tree: Any, path: str) -> Iterator[tuple[str, np.ndarray]]:
             yield path, np.moveaxis(tree, 0, -1)
 
 
-def _jpeg(picture: np.ndarray) -> bytes:
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    image.thumbnail(_PICTURE_SIZE_PX)
+def _jpeg(image: np.ndarray) -> bytes:
+    thumbnail = Image.fromarray(np.ascontiguousarray(image))
+    thumbnail.thumbnail(_IMAGE_SIZE_PX)
     with io.BytesIO() as file:
-        image.save(file, "JPEG", quality=85)
+        thumbnail.save(file, "JPEG", quality=85)
         return file.getvalue()
 
 
 def _text(value: Any) -> str:
-    """Escape what may come from a client or a file."""
+    """Escape text that may come from a client or a file."""
     return html.escape(str(value)[:2000])

@@ -1,7 +1,7 @@
 """Serves a policy over websockets, in the protocol of openpi's clients.
 
 A client receives the metadata once the policy is ready, then one reply per request, in order. The policy runs in a thread of
-its own; the event loop only moves messages.
+its own, so the event loop only moves messages.
 """
 
 import asyncio
@@ -33,33 +33,36 @@ from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
 
-# How long a stop waits for requests under way, and for a warm-up, which may be a compilation of minutes.
+# How long a stop waits for requests under way, and for a warm-up, which may be a compilation of several minutes.
 _DRAIN_S = 5.0
 _DRAIN_WARM_UP_S = 0.5
 _DRAIN_POLL_S = 0.01
 
-# A handshake of our clients is one packet; who takes longer holds a connection for nothing.
+# The handshake of our clients is one packet. A slower peer would hold a connection for nothing.
 _HANDSHAKE_LIMIT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class ServerOptions:
-    """How a server behaves; the defaults suit one robot on this machine."""
+    """Limits and access of a server.
+
+    The defaults suit one robot on this machine.
+    """
 
     # Send tracebacks to clients.
     debug: bool = False
-    # Larger requests close their connection. Four raw 480x640 camera frames are 3.7 MB; anything near this is a mistake.
+    # Larger requests close their connection. Four raw 480x640 camera frames are 3.7 MB, so anything near this is a mistake.
     max_message_bytes: int = 64 * 2**20
-    # Who may connect; without any keys everybody may.
+    # API keys of the clients that may connect. Without any keys, everybody may.
     api_keys: tuple[str, ...] = ()
     # Certificate and key of an encrypted server (wss://).
     tls: ssl.SSLContext | None = None
-    # How many waiting requests may be answered by one call of the policy.
+    # How many waiting requests one call of the policy may answer.
     max_batch: int = 1
 
 
 class WebsocketPolicyServer:
-    """A policy at a port. An instance serves once."""
+    """Serves a policy at a port. An instance serves once."""
 
     def __init__(
         self,
@@ -72,15 +75,15 @@ class WebsocketPolicyServer:
         options: ServerOptions = ServerOptions(),
         sock: socket.socket | None = None,
     ) -> None:
-        """Prepare a server.
+        """Keep the settings. `run` or `serve_forever` starts the server.
 
         Args:
-            policy: Called from one thread only. One that has `for_client` gives each client a policy of its own.
+            policy: Called from one thread only. If it has `for_client`, each client gets a policy of its own.
             host: Address to listen at.
-            port: TCP port; 0 or None takes any free one.
+            port: TCP port. 0 or None takes any free one.
             metadata: Sent to each client when it connects.
             example: An observation as clients send it. The policy is tried on it before the server is ready, so that no
-                client pays for compilation, and requests must have its keys and vector sizes.
+                client waits for a compilation. Requests must have its keys and vector sizes.
             options: Limits and access.
             sock: A bound socket to listen at instead of `host` and `port`.
         """
@@ -103,13 +106,17 @@ class WebsocketPolicyServer:
         self._ready = asyncio.Event()
         self._stop = asyncio.Event()
         self.listening = threading.Event()
-        """Set, for other threads, once the port answers."""
+        """Set once the port answers. Other threads may wait for it."""
 
     @property
     def port(self) -> int:
-        """The port that the server listens at; known once it is `listening`."""
+        """The port that the server listens at.
+
+        Raises:
+            RuntimeError: The server is not `listening` yet.
+        """
         if self._port is None:
-            raise RuntimeError("the server does not listen yet")
+            raise RuntimeError("port: the server is not listening yet")
         return self._port
 
     @property
@@ -119,19 +126,22 @@ class WebsocketPolicyServer:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the policy still works, which after `serve_forever` means that it could not be waited for."""
+        """Whether the policy is still working.
+
+        After `serve_forever`, it means that the policy did not finish in time.
+        """
         return self._worker.is_alive
 
     def gauges(self) -> dict[str, float]:
-        """Return numbers of this moment, as on `/metrics`."""
+        """Return the current values, as on `/metrics`."""
         return self._service.gauges()
 
     def serve_forever(self, on_ready: Callable[[float], None] | None = None) -> None:
-        """Serve until `stop`, SIGTERM or SIGINT; see `run`."""
+        """Serve until `stop`, SIGTERM or SIGINT, as `run` does."""
         asyncio.run(self.run(on_ready))
 
     def stop(self) -> None:
-        """End `serve_forever`; may be called from any thread."""
+        """End `serve_forever`. You may call this from any thread."""
         if self._loop is None:
             self._stop.set()
         else:
@@ -145,8 +155,8 @@ class WebsocketPolicyServer:
             on_ready: Called once with the seconds that the warm-up took.
 
         Raises:
-            AddressError: the port cannot be had.
-            Exception: whatever the policy raises on the example.
+            AddressError: The server cannot listen at the port.
+            Exception: Any error that the policy raises on the example.
         """
         self._loop = asyncio.get_running_loop()
         warm = self._worker.start(self._example)
@@ -154,13 +164,13 @@ class WebsocketPolicyServer:
             async with await self._listen() as server:
                 self._port = server.sockets[0].getsockname()[1]
                 self.listening.set()
-                with _signals_set(self._stop, self._loop):
-                    if await _unless(self._stop.wait(), self._warm_up(warm, on_ready)):
+                with _set_on_signals(self._stop, self._loop):
+                    if await _run_unless(self._stop.wait(), self._warm_up(warm, on_ready)):
                         await self._stop.wait()
                         await self._drain()
         finally:
             if not self._worker.stop(_DRAIN_S if self.is_ready else _DRAIN_WARM_UP_S):
-                logger.warning("the policy is still busy; leaving without it")
+                logger.warning("the policy is still busy, leaving without it")
 
     async def _listen(self) -> websockets.asyncio.server.Server:
         sock = self._sock or listening_socket.bind(self._host, self._port)
@@ -170,10 +180,10 @@ class WebsocketPolicyServer:
                 sock=sock,
                 compression=None,
                 max_size=self.options.max_message_bytes,
-                # One message in hand besides those under way; the default of 16 could be a gigabyte for each client.
+                # One message more than those under way. The default of 16 could take a gigabyte per client.
                 max_queue=1,
                 open_timeout=_HANDSHAKE_LIMIT_S,
-                # Robots send no Origin; a browser does, and a page from elsewhere must not steer a robot on this network.
+                # Browsers send an Origin and robots do not. A foreign web page must not steer a robot on this network.
                 origins=[None],
                 ssl=self.options.tls,
                 process_request=endpoints.make_request_hook(self._service),
@@ -199,7 +209,7 @@ class WebsocketPolicyServer:
         self._service.num_clients += 1
         self._service.metrics.num_connections += 1
         try:
-            if await _unless(websocket.wait_closed(), self._ready.wait()):
+            if await _run_unless(websocket.wait_closed(), self._ready.wait()):
                 await session.Session(websocket, self._service).run()
         except ConnectionClosed:
             pass
@@ -208,7 +218,7 @@ class WebsocketPolicyServer:
         logger.info("%s left", peer)
 
     async def _drain(self) -> None:
-        """Let what was asked be answered, while new requests and clients are turned away."""
+        """Finish the requests under way, and refuse new requests and clients."""
         self._service.is_draining = True
         logger.info("stopping: %d requests to finish", self._service.num_under_way)
         deadline_s = time.monotonic() + _DRAIN_S
@@ -216,8 +226,11 @@ class WebsocketPolicyServer:
             await asyncio.sleep(_DRAIN_POLL_S)
 
 
-async def _unless(stopped: Any, work: Any) -> Any:
-    """Wait for `work`, but no longer than until `stopped`; then cancel it and return None."""
+async def _run_unless(stopped: Any, work: Any) -> Any:
+    """Return the result of `work`, or cancel it once `stopped` is done.
+
+    A canceled `work` returns None.
+    """
     stopped, work = asyncio.ensure_future(stopped), asyncio.ensure_future(work)
     try:
         await asyncio.wait({stopped, work}, return_when=asyncio.FIRST_COMPLETED)
@@ -228,8 +241,11 @@ async def _unless(stopped: Any, work: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _signals_set(event: asyncio.Event, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set an event; a second signal ends the process at once. Only the main thread hears signals."""
+def _set_on_signals(event: asyncio.Event, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Set an event on SIGTERM or SIGINT.
+
+    A second signal ends the process at once. Only the main thread receives signals, so other threads get no handler.
+    """
     handled = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
 
     def stop() -> None:
