@@ -1,4 +1,4 @@
-"""The stages in order, as a user runs them: convert, norm stats, train, resume, serve, offline evaluation, client.
+"""The stages as a user runs them: convert, norm stats, train, resume, serve, offline evaluation, client.
 
 Everything is real but small: HDF5 files, parquet, the pi0 network of `debug_realman`, orbax, websockets on loopback. The
 recordings are 48x64 pixels, and the robot is the simulated one.
@@ -25,7 +25,7 @@ REPO_ID = "realman/e2e"
 
 
 def run(folder: Path, *command: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command in `folder` and insist on its exit code."""
+    """Run a command in `folder` and require its exit code."""
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_LEROBOT_HOME": str(folder / "lerobot"), "MPLBACKEND": "Agg"}
     result = subprocess.run(
         [sys.executable, *map(str, command)],
@@ -57,7 +57,7 @@ def train(folder: Path, *flags: str, code: int = 0) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def server(workplace):
-    """A policy server for the trained checkpoint on a port of its own; yields the port."""
+    """Serve the trained checkpoint on a free port and yield the port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -117,7 +117,7 @@ def test_training_leaves_a_checkpoint_that_carries_its_norm_stats(workplace):
     assert len(trained_with["state"]["mean"]) == 14
 
 
-def test_a_run_is_neither_overwritten_nor_restarted_without_being_told(workplace):
+def test_a_run_is_neither_overwritten_nor_restarted_without_a_flag(workplace):
     result = train(workplace, "--num-train-steps", "4", code=1)
     assert "--resume" in result.stderr
     assert "--overwrite" in result.stderr

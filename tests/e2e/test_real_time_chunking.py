@@ -1,4 +1,4 @@
-"""Real-time chunking through everything: the robot's player, the websocket, the transforms and the sampling of a real model."""
+"""Real-time chunking end to end: the robot's player, the websocket, the transforms and a real model's sampling."""
 
 import dataclasses
 import functools
@@ -30,12 +30,12 @@ from realman.runtime.client import PolicyClient
 FPS = 50.0
 NUM_FRAMES = 160
 STATES = 0.4 * np.sin(np.arange(NUM_FRAMES)[:, None] / FPS + np.arange(14))
-PICTURE = {name: np.full((224, 224, 3), 90, np.uint8) for name in spec.CAMERAS}
+IMAGES = {name: np.full((224, 224, 3), 90, np.uint8) for name in spec.CAMERAS}
 WAIT_S = 600.0
 
 
 class CountedPi0(pi0.Pi0):
-    """Notes each program that is compiled of it."""
+    """Records each program that is compiled."""
 
     compiled: ClassVar[list[str | None]] = []
 
@@ -56,7 +56,7 @@ def random_model(config):
 
 @functools.cache
 def make_policy():
-    """The chain of `debug_realman` around a smaller model that nobody trained: what is tested is what happens to numbers."""
+    """The chain of `debug_realman` around a smaller, untrained model, because only the handling of numbers is tested."""
     config = _config.get_config("debug_realman")
     size = gemma_config.Config(width=32, depth=1, mlp_dim=32, num_heads=2, num_kv_heads=1, head_dim=16, vocab_size=512)
     sizes = {"paligemma_variant": size, "action_expert_variant": size, "vision_variant": "mu/112"}
@@ -94,11 +94,11 @@ def connection():
         yield client
 
 
-def test_whatever_the_delay_chunks_go_on_from_what_is_executed_and_nothing_is_compiled_anew(connection):
+def test_chunks_continue_what_is_executed_at_any_delay_and_nothing_is_compiled_again(connection):
     asked = []
 
     def predict(frame, left_over):
-        actions = connection.infer(STATES[frame], PICTURE, "wave", left_over).actions
+        actions = connection.infer(STATES[frame], IMAGES, "wave", left_over).actions
         asked.append((frame, left_over, actions))
         return actions
 
@@ -120,13 +120,13 @@ def test_whatever_the_delay_chunks_go_on_from_what_is_executed_and_nothing_is_co
     # Beyond the fixed steps it bends away slowly: the model, which knows nothing, would jump from the first one on.
     for frame, left_over, actions in asked:
         if left_over is not None and left_over.delay == 10:
-            free = connection.infer(STATES[frame], PICTURE, "wave").actions
+            free = connection.infer(STATES[frame], IMAGES, "wave").actions
             bent, jump = (np.abs(a[10] - left_over.actions[10]).mean() for a in (actions, free))
             assert bent < 0.5 * jump
 
 
-def test_a_left_over_that_does_not_fit_is_refused_and_the_connection_goes_on(connection):
-    request = client_module.build_request(STATES[0], PICTURE, connection.info.cameras, "wave")
+def test_a_left_over_that_does_not_fit_is_refused_and_the_connection_stays(connection):
+    request = client_module.build_request(STATES[0], IMAGES, connection.info.cameras, "wave")
     nan = np.full((10, 14), np.nan, np.float32)
     for left_over, delay, message in (
         (np.zeros((10, 13)), 2, r"'rtc'.*\[10, 13\], expected numbers"),
@@ -135,4 +135,4 @@ def test_a_left_over_that_does_not_fit_is_refused_and_the_connection_goes_on(con
     ):
         with pytest.raises(RemoteError, match=message):
             connection._policy.infer({**request, "rtc": {"left_over": left_over, "delay": delay}})
-    assert connection.infer(STATES[0], PICTURE, "wave").actions.shape == (50, 14)
+    assert connection.infer(STATES[0], IMAGES, "wave").actions.shape == (50, 14)
