@@ -72,6 +72,9 @@ class Session:
             # Nobody is left to receive the answers.
             for exchange in self._under_way:
                 self._service.num_under_way -= 1
+                # The job itself is canceled, because the inference would reach it only on the next turn of the event loop.
+                if exchange.job is not None:
+                    exchange.job.cancel()
                 if exchange.inference is not None:
                     exchange.inference.cancel()
         # The error of every task is retrieved, because asyncio warns about those that are not.
