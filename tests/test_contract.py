@@ -1,4 +1,4 @@
-"""The learning contract (openpi's policy module) and the hardware facts (realman.spec) are two definitions of one robot."""
+"""Two definitions of one robot agree: openpi's policy module and realman.spec."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Kinematics of the simulated arms: against the vendor's numbers, against MuJoCo, and against itself."""
+"""Kinematics against the vendor's numbers, MuJoCo, and itself."""
 
 from hypothesis import given
 from hypothesis import settings
@@ -12,7 +12,7 @@ from realman import spec
 from realman.robots.sim.scene import Scene
 from realman.robots.sim.task import HOME_ARM
 
-# Positions that the vendor's SDK returns, m; it is accurate to the last digit given.
+# Positions that the vendor's SDK returns, m. They are accurate to the last digit.
 SDK_POSITIONS = {
     (0, 0, 0, 0, 0, 0): (0.0, 0.0, 0.8505),
     (0, 20, 70, 0, 90, 0): (-0.2976, 0.0, 0.3371),

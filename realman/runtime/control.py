@@ -29,7 +29,7 @@ from realman.runtime.steering import Steering
 from realman.runtime.watchdogs import Watchdogs
 
 _MAX_BRAKE_TICKS = 200
-"""Braking from full speed takes a few ticks. A driver that alters every target must not make it endless."""
+"""Braking from full speed takes a few ticks. A driver that alters every target must not make braking endless."""
 
 
 class StopRequested(KeyboardInterrupt):

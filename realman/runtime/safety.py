@@ -3,7 +3,7 @@
 Every target passes through this layer, and none leaves it faster or further than allowed. `limit_target` and the checks
 are pure functions. `SafetyLayer` adds the memory of one run: the last command and counters.
 
-This layer knows nothing of other arms, the table and people. The hardware emergency stop remains the only real one.
+This layer knows nothing of other arms, the table and people. Only the hardware emergency stop is a real emergency stop.
 """
 
 from collections.abc import Mapping
@@ -240,7 +240,7 @@ def check_boxes(position: JointVec, limits: Limits) -> None:
 def check_first_jump(target: JointVec, state: JointVec, limits: Limits) -> None:
     """Refuse a first target that is far from the measured position.
 
-    The cause is a wrong start pose, wrong units or a wrong arm order.
+    Typical causes are a wrong start pose, wrong units and a wrong arm order.
 
     Raises:
         RejectedError: A number is not finite or a joint would jump. The message names every such joint and how far.

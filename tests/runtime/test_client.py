@@ -26,7 +26,7 @@ METADATA = {
 
 
 class EchoPolicy(base_policy.BasePolicy):
-    """Holds the position it is shown, in a chunk of the given shape."""
+    """Holds the shown position, in a chunk of a given shape."""
 
     def __init__(self, steps: int = 50, width: int = 14) -> None:
         self.shape = (steps, width)
@@ -197,14 +197,14 @@ def test_an_error_of_the_policy_arrives_as_one_line_and_the_next_request_is_answ
     class Moody(EchoPolicy):
         def infer(self, obs):
             if obs["prompt"] == "fail":
-                raise ValueError("gripper values look like millimetres")
+                raise ValueError("gripper values look like millimeters")
             return super().infer(obs)
 
     with serving(Moody()) as server, connect(server) as client:
-        with pytest.raises(ServerError, match="gripper values look like millimetres") as caught:
+        with pytest.raises(ServerError, match="gripper values look like millimeters") as caught:
             client.infer(np.zeros(14), frames(), "fail")
         assert "\n" not in str(caught.value)
-        assert client.infer(np.ones(14), frames(), "go on").actions[0, 0] == 1
+        assert client.infer(np.ones(14), frames(), "continue").actions[0, 0] == 1
 
 
 def test_a_server_that_dies_during_a_request_is_a_server_error():

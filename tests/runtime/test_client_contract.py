@@ -1,4 +1,4 @@
-"""The client against what a real config's server says of itself: it fits, and each difference is named."""
+"""The client against the metadata of a real config's server."""
 
 import pathlib
 

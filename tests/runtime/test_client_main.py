@@ -1,4 +1,7 @@
-"""The realtime example from flags to exit code, on a stand-in robot, against a real server on loopback."""
+"""`realman client` from flags to exit code.
+
+The robot is a stand-in, and the server is a real one on loopback.
+"""
 
 import contextlib
 import dataclasses
@@ -46,7 +49,10 @@ METADATA = {
 
 
 class FakeRobot:
-    """Arms that are where they were last sent; succeeds at its task once it has moved."""
+    """Arms that go where they are sent.
+
+    The task is done once they have moved.
+    """
 
     fps = 50.0
 
@@ -81,7 +87,10 @@ class FakeRobot:
 
 
 class Ramp(base_policy.BasePolicy):
-    """Moves all joints slowly; `then` replaces its third reply (the first one is the pre-flight's)."""
+    """Moves all joints slowly.
+
+    `then` replaces its third reply. The first reply is the pre-flight's.
+    """
 
     def __init__(self, then=None) -> None:
         self.count = 0
@@ -113,7 +122,7 @@ def start(example, server, tmp_path, robot, site: Site = SIM_SITE, **flags) -> i
 
 
 def real_site(port: int) -> Site:
-    """A real robot's site on a test machine, which may be late at any moment."""
+    """Return a real robot's site for a machine that may be late."""
     patient = SafetySettings(
         max_observation_age_ms=60_000, max_policy_age_ms=60_000, max_overrun_ms=60_000, max_late_ticks=1_000_000
     )
@@ -197,7 +206,7 @@ def test_a_server_of_another_rate_never_touches_the_robot(example, tmp_path):
     assert robot.calls == []
 
 
-def test_ctrl_c_stops_the_arms_and_is_no_failure_of_the_run(example, tmp_path, capsys):
+def test_ctrl_c_stops_the_arms_and_is_not_a_failure_of_the_run(example, tmp_path, capsys):
     class Interrupting(FakeRobot):
         def send(self, target):
             if self.num_sent == 7:
@@ -274,7 +283,7 @@ def test_real_arms_named_by_a_flag_never_get_the_limits_of_the_simulation(exampl
     assert example.resolve_site(example.Args(robot="emulated")).safety == SIM_SITE.safety
 
 
-def test_flags_win_over_the_sites_file(example, tmp_path):
+def test_flags_override_the_sites_file(example, tmp_path):
     path = tmp_path / "site.toml"
     path.write_text('prompt = "fold"\n[server]\nhost = "robot-server"\nport = 9000\n')
     site = example.resolve_site(example.Args(site=path, port=9001))
@@ -322,7 +331,7 @@ def test_a_dataset_that_exists_is_not_recorded_over(example, tmp_path, monkeypat
     assert robot.calls == []
 
 
-def test_keys_steer_a_run_in_a_terminal_which_is_put_back(example, tmp_path, monkeypatch):
+def test_keys_steer_a_run_in_a_terminal_which_is_restored(example, tmp_path, monkeypatch):
     master, slave = pty.openpty()
     monkeypatch.setattr(os, "tcgetpgrp", lambda _fd: os.getpgrp())
     pressed = []

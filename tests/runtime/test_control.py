@@ -27,7 +27,7 @@ LIMITS = Limits.per_tick(SafetySettings(max_joint_speed_deg_s=225, max_joint_acc
 
 
 class FakeRobot:
-    """Arms that are where they were last sent, with a log of every call."""
+    """Arms that go where they are sent, and log every call."""
 
     def __init__(self, *, age_s: float = 0.0, fail: dict[str, Exception] | None = None) -> None:
         self.calls: list[str] = []
@@ -67,7 +67,10 @@ class FakeRobot:
 
 
 class RampClient:
-    """A policy client whose chunks move every joint by a constant step; `fail_at` is the prediction that raises."""
+    """A policy client whose chunks move every joint by a constant step.
+
+    `fail_at` is the prediction that raises.
+    """
 
     action_chunk = 4
 
@@ -129,7 +132,7 @@ def test_the_loop_executes_a_chunk_and_then_looks_again():
     assert robot.calls[-2:] == ["stop", "disconnect"]
 
 
-def test_too_fast_a_policy_is_slowed_down_and_counted():
+def test_a_policy_that_is_too_fast_is_slowed_down_and_counted():
     robot = FakeRobot()
     record, player = run(robot, RampClient(step=0.2))
     steps = np.abs(np.diff(np.array([np.zeros(14), *robot.sent]), axis=0))
@@ -152,7 +155,7 @@ class Interrupted(KeyboardInterrupt):
     [ServerError("gone"), RejectedError("refused"), ZeroDivisionError("a bug"), Interrupted()],
     ids=lambda e: type(e).__name__,
 )
-def test_whatever_ends_a_run_stops_the_arms_before_anything_else(error):
+def test_every_end_of_a_run_stops_the_arms_before_anything_else(error):
     robot = FakeRobot()
     with pytest.raises(type(error)):
         run(robot, RampClient(fail_at=1, fail_with=error))
@@ -174,7 +177,7 @@ def test_a_robot_that_cannot_connect_never_moves():
     assert robot.calls == ["connect"]
 
 
-def test_a_stop_that_fails_is_shouted_and_keeps_the_first_error(caplog):
+def test_a_stop_that_fails_is_logged_as_critical_and_keeps_the_first_error(caplog):
     robot = FakeRobot(fail={"stop": RobotError("no answer")})
     with pytest.raises(ServerError, match="gone"):
         run(robot, RampClient(fail_at=1))
@@ -281,7 +284,7 @@ def test_lost_time_is_never_made_up_by_a_burst():
     assert pacer.late_ticks == 1
 
 
-def test_the_wait_for_a_prediction_is_no_lateness():
+def test_the_wait_for_a_prediction_is_not_lateness():
     clock, robot = FakeClock(), FakeRobot()
 
     class Slow(RampClient):
@@ -308,16 +311,16 @@ def test_arms_do_not_move_on_a_prediction_made_too_long_ago():
     assert robot.calls[-2:] == ["stop", "disconnect"]
 
 
-def test_a_loop_that_was_suspended_ends_the_run():
+def test_a_loop_that_was_held_up_ends_the_run():
     clock = FakeClock()
 
-    class Suspended(FakeRobot):
+    class HeldUp(FakeRobot):
         def send(self, target):
             if len(self.sent) == 2:
                 clock.now += 3.0
             return super().send(target)
 
-    robot = Suspended()
+    robot = HeldUp()
     with pytest.raises(RobotTimeoutError, match=r"control loop: 2980 ms late, expected at most 200 ms"):
         run(robot, RampClient(), pacer=Pacer(50.0, clock), watchdogs=Watchdogs(max_overrun_s=0.2))
     assert len(robot.sent) == 3
@@ -343,7 +346,7 @@ def test_a_server_that_dies_while_the_arms_move_stops_them_in_async_mode_too():
     assert robot.calls[-2:] == ["stop", "disconnect"]
 
 
-def test_nothing_beside_the_arms_reads_a_clock_that_can_be_set(repo_root):
+def test_nothing_next_to_the_arms_reads_a_clock_that_can_be_set(repo_root):
     # A clock that jumps, by hand or by NTP, must neither freeze nor hurry an arm: time.monotonic() alone.
     files = []
     rooms = (

@@ -1,4 +1,7 @@
-"""Chunk players: which step is played at which tick, whatever the delay; what happens when a chunk is late or bad."""
+"""Chunk players: which step is played at which tick.
+
+The delays vary, and chunks are late or bad.
+"""
 
 import threading
 import time
@@ -25,7 +28,10 @@ def at(value: float) -> np.ndarray:
 
 
 class Clockwork:
-    """A policy whose step i, seen at time t, is t + i; so whoever plays the right step plays the time."""
+    """A policy whose step i, seen at time t, is t + i.
+
+    So the right step equals the time.
+    """
 
     def __init__(self, action_chunk: int = 8) -> None:
         self.action_chunk = action_chunk
@@ -42,7 +48,7 @@ def play(player: chunks.ChunkPlayer, num_ticks: int) -> list[chunks.Tick]:
 
 @settings(max_examples=15, deadline=None)
 @given(delay=st.integers(0, 9), chunk=st.integers(1, 10), execution=st.sampled_from(["async", "blend"]))
-def test_whatever_the_delay_the_step_played_belongs_to_its_tick_and_nothing_stalls(delay, chunk, execution):
+def test_at_any_delay_the_step_played_belongs_to_its_tick_and_nothing_stalls(delay, chunk, execution):
     policy = Clockwork(chunk)
     ticks = play(chunks.make_player(execution, policy, None, ask=SimulatedDelay(delay)), 50)
     np.testing.assert_allclose([t.target[0] for t in ticks], np.arange(50))
@@ -54,11 +60,11 @@ def test_whatever_the_delay_the_step_played_belongs_to_its_tick_and_nothing_stal
     assert set(later) == {max(chunk, delay)}
 
 
-def test_a_chunk_later_than_the_plan_holds_the_last_target_and_then_goes_on_in_time():
+def test_a_chunk_later_than_the_plan_holds_the_last_target_and_then_continues_in_time():
     player = chunks.AsyncPlayer(Clockwork(8), None, ask=SimulatedDelay(15))
     ticks = play(player, 30)
     played = [t.target[0] for t in ticks]
-    # Asked at tick 8, there at 23; the plan ended with step 19.
+    # Asked at tick 8 and answered at 23. The plan ended with step 19.
     np.testing.assert_allclose(played, [*range(20), 19, 19, 19, *range(23, 28), 27, 27])
     assert [t.is_stall for t in ticks] == [False] * 20 + [True] * 3 + [False] * 5 + [True] * 2
     assert player.delays == [0, 15]
@@ -107,7 +113,7 @@ def test_the_first_step_after_a_stall_fades_from_where_the_arms_are_held():
 
 
 class Slow(Clockwork):
-    """Answers when told."""
+    """Answers only when it may."""
 
     def __init__(self) -> None:
         super().__init__(1)

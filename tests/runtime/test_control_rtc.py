@@ -1,4 +1,4 @@
-"""Real-time chunking on the robot's side: what the policy is told of the steps still to be executed, and what it is worth."""
+"""Real-time chunking on the robot's side: which steps the policy gets."""
 
 from hypothesis import given
 from hypothesis import settings
@@ -24,7 +24,10 @@ def at(value: float) -> np.ndarray:
 
 
 class Clockwork:
-    """A policy whose step i, seen at time t, is t + i + the number of its prediction / 100."""
+    """A policy whose step i, seen at time t, is t + i + n / 100.
+
+    n is the number of the prediction.
+    """
 
     def __init__(self, action_chunk: int = 8, round_trip_s: float = 0.0) -> None:
         self.action_chunk = action_chunk
@@ -41,7 +44,10 @@ class Clockwork:
 
 
 class ScriptedDelays:
-    """An `Ask` whose predictions take the given numbers of ticks, the last one again and again."""
+    """An `Ask` whose predictions take the given numbers of ticks.
+
+    The last number repeats.
+    """
 
     def __init__(self, delays: list[int]) -> None:
         self._delays = list(delays)
@@ -57,12 +63,12 @@ def play(player: chunks.ChunkPlayer, num_ticks: int) -> list[chunks.Tick]:
 
 @settings(max_examples=25, deadline=None)
 @given(delays=st.lists(st.integers(0, 9), min_size=1, max_size=12), chunk=st.integers(1, 10))
-def test_the_policy_is_told_what_is_really_played_next(delays, chunk):
+def test_the_policy_gets_the_steps_that_are_really_played_next(delays, chunk):
     policy = Clockwork(chunk)
     player = chunks.make_player("rtc", policy, None, ask=ScriptedDelays(delays))
     ticks = play(player, 60)
     played = [tick.target[0] for tick in ticks]
-    # Whatever the delay, the step of its own tick.
+    # At any delay, each tick plays its own step.
     np.testing.assert_array_equal(np.floor(np.round(played, 6)), np.arange(60))
     assert not any(tick.is_stall for tick in ticks)
     (first_tick, nothing), *later = policy.asked
@@ -77,11 +83,11 @@ def test_the_longest_of_the_last_ten_delays_is_expected_of_the_next():
     policy = Clockwork(4, round_trip_s=0.041)
     player = chunks.RtcPlayer(policy, None, ask=ScriptedDelays([1, 4, *[2] * 9, 0]))
     play(player, 80)
-    told = [left_over.delay for _, left_over in policy.asked[1:]]
-    # Three steps for the first one, by the clock; 4 as long as it is among the last ten.
-    assert told[:3] == [3, 3, 4]
-    assert told[3:12] == [4] * 9
-    assert told[12] == 2
+    sent = [left_over.delay for _, left_over in policy.asked[1:]]
+    # The first delay is three steps, by the clock. Then it is 4 as long as that is among the last ten.
+    assert sent[:3] == [3, 3, 4]
+    assert sent[3:12] == [4] * 9
+    assert sent[12] == 2
     assert player.num_late == 1
 
 
@@ -94,7 +100,7 @@ def test_a_late_prediction_is_played_from_its_own_tick_on():
     assert [t.is_seam for t in ticks][9:15] == [False, False, False, False, True, False]
 
 
-def test_a_policy_that_let_the_plan_run_out_goes_on_from_the_held_step():
+def test_a_policy_that_let_the_plan_run_out_continues_from_the_held_step():
     policy = Clockwork(8)
     player = chunks.RtcPlayer(policy, None, ask=ScriptedDelays([15, 0]))
     ticks = play(player, 30)

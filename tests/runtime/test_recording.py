@@ -1,4 +1,4 @@
-"""Episodes recorded while a policy runs: what is in them, that they become a dataset, and what happens when things go wrong."""
+"""Episodes recorded while a policy runs: contents, conversion and failures."""
 
 import json
 import threading
@@ -90,7 +90,7 @@ def test_recordings_become_a_dataset_that_training_reads(tmp_path, monkeypatch, 
     np.testing.assert_array_equal(np.asarray(item["observation.images.cam_high"]), pixels.transpose(2, 0, 1))
 
 
-def test_an_episode_can_be_ended_discarded_and_begun_again_and_numbers_go_on(tmp_path):
+def test_an_episode_can_be_ended_discarded_and_begun_again_and_numbers_continue(tmp_path):
     (tmp_path / "episode_4.hdf5").touch()
     with recorder(tmp_path) as rec:
         rec.toggle()
@@ -171,7 +171,7 @@ def test_simulated_time_waits_for_the_disk_instead(tmp_path):
 
 def test_a_full_disk_ends_the_recording_and_not_the_run(tmp_path, monkeypatch, caplog):
     def full(self, *args) -> None:
-        raise EpisodeError(f"{self.path}: cannot be written (No space left on device); free some space")
+        raise EpisodeError(f"{self.path}: cannot be written (No space left on device). Free some space")
 
     with recorder(tmp_path) as rec:
         rec.start()
@@ -184,13 +184,13 @@ def test_a_full_disk_ends_the_recording_and_not_the_run(tmp_path, monkeypatch, c
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_moves(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_moves(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(EpisodeError, match="cannot be written"):
         recorder(tmp_path / "file" / "folder")
 
 
-def test_a_picture_seen_twice_is_encoded_once(tmp_path, monkeypatch):
+def test_an_image_seen_twice_is_encoded_once(tmp_path, monkeypatch):
     calls = []
     encode = cv2.imencode
     monkeypatch.setattr(cv2, "imencode", lambda *args: calls.append(1) or encode(*args))

@@ -33,7 +33,10 @@ def in_range(fraction: np.ndarray) -> np.ndarray:
 
 
 def follow(targets: np.ndarray, start: np.ndarray, limits: Limits = LIMITS) -> np.ndarray:
-    """What is sent for a stream of targets, from rest at `start`; the first row is the start."""
+    """Return what is sent for a stream of targets, from rest at `start`.
+
+    The first row is the start.
+    """
     motion, sent = CommandedMotion.at_rest(start), [start]
     for target in targets:
         position = limit_target(target, motion, limits).target
@@ -273,7 +276,7 @@ def test_the_margin_is_taken_from_the_narrower_of_the_arms_and_the_controllers_r
     position=hnp.arrays(np.float64, 14, elements=st.floats(-0.5, 0.5)),
     step=hnp.arrays(np.float64, 14, elements=st.floats(-0.02, 0.02)),
 )
-def test_braking_never_accelerates_never_turns_round_and_comes_to_rest(position, step):
+def test_braking_never_accelerates_never_reverses_and_comes_to_rest(position, step):
     layer = SafetyLayer(LIMITS, position)
     layer.note_sent(position + step)
     before = layer._motion.step

@@ -1,4 +1,4 @@
-"""The person at the robot PC: keys in a terminal, pauses, a new prompt, the view, and terminals that are left as they were."""
+"""The operator's station: keys, pauses, prompts, the view, and restored terminals."""
 
 from collections.abc import Iterator
 import contextlib
@@ -49,7 +49,10 @@ def wait_until(condition) -> None:
 
 
 class Terminal:
-    """A terminal with somebody at its keys. This process is not its foreground group, which `own` pretends."""
+    """A terminal with somebody at its keys.
+
+    This process is not in its foreground group, so `tcgetpgrp` is replaced.
+    """
 
     def __init__(self, monkeypatch) -> None:
         self.master, slave = pty.openpty()
@@ -75,7 +78,7 @@ def terminal(monkeypatch):
     terminal.close()
 
 
-def test_keys_act_at_once_and_the_terminal_is_put_back(terminal):
+def test_keys_act_at_once_and_the_terminal_is_restored(terminal):
     pressed = []
     assert terminal.is_line_mode
     with Keyboard({"a": lambda: pressed.append("a")}, "p", pressed.append, terminal.file) as keyboard:
@@ -87,13 +90,13 @@ def test_keys_act_at_once_and_the_terminal_is_put_back(terminal):
     assert not keyboard.is_active
 
 
-def test_the_terminal_is_put_back_after_a_crash(terminal):
+def test_the_terminal_is_restored_after_a_crash(terminal):
     with pytest.raises(ZeroDivisionError), Keyboard({}, "p", print, terminal.file):
         raise ZeroDivisionError
     assert terminal.is_line_mode
 
 
-def test_a_line_is_typed_corrected_and_taken_with_enter_while_its_letters_are_no_keys(terminal):
+def test_a_line_is_typed_corrected_and_taken_with_enter_while_its_letters_are_not_keys(terminal):
     pressed, lines = [], []
     with Keyboard({"s": lambda: pressed.append("s")}, "p", lines.append, terminal.file) as keyboard:
         terminal.press("pfold thes\x7f towel \u6298\u6bdb\u5dfe")
@@ -119,7 +122,10 @@ def test_without_a_terminal_there_are_no_keys(file):
 
 
 class Arms:
-    """Arms that are where they were last sent; `at` does something when a tick is reached."""
+    """Arms that go where they are sent.
+
+    `at` holds actions for the tick of their name.
+    """
 
     fps = 50.0
 
@@ -151,7 +157,10 @@ class Arms:
 
 
 class Ramp:
-    """A policy that moves every joint by 1 deg a tick from where it is, which is 50 deg/s, and remembers its prompts."""
+    """A policy that moves every joint by 1 deg per tick, which is 50 deg/s.
+
+    It remembers its prompts.
+    """
 
     def __init__(self, action_chunk: int = 4) -> None:
         self.action_chunk = action_chunk
@@ -179,7 +188,7 @@ def play(robot: Arms, steering: Steering, *, max_steps: int | None = 30, policy:
 
 
 def later(steering: Steering, robot: Arms, num_sent: int, action) -> None:
-    """Do something from another thread, as keys do, once the robot was sent a number of targets."""
+    """Act from another thread, as keys do, after a number of targets."""
 
     def wait() -> None:
         wait_until(lambda: len(robot.sent) >= num_sent)
@@ -189,7 +198,7 @@ def later(steering: Steering, robot: Arms, num_sent: int, action) -> None:
     del steering
 
 
-def test_a_pause_brakes_inside_the_acceleration_limit_holds_and_goes_on_from_a_fresh_look():
+def test_a_pause_brakes_inside_the_acceleration_limit_holds_and_resumes_from_a_fresh_observation():
     steering, policy = Steering(), Ramp(60)
     robot = Arms(tick_10=lambda _: steering.toggle_pause())
     later(steering, robot, 25, steering.toggle_pause)
@@ -379,7 +388,7 @@ def test_without_a_terminal_the_view_is_a_plain_line_now_and_then(caplog, monkey
     assert "latency p50 10 ms" in caplog.text
 
 
-def test_a_view_that_breaks_is_told_and_ends_nothing(caplog):
+def test_a_view_that_breaks_is_logged_and_ends_nothing(caplog):
     run = play(Arms(), Steering())
     console = Console(file=io.StringIO(), force_terminal=True)
     with View(watched(run, recording=lambda: 1 / 0), console):

@@ -10,7 +10,7 @@ from realman.station import support
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
-    """The report of a folder with a site, a run and a training run that all hold secrets."""
+    """Return the report of a folder whose files all hold secrets."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REALMAN_API_KEY", "k3y-of-the-server")
     monkeypatch.setenv("HF_TOKEN", "hf_abcdef")

@@ -171,7 +171,7 @@ class Recorder:
         """Return the recording's state in words."""
         if self._is_watching:
             return f"on, {self._num_frames} frames, {self._queue.qsize()} waiting, {len(self.saved)} episodes saved"
-        return f"{self._note}, {len(self.saved)} episodes saved in {self._folder}"
+        return f"{self._note} ({len(self.saved)} episodes saved in {self._folder})"
 
     def _capacity(self, observation: RobotObservation) -> int:
         frame_bytes = sum(image.nbytes for image in observation.images.values())
@@ -243,7 +243,7 @@ class Recorder:
         logger.info("recording: %s, %d frames (ended by %s)", episode.path, len(episode), end.why)
 
     def _give_up(self, episode: EpisodeFile | None, error: EpisodeError) -> None:
-        """End the recording, but not the run, because the disk is full."""
+        """Give up the recording, but never the run."""
         with self._lock:
             self._is_watching = False
             self._note = f"LOST: {error}"
