@@ -253,7 +253,7 @@ def test_realman_configs_repack_exactly_the_cameras_they_use():
 @pytest.mark.parametrize(
     ("name", "quantiles"), [("pi0_realman", False), ("pi05_realman", True), ("pi0_fast_realman", True)]
 )
-def test_pi0_is_normalised_by_moments_and_the_others_by_quantiles(name, quantiles):
+def test_pi0_is_normalized_by_moments_and_the_others_by_quantiles(name, quantiles):
     config = _config.get_config(name)
     assert config.data.create(None, config.model).use_quantile_norm is quantiles
 

@@ -74,7 +74,7 @@ def test_png_images_of_the_golden_dataset_are_read_exactly():
 
 
 def test_video_frames_are_found_in_any_order():
-    """Lossy video: each frame must be close to its own formula and closer to it than to its neighbours'."""
+    """Lossy video: each frame must be close to its own formula and closer to it than to its neighbors'."""
     dataset = open_golden("video", image_keys=CAMERAS[:2])
     starts = np.cumsum((0, *LENGTHS))
     for index in (27, 0, 13, 12, 11, 5, 20, 19):
