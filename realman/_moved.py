@@ -3,7 +3,6 @@
 `realman/` had 34 entries at its top until 0.1. Python asks this finder only for modules that nothing else has found.
 """
 
-from collections.abc import Sequence
 import importlib.abc
 import importlib.machinery
 import shlex
@@ -37,9 +36,11 @@ class MovedModules(importlib.abc.MetaPathFinder):
     """Finds nothing, and says where a moved module is."""
 
     def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+        self, fullname: str, path: object, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Return None for a module that never moved.
+
+        `path` is not used. It need not be a sequence: that of a namespace package is not.
 
         Raises:
             ModuleNotFoundError: The module moved. The message names its new place.

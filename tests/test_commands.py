@@ -77,3 +77,10 @@ def test_importing_an_old_module_names_the_new_one_which_exists(old):
 def test_a_module_that_never_was_is_missing_as_usual():
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'realman\.nowhere'"):
         __import__("realman.nowhere")
+
+
+def test_the_finder_accepts_the_path_of_a_namespace_package(tmp_path, monkeypatch):
+    (tmp_path / "loose_folder").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = __import__("loose_folder").__path__  # iterable, but not a sequence
+    assert _moved.MovedModules().find_spec("loose_folder.part", path) is None
