@@ -60,8 +60,10 @@ class Tick(NamedTuple):
 class ChunkPolicy(Protocol):
     """A source of chunks, such as `realman.runtime.client.PolicyClient`."""
 
-    action_chunk: int
-    """Steps to execute of each prediction."""
+    @property
+    def action_chunk(self) -> int:
+        """Steps to execute of each prediction."""
+        ...
 
     def infer(self, state: JointVec, images: Mapping[str, Image], prompt: str | None = None) -> Prediction:
         """Return the next actions for an observation."""
@@ -75,8 +77,10 @@ class RtcPolicy(ChunkPolicy, Protocol):
     `realman.runtime.client.PolicyClient` is one.
     """
 
-    fps: float
-    """Rate of its steps, Hz."""
+    @property
+    def fps(self) -> float:
+        """Rate of its steps, Hz."""
+        ...
 
     def require_rtc(self) -> None:
         """Raise `ServerError` unless the policy supports `left_over`."""

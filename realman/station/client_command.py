@@ -19,6 +19,7 @@ import logging
 import os
 from pathlib import Path
 import sys
+from typing import Any
 
 from realman import spec
 from realman.errors import RealmanError
@@ -100,17 +101,17 @@ def main(args: Args) -> int:
 
 
 def resolve_site(args: Args) -> site_config.Site:
-    """Return the site's settings with the flags on top."""
+    """Return the site's settings, overridden by the flags."""
     # Never use the wide limits of the simulation for real arms.
     default = site_config.Site(robot="rm65") if args.robot == "rm65" else site_config.SIM_SITE
     site = default if args.site is None else site_config.load_site(args.site)
-    flags = {"host": args.host, "port": args.port, "connect_timeout_s": args.connect_timeout}
-    server = dataclasses.replace(site.server, **{k: v for k, v in flags.items() if v is not None})
+    server_flags: dict[str, Any] = {"host": args.host, "port": args.port, "connect_timeout_s": args.connect_timeout}
+    server = dataclasses.replace(site.server, **{k: v for k, v in server_flags.items() if v is not None})
     robot = args.robot or ("replay" if args.replay else None)
     if args.replay:
         site = dataclasses.replace(site, replay=dataclasses.replace(site.replay, path=str(args.replay)))
-    flags = {"robot": robot, "prompt": args.prompt, "execution": args.execution}
-    return dataclasses.replace(site, server=server, **{k: v for k, v in flags.items() if v})
+    site_flags: dict[str, Any] = {"robot": robot, "prompt": args.prompt, "execution": args.execution}
+    return dataclasses.replace(site, server=server, **{k: v for k, v in site_flags.items() if v})
 
 
 def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
