@@ -124,7 +124,7 @@ bench-convert: ## Time the converter next to the official writer and cp
 bench-serve: ## Time the policy server: overhead, fairness, memory
 	$(PY) benchmarks/bench_serve.py $(ARGS)
 
-bench-model: ## Time a training step and sampling; count operations
+bench-model: ## Time a training step and sampling, and count operations
 	$(PY) benchmarks/bench_model.py $(ARGS)
 
 bench-client: ## Time the robot client: loop jitter, seams, stopping, size of its environment
@@ -145,7 +145,7 @@ patches: $(READY) ## Write the patches for a checkout of the original openpi fro
 check-patches: $(READY) ## Prove that the patches are up to date and fit the original
 	$(PY) patches/tool.py check
 
-apply-patches: $(READY) ## Put the robot into a checkout of the original (OPENPI=folder; REVERSE=1 takes it out)
+apply-patches: $(READY) ## Put the robot into a checkout of the original (OPENPI=folder, REVERSE=1 takes it out)
 	@: $(call need,OPENPI,/path/to/openpi)
 	$(PY) patches/tool.py $(if $(REVERSE),reverse,apply) "$(OPENPI)"
 

@@ -1,4 +1,4 @@
-"""Answer an old module path with its new one, for the releases 0.2.x.
+"""Answer an old module path with its new one, until 0.3.
 
 `realman/` had 34 entries at its top until 0.1. Python asks this finder only for modules that nothing else has found.
 """
@@ -55,7 +55,7 @@ class MovedModules(importlib.abc.MetaPathFinder):
 
 
 def _module_to_run() -> list[str]:
-    """Return the module that `python -m` looks for, and its flags, or an empty name."""
+    """Return the module and flags after `-m`, or an empty name."""
     # While Python looks for the module, the script's name is still "-m".
     if sys.argv[:1] != ["-m"] or "-m" not in sys.orig_argv:
         return [""]

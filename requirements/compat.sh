@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # compat.sh [pytest arguments]: run the framework's tests with the versions that the original openpi pins.
-# They live in .venv-upstream, made here when it is missing or older than its lock; `make setup` comes first.
+# They live in .venv-upstream, made here when it is missing or older than its lock. `make setup` comes first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source requirements/find_python.sh

@@ -1,4 +1,4 @@
-"""Convert recordings to a LeRobot v2.1 dataset: the command `realman convert` as a script.
+"""Convert recordings to a LeRobot dataset, as `realman convert` does.
 
 python examples/realman/convert_realman_data_to_lerobot.py --raw-dir /data/fold_towel --repo-id realman/fold_towel
 """

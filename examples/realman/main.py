@@ -1,4 +1,4 @@
-"""Run a policy on the arms: the command `realman client` as a script.
+"""Run a policy on the arms, as `realman client` does.
 
     python examples/realman/main.py --prompt "pick up the cube"
 

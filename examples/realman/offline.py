@@ -1,4 +1,4 @@
-"""Compare a policy with a recording: the command `realman offline` as a script.
+"""Compare a policy with a recording, as `realman offline` does.
 
     python examples/realman/offline.py --data data/sample/heldout
 

@@ -1,9 +1,10 @@
-"""Compare a policy's predictions with a recording it was not trained on; no robot, nothing moves.
+"""`realman offline`: compare a policy with a held-out recording.
 
     realman offline --data data/sample/heldout
 
-needs a running server (`make serve`). For each episode it writes a plot (PNG) and all numbers (JSON) to `--out-dir` and
-prints a table of errors: joints in degrees, grippers as a fraction of their stroke, beside the errors of holding still.
+It needs a running server (`make serve`), and nothing moves. For each episode it writes a plot (PNG) and all numbers
+(JSON) to `--out-dir`. It prints a table of errors, compared with the errors of holding still: joints in degrees,
+grippers as a fraction of their stroke.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -44,9 +46,9 @@ class Args(ReadingFlags):
     reply_timeout: float = 120.0
     """How long one prediction may take, s."""
     prompt: str | None = None
-    """Task text; by default the recording's own."""
+    """Task text. By default the recording's own."""
     action_chunk: int | None = None
-    """Steps executed of each prediction; by default what the server recommends."""
+    """Steps executed of each prediction. By default as many as the server recommends."""
     out_dir: Path = Path("data/offline")
     """Where plots and JSON go."""
     seams: bool = False
@@ -68,7 +70,7 @@ def main(args: Args) -> int:
 
 def _replay_records(records: list[Path], args: Args) -> int:
     if args.seams:
-        raise DatasetError(f"--seams needs an episode, '{args.data}' holds requests and replies; leave it out")
+        raise DatasetError(f"--seams needs an episode, '{args.data}' holds requests and replies. Leave it out")
     cameras, fps = offline.recorded_side(records)
     with _connect(args, cameras, fps) as client:
         _write(offline.replay_records(client, records, args.prompt), dict(client.info.metadata), args)
@@ -112,6 +114,8 @@ def _write_seams(client: PolicyClient, recording: offline.Recording, args: Args)
     predict = offline.predictor(client, recording, args.prompt)
     num_frames, fps = len(recording.action), recording.fps
     executions = _possible_executions(client)
+
+    # Play the recording in every execution mode with every delay.
     played = list(
         seams.compare(
             predict,
@@ -124,12 +128,15 @@ def _write_seams(client: PolicyClient, recording: offline.Recording, args: Args)
     )
     json_path = args.out_dir / f"{recording.name}_seams.json"
     json_path.write_text(json.dumps([p.figures() for p in played], indent=1) + "\n")
-    slowest = {p.execution: p.targets for p in played[-len(executions) :]}
+
+    # Plot only the longest delay, where the modes differ most.
+    slowest: dict[str, np.ndarray] = {p.execution: p.targets for p in played[-len(executions) :]}
     title = f"{recording.name}: executions with a delay of {SEAM_DELAYS_MS[-1]:g} ms"
     plot_paths = [args.out_dir / f"{recording.name}_seams{suffix}.png" for suffix in ("", "_speed")]
     for path, speeds in zip(plot_paths, (False, True), strict=True):
         figure = plots.plot_executions(recording.action, slowest, fps=fps, title=title, speeds=speeds)
         plots.save(figure, path)
+
     console = Console()
     console.print(_seam_table(played))
     places = f"plots {plot_paths[0]}, {plot_paths[1]}\nnumbers {json_path}"
@@ -147,7 +154,7 @@ def _possible_executions(client: PolicyClient) -> tuple[chunks.Execution, ...]:
 
 def _seam_table(played: list[seams.Played]) -> Table:
     table = Table(
-        title="Executions (largest joint step at a seam, elsewhere; jerk of all joints)", title_justify="left"
+        title="Executions (largest joint step at a seam and elsewhere, jerk of all joints)", title_justify="left"
     )
     for heading in ("delay ms", "mode", "seam deg", "max", "else p95", "jerk deg/s^3", "stalls/min", "held s"):
         table.add_column(heading, justify="left" if heading == "mode" else "right")

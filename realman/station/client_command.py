@@ -19,7 +19,7 @@ import logging
 import os
 from pathlib import Path
 import sys
-from typing import Any
+from typing import Any, TypeVar
 
 from realman import spec
 from realman.errors import RealmanError
@@ -46,6 +46,8 @@ from realman.station.view import View
 from realman.station.view import Watched
 
 logger = logging.getLogger(__name__)
+
+_SettingsT = TypeVar("_SettingsT", site_config.Site, site_config.ServerSettings, site_config.ReplaySettings)
 
 _SWITCH_INTERVAL_S = 0.0005
 
@@ -105,13 +107,17 @@ def resolve_site(args: Args) -> site_config.Site:
     # Never use the wide limits of the simulation for real arms.
     default = site_config.Site(robot="rm65") if args.robot == "rm65" else site_config.SIM_SITE
     site = default if args.site is None else site_config.load_site(args.site)
-    server_flags: dict[str, Any] = {"host": args.host, "port": args.port, "connect_timeout_s": args.connect_timeout}
-    server = dataclasses.replace(site.server, **{k: v for k, v in server_flags.items() if v is not None})
+    server = _with_flags(site.server, host=args.host, port=args.port, connect_timeout_s=args.connect_timeout)
+    replay = _with_flags(site.replay, path=None if args.replay is None else str(args.replay))
     robot = args.robot or ("replay" if args.replay else None)
-    if args.replay:
-        site = dataclasses.replace(site, replay=dataclasses.replace(site.replay, path=str(args.replay)))
-    site_flags: dict[str, Any] = {"robot": robot, "prompt": args.prompt, "execution": args.execution}
-    return dataclasses.replace(site, server=server, **{k: v for k, v in site_flags.items() if v})
+    # An empty prompt on the command line means the site's.
+    flags = {"robot": robot, "prompt": args.prompt or None, "execution": args.execution}
+    return _with_flags(dataclasses.replace(site, server=server, replay=replay), **flags)
+
+
+def _with_flags(settings: _SettingsT, **flags: Any) -> _SettingsT:
+    """Return the settings with every flag that was given."""
+    return dataclasses.replace(settings, **{name: value for name, value in flags.items() if value is not None})
 
 
 def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
