@@ -57,7 +57,7 @@ class Args(ReadingFlags):
 
 
 def main(args: Args) -> int:
-    """Inspect recordings or a dataset, and write a report of what was found."""
+    """Inspect recordings or a dataset and write a report."""
     started = time.monotonic()
     data = open_data(args.data, args.options)
     norm_stats = None if args.norm_stats is None else read_state_stats(args.norm_stats)

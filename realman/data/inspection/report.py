@@ -174,7 +174,7 @@ def _ranges(survey: Survey) -> str:
     heads = "".join(
         f'<th class="n">{h}</th>' for h in ("min", "max", "q01", "q99", "action q01", "action q99", "clipped")
     )
-    basis = "the data's own quantiles" if survey.norm_stats is None else str(survey.norm_stats.path)
+    basis = "this data" if survey.norm_stats is None else str(survey.norm_stats.path)
     return (
         "<h2>Ranges and normalization</h2>\n"
         '<p class="sub">The bar shows the states within the joint\'s limits: all of them pale, q01 to q99 solid. '
