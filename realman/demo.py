@@ -1,7 +1,8 @@
-"""The whole path on simulated recordings: sample, convert, norm stats, train, serve, offline evaluation, client.
+"""Run every stage on simulated recordings.
 
-Run it with `make demo`. Each stage is the `make` command that a user would type, started as its own process group; this module
-only puts them in order, measures time and memory, keeps the policy server alive in between, and prints what was made.
+The stages are sample, convert, norm stats, train, serve, offline evaluation and client. Run the demo with `realman demo` or
+`make demo`. Each stage is the `make` command that you would type, started as its own process group. This module puts the
+stages in order, measures time and memory, keeps the policy server running, and prints what was made.
 """
 
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ CONFIG = "debug_realman"
 REPO_ID = "realman/demo"
 EXP = "demo"
 SERVER_START_S = 180.0
-"""Longest wait for the server: loading and compiling on a busy laptop."""
+"""Longest wait for the server, enough for loading and compiling on a busy laptop."""
 
 SERVER_STOP_S = 20.0
 
@@ -41,13 +42,13 @@ class Args:
     """Flags of the demo."""
 
     sample_dir: Path = Path("data/sample")
-    """Simulated recordings; kept and reused when they are already there."""
+    """Folder of simulated recordings. They are reused if they are already there."""
 
     out_dir: Path = Path("data/demo")
-    """Where the evaluation, the server's log and the summary go."""
+    """Folder for the evaluation, the server's log and the summary."""
 
     client_steps: int = 250
-    """Control steps of the simulated robot, 50 a second."""
+    """Number of control steps of the simulated robot, at 50 per second."""
 
 
 @dataclasses.dataclass
@@ -60,13 +61,13 @@ class StageResult:
 
 
 class Meter:
-    """Wall time and peak memory of a process group, sampled 5 times a second.
+    """Wall time and peak memory of a process group.
 
-    Memory is the proportional set size, summed over the group, so that pages shared by workers count once.
+    Memory is sampled 5 times per second. It is the proportional set size summed over the group, so that pages shared by
+    workers count once.
     """
 
     def __init__(self, name: str, pid: int) -> None:
-        """Start to measure process `pid` and its descendants."""
         self.result = StageResult(name)
         self._pid = pid
         self._start = time.monotonic()
@@ -82,7 +83,7 @@ class Meter:
                 self.result.peak_mib = max(self.result.peak_mib, total / 2**20)
 
     def stop(self) -> StageResult:
-        """End the measurement."""
+        """Stop measuring and return the result."""
         self._done.set()
         self._thread.join()
         self.result.seconds = time.monotonic() - self._start
@@ -98,7 +99,7 @@ def _memory_bytes(process: psutil.Process) -> int:
 
 
 def make_command(target: str, **variables: str | Path) -> list[str]:
-    """The `make` command line of a stage, as a user would type it."""
+    """Return the `make` command of a stage, as you would type it."""
     return ["make", target, *(f"{name}={value}" for name, value in variables.items())]
 
 
@@ -111,7 +112,7 @@ def run_stage(name: str, command: list[str], console: Console) -> StageResult:
     """Run one stage to its end.
 
     Raises:
-        RealmanError: It failed; its own message stands above.
+        RealmanError: It failed. Its own message is above.
     """
     console.rule(f"[bold]{name}[/bold]", align="left")
     console.print(f"$ {' '.join(command)}", highlight=False, markup=False)
@@ -125,12 +126,15 @@ def run_stage(name: str, command: list[str], console: Console) -> StageResult:
     finally:
         result = meter.stop()
     if code:
-        raise RealmanError(f"demo: stage '{name}' ended with exit code {code}; its message stands above")
+        raise RealmanError(f"demo: stage '{name}' ended with exit code {code}. Its message is above")
     return result
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process group: first politely, after `SERVER_STOP_S` by force. Does nothing when it has ended."""
+    """End a process group, by force after `SERVER_STOP_S`.
+
+    Does nothing if the process has ended.
+    """
     if process.poll() is not None:
         return
     os.killpg(process.pid, signal.SIGTERM)
@@ -143,7 +147,9 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 @contextlib.contextmanager
 def policy_server(command: list[str], port: int, log_path: Path, results: list[StageResult]) -> Iterator[None]:
-    """Keep the policy server running inside the block; it is stopped however the block ends.
+    """Keep the policy server running inside the block.
+
+    It is stopped no matter how the block ends.
 
     Raises:
         ServerError: It ended, or was not ready after `SERVER_START_S`.
@@ -164,24 +170,24 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log_path: Pat
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerError(
-                f"policy server ended with exit code {process.returncode} before it was ready; see {log_path}"
+                f"policy server ended with exit code {process.returncode} before it was ready. See {log_path}"
             )
         with contextlib.suppress(URLError, OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
             if reply.status == 200:
                 return
         time.sleep(0.3)
-    raise ServerError(f"policy server was not ready after {SERVER_START_S:.0f} s; see {log_path}")
+    raise ServerError(f"policy server was not ready after {SERVER_START_S:.0f} s. See {log_path}")
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on at the moment."""
+    """Return a loopback port that nothing listens on right now."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 def main(args: Args) -> int:
-    """From simulated recordings to a policy that drives a simulated robot, in minutes, on a CPU."""
+    """Run every stage on simulated recordings, in minutes on a CPU."""
     console = Console(stderr=True)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     results: list[StageResult] = []
@@ -189,12 +195,14 @@ def main(args: Args) -> int:
     def stage(name: str, target: str, **variables: str | Path) -> None:
         results.append(run_stage(name, make_command(target, **variables), console))
 
+    # From recordings to a trained policy.
     run = {"CONFIG": CONFIG, "REPO_ID": REPO_ID, "EXP": EXP}
     stage("sample", "sample", DATA=args.sample_dir)
     stage("convert", "convert", DATA=args.sample_dir / "train", REPO_ID=REPO_ID, ARGS="--overwrite")
     stage("norm-stats", "norm-stats", CONFIG=CONFIG, REPO_ID=REPO_ID)
     stage("train", "train", **run, ARGS="--overwrite")
 
+    # The server runs while the policy is evaluated and drives the simulated robot.
     port = str(free_port())
     log_path = args.out_dir / "server.log"
     serve = make_command("serve", CONFIG=CONFIG, EXP=EXP, PORT=port)
@@ -217,7 +225,10 @@ def main(args: Args) -> int:
 
 
 def report(args: Args, results: list[StageResult], console: Console) -> None:
-    """Print what each stage cost and where its product lies; the same numbers go to `summary.json`."""
+    """Print what each stage cost and where its product is.
+
+    The same numbers go to `summary.json`.
+    """
     order = ["sample", "convert", "norm-stats", "train", "serve", "offline", "client"]
     products = {
         "sample": args.sample_dir,
@@ -238,11 +249,11 @@ def report(args: Args, results: list[StageResult], console: Console) -> None:
     # The server runs while offline and client do, so its time is not added.
     total = sum(r.seconds for r in results if r.name != "serve")
     console.print(table)
-    console.print(f"total {total:.0f} s without set-up; the server's time includes offline and client", highlight=False)
+    console.print(f"total {total:.0f} s without setup (the server's time includes offline and client)", highlight=False)
     outcome = read_outcome(products["train"], products["offline"])
     console.print(
-        f"training loss {outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}; error over the executed steps of unseen "
-        f"recordings, as a part of holding still: {', '.join(f'{r:.2f}' for r in outcome['error_ratios'])}",
+        f"training loss {outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}, error on unseen recordings relative to "
+        f"holding still: {', '.join(f'{r:.2f}' for r in outcome['error_ratios'])}",
         highlight=False,
         soft_wrap=True,
     )
@@ -255,7 +266,7 @@ def report(args: Args, results: list[StageResult], console: Console) -> None:
 
 
 def read_outcome(run_dir: Path, offline_dir: Path) -> dict[str, Any]:
-    """What training and evaluation came to, from the files they left.
+    """Return the results of training and evaluation, from their files.
 
     Args:
         run_dir: Folder of the training run, with its log.

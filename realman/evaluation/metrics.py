@@ -1,4 +1,7 @@
-"""How far predicted actions are from recorded ones, in units a person thinks in, beside the "hold position" baseline."""
+"""Measure how far predicted actions are from recorded ones.
+
+Errors are in deg and gripper fraction, and compared with the "hold position" baseline.
+"""
 
 import dataclasses
 from typing import Any
@@ -10,7 +13,7 @@ from realman.arrays import JointTraj
 from realman.arrays import JointVec
 
 GROUPS = {"joints": list(spec.JOINT_DIMS), "grippers": list(spec.GRIPPER_DIMS)}
-"""Numbers that share a unit."""
+"""Which of the 14 numbers share a unit."""
 
 DISPLAY_UNITS = tuple("deg" if i in spec.JOINT_DIMS else "fraction" for i in range(spec.NUM_DIMS))
 """Unit of each of the 14 numbers in reports."""
@@ -20,13 +23,16 @@ _DISPLAY_SCALE = np.array([np.rad2deg(1.0) if unit == "deg" else 1.0 for unit in
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ActionErrors:
-    """Absolute errors over an episode for each of the 14 numbers, in display units: deg for joints, gripper fraction."""
+    """Absolute errors over an episode for each of the 14 numbers.
+
+    They are in display units: deg for joints, fraction of the stroke for grippers.
+    """
 
     mae: JointVec
     worst: JointVec
     baseline_mae: JointVec
     overall_ratio: float | None
-    """Mean error over the baseline's, all 14 numbers in rad and gripper fraction, as the policy is trained."""
+    """Mean error divided by the baseline's, over all 14 numbers in the training units: rad and gripper fraction."""
 
     def per_dim(self) -> list[dict[str, Any]]:
         """Return one plain dict for each of the 14 numbers."""
@@ -57,7 +63,10 @@ class ActionErrors:
 
 
 def action_errors(predicted: JointTraj, recorded: JointTraj, baseline: JointTraj) -> ActionErrors:
-    """Compare predicted actions and a baseline with the recorded ones, all (t, 14) in rad and gripper fraction."""
+    """Compare predicted actions and a baseline with the recorded ones.
+
+    All are (t, 14) in rad and gripper fraction.
+    """
     error, baseline_error = np.abs(predicted - recorded), np.abs(baseline - recorded)
     return ActionErrors(
         mae=error.mean(axis=0) * _DISPLAY_SCALE,
@@ -68,5 +77,8 @@ def action_errors(predicted: JointTraj, recorded: JointTraj, baseline: JointTraj
 
 
 def _ratio(value: float, baseline: float) -> float | None:
-    """None where the baseline is perfect: a number that never moves."""
+    """Return the ratio, or None if the baseline is perfect.
+
+    It is perfect for a number that never moves.
+    """
     return float(value / baseline) if baseline > 0 else None

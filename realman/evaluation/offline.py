@@ -1,13 +1,13 @@
-"""Offline evaluation: replay a recorded episode through the running server and compare with what was recorded.
-
-What a server has recorded of its own (`make serve ARGS=--record`) can be replayed too: the same requests once more, the
-replies compared with those of then. Two samples of one policy differ by their random start, unless both servers were
-asked the same from their start on.
+"""Replay a recorded episode through the running server and compare the replies.
 
 The policy is asked at frames 0, chunk, 2 * chunk, ... through the robot client's own `PolicyClient`, as the synchronous
-loop would ask it, and the steps that the robot would execute are compared with the recorded actions. The yardstick is the
-simplest policy there is: hold the position of the last observation. This is open loop: it shows whether data, units and
-checkpoint agree, not whether the task succeeds.
+loop asks it. The steps that the robot would execute are compared with the recorded actions. The baseline is the simplest
+possible policy: hold the position of the last observation. This is open loop: it shows whether data, units and checkpoint
+agree, not whether the task succeeds.
+
+Requests that a server recorded (`make serve ARGS=--record`) can be replayed too. They are sent again, and the new replies
+are compared with the recorded ones. Two samples of one policy differ by their random start, unless both servers got the
+same requests since they started.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,12 +36,12 @@ from realman.runtime.client import LeftOver
 from realman.runtime.client import PolicyClient
 
 _ROUND_DIGITS = 6
-"""Digits of the trajectories in the JSON: a micro-radian."""
+"""Digits after the point of the trajectories in the JSON: a micro-radian."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recording:
-    """One recorded episode, whatever it is stored as, in this project's units and order."""
+    """One recorded episode of any format, in this project's units and order."""
 
     name: str
     fps: float
@@ -50,22 +50,22 @@ class Recording:
     state: JointTraj
     action: JointTraj
     image: Callable[[str, int], Image]
-    """Frame of a camera at a time step, uint8 (h, w, 3) RGB."""
+    """Returns the frame of a camera at a time step, uint8 (h, w, 3) RGB."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Replay:
-    """One episode's predictions beside its recording."""
+    """One episode's predictions and its recording."""
 
     recording: Recording
     prompt: str | None
-    """Task text sent."""
+    """Task text that was sent."""
     frames: tuple[int, ...]
     """Frames at which the policy was asked."""
     predicted: JointTraj
-    """What the client would have executed at each frame (t, 14)."""
+    """Action that the client would have executed at each frame (t, 14)."""
     hold: JointTraj
-    """The baseline: the state at the last asked frame (t, 14)."""
+    """Action of the baseline: the state at the last frame at which the policy was asked (t, 14)."""
     round_trips_s: tuple[float, ...]
     infer_s: tuple[float, ...]
 
@@ -76,12 +76,12 @@ class Replay:
 
 
 def replay(client: PolicyClient, recording: Recording, prompt: str | None = None) -> Replay:
-    """Ask the policy along an episode.
+    """Ask the policy once per chunk along an episode.
 
     Args:
-        client: A connection to the server; its `action_chunk` is the distance of the asked frames.
+        client: A connection to the server. It is asked once per `action_chunk` frames.
         recording: The episode.
-        prompt: Task text; None takes the episode's own.
+        prompt: Task text. None takes the episode's own.
 
     Raises:
         ServerError: The server failed.
@@ -104,58 +104,62 @@ def replay(client: PolicyClient, recording: Recording, prompt: str | None = None
 
 
 def find_records(folder: Path) -> list[Path]:
-    """Return the requests that a policy server wrote down in a folder, in their order; none if it is another folder."""
+    """Return the requests that a policy server recorded, in order.
+
+    There are none in any other folder.
+    """
     from openpi.policies import recorder
 
     return recorder.find_records(folder) if folder.is_dir() else []
 
 
 def recorded_side(records: list[Path]) -> tuple[tuple[str, ...], float]:
-    """Return cameras and control rate (Hz) of the robot that asked then.
+    """Return cameras and control rate (Hz) of the recorded robot.
 
     Raises:
-        DatasetError: The folder does not tell.
+        DatasetError: The records do not contain them.
     """
     path = records[0].with_name("metadata.json")
     try:
         fps = float(json.loads(path.read_text())["fps"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise DatasetError(
-            f"{path}: does not tell the control rate 'fps' ({type(e).__name__}); expected records of 'make serve'"
+            f"{path}: found no control rate 'fps' ({type(e).__name__}), expected records of 'make serve'"
         ) from e
     return tuple(_read_record(records[0])[1]), fps
 
 
 def replay_records(client: PolicyClient, records: list[Path], prompt: str | None = None) -> Replay:
-    """Ask the policy again what was asked while a server recorded.
+    """Send requests again that a server has recorded.
 
     Args:
-        client: A connection to the server; of each reply its first `action_chunk` steps are compared.
+        client: A connection to the server. The first `action_chunk` steps of each reply are compared.
         records: As `find_records` returns them, at least one.
-        prompt: Task text; None takes that of each request.
+        prompt: Task text. None takes that of each request.
 
     Returns:
-        The replies of then stand in the place of recorded actions, one reply after the other.
+        A replay with the recorded replies, one after the other, as its recorded actions.
 
     Raises:
-        DatasetError: A record is damaged, or not of this robot.
+        DatasetError: A record is damaged or not of this robot.
         ServerError: The server failed.
     """
     chunk = client.action_chunk
-    then, now, hold, prompts, round_trips_s, infer_s = [], [], [], [], [], []
+    recorded, predicted, hold, prompts, round_trips_s, infer_s = [], [], [], [], [], []
     for path in track(records, description=records[0].parent.name, console=Console(stderr=True)):
         state, images, asked, actions = _read_record(path)
         if missing := [name for name in client.info.cameras if name not in images]:
-            raise DatasetError(f"{path}: has no picture of {', '.join(missing)}, which the server asks for")
+            raise DatasetError(f"{path}: no image of {', '.join(missing)}, which the server needs")
         if len(actions) < chunk:
-            raise DatasetError(f"{path}: the reply has {len(actions)} steps, expected at least {chunk}")
+            raise DatasetError(f"{path}: found a reply of {len(actions)} steps, expected at least {chunk}")
         prediction = client.infer(state, images, prompt or asked)
-        then.append(actions[:chunk])
-        now.append(prediction.actions[:chunk])
+        recorded.append(actions[:chunk])
+        predicted.append(prediction.actions[:chunk])
         hold.append(np.broadcast_to(state, (chunk, spec.NUM_DIMS)))
         prompts.append(prompt or asked)
         round_trips_s.append(prediction.round_trip_s)
         infer_s += [] if prediction.infer_s is None else [prediction.infer_s]
+    # The replies become one recording of `chunk` frames per request.
     cameras, fps = recorded_side(records)
 
     def image(camera: str, t: int) -> Image:
@@ -163,15 +167,15 @@ def replay_records(client: PolicyClient, records: list[Path], prompt: str | None
 
     task = prompts[0] if len(set(prompts)) == 1 else None
     name = f"{records[0].parent.name}_replies"
-    recording = Recording(name, fps, task, cameras, np.concatenate(hold), np.concatenate(then), image)
+    recording = Recording(name, fps, task, cameras, np.concatenate(hold), np.concatenate(recorded), image)
     frames = tuple(range(0, chunk * len(records), chunk))
     return Replay(
-        recording, task, frames, np.concatenate(now), np.concatenate(hold), tuple(round_trips_s), tuple(infer_s)
+        recording, task, frames, np.concatenate(predicted), np.concatenate(hold), tuple(round_trips_s), tuple(infer_s)
     )
 
 
 def _read_record(path: Path) -> tuple[JointVec, dict[str, Image], str | None, JointTraj]:
-    """Return state, pictures, prompt and the reply's actions of one record."""
+    """Return state, images, prompt and the reply's actions of one record."""
     from openpi.policies import recorder
     from openpi.shared.errors import UserError
 
@@ -183,17 +187,19 @@ def _read_record(path: Path) -> tuple[JointVec, dict[str, Image], str | None, Jo
     actions = np.asarray(record.outputs.get("actions"))
     if np.shape(state) != (spec.NUM_DIMS,) or not isinstance(images, dict) or actions.shape[1:] != (spec.NUM_DIMS,):
         found = ", ".join((*record.inputs, *record.outputs))
-        raise DatasetError(f"{path}: not a request of this robot (found {found}); expected state, images and actions")
-    pictures = {
-        name: picture if picture.shape[-1] == 3 else np.moveaxis(picture, 0, -1) for name, picture in images.items()
-    }
-    return np.asarray(state, np.float32), pictures, prompt, actions.astype(np.float64)
+        raise DatasetError(f"{path}: found {found}, expected a request of this robot with state, images and actions")
+    # Images were sent as (h, w, 3) or (3, h, w).
+    images = {name: image if image.shape[-1] == 3 else np.moveaxis(image, 0, -1) for name, image in images.items()}
+    return np.asarray(state, np.float32), images, prompt, actions.astype(np.float64)
 
 
 def predictor(
     client: PolicyClient, recording: Recording, prompt: str | None
 ) -> Callable[[int, LeftOver | None], JointTraj]:
-    """Return what predicts the chunk (horizon, 14) at a frame of the recording, as `realman.evaluation.seams` asks it."""
+    """Return a function that predicts the chunk at a frame.
+
+    The chunk has shape (horizon, 14). It comes from the server. `realman.evaluation.seams` calls the function.
+    """
     task = recording.task if prompt is None else prompt
 
     def predict(frame: int, left_over: LeftOver | None) -> JointTraj:
@@ -204,9 +210,15 @@ def predictor(
 
 
 def report(result: Replay, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return every number of a replay as plain JSON types; `metadata` is the server's."""
+    """Return every number of a replay as plain JSON types.
+
+    Args:
+        result: The replay.
+        metadata: What the server says about itself.
+    """
     errors, recording = result.errors, result.recording
     chunks = []
+    # Errors of each chunk on its own, so that a bad moment of the episode can be found.
     for frame, end in zip(result.frames, (*result.frames[1:], len(recording.action)), strict=True):
         part = slice(frame, end)
         chunk_errors = action_errors(
@@ -236,22 +248,23 @@ def report(result: Replay, metadata: dict[str, Any]) -> dict[str, Any]:
 def find_recordings(
     data: Path, episodes: tuple[int, ...], options: raw.RawOptions
 ) -> list[contextlib.AbstractContextManager[Recording]]:
-    """Find the chosen episodes of a recording, a folder of recordings or a LeRobot dataset.
+    """Find the chosen episodes of recordings or a LeRobot dataset.
 
     Args:
         data: An HDF5 file, a folder of HDF5 files, or the root folder of a LeRobot dataset.
-        episodes: Which episodes of a folder or dataset, counted from 0 in natural order; ignored for a file.
+        episodes: Which episodes of a folder or dataset, counted from 0 in natural order. Ignored for a file.
         options: How to read HDF5 files.
 
     Returns:
-        Context managers, one for each episode; each opens its files when entered.
+        Context managers, one per episode. Each opens its files when entered.
 
     Raises:
-        EpisodeError: Nothing there, or not so many episodes.
+        EpisodeError: There is nothing, or not so many episodes.
     """
     if not data.exists():
         raise EpisodeError(
-            f"{data}: no such file or folder; give a recording, a folder of recordings ('make sample' makes one) or a LeRobot dataset"
+            f"{data}: no such file or folder, expected a recording, a folder of recordings or a LeRobot dataset. "
+            "'make sample' records some"
         )
     if data.is_file():
         return [raw_recording(data, options)]
@@ -259,13 +272,13 @@ def find_recordings(
         return [dataset_recording(data, episode) for episode in episodes]
     files = raw.find_episodes(data)
     if beyond := [episode for episode in episodes if not 0 <= episode < len(files)]:
-        raise EpisodeError(f"{data}: no episode {beyond[0]}; found {len(files)}, counted from 0")
+        raise EpisodeError(f"{data}: no episode {beyond[0]}, found {len(files)} counted from 0")
     return [raw_recording(files[episode], options) for episode in episodes]
 
 
 @contextlib.contextmanager
 def raw_recording(path: Path, options: raw.RawOptions) -> Iterator[Recording]:
-    """Open one HDF5 recording, after the checks that a conversion would make.
+    """Open one HDF5 recording after the checks that a conversion makes.
 
     Raises:
         EpisodeError: It is damaged or contradicts the options.
@@ -301,7 +314,8 @@ def dataset_recording(root: Path, episode: int) -> Iterator[Recording]:
         raise DatasetError(str(e)) from e
     episodes = dataset.meta.episodes
     if not 0 <= episode < len(episodes):
-        raise DatasetError(f"{root}: no episode {episode}; found {len(episodes)}, counted from 0")
+        raise DatasetError(f"{root}: no episode {episode}, found {len(episodes)} counted from 0")
+    # States and actions come from a second reader without images, so that no image is decoded before it is needed.
     start = episodes[episode].first_frame
     rows = [numbers[start + t] for t in range(episodes[episode].length)]
 

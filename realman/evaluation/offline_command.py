@@ -34,13 +34,13 @@ class Args(ReadingFlags):
     """Flags of the offline evaluation."""
 
     data: Path = Path("data/sample/heldout")
-    """A recording (HDF5), a folder of recordings, a LeRobot dataset's root folder, or what a server recorded (--record)."""
+    """A recording (HDF5), a folder of recordings, the root of a LeRobot dataset, or what a server recorded (--record)."""
     episodes: tuple[int, ...] = (0,)
     """Which episodes of a folder or dataset, counted from 0."""
     host: str = "127.0.0.1"
-    """Policy server."""
+    """Host of the policy server."""
     port: int = 8000
-    """Its port."""
+    """Port of the policy server."""
     connect_timeout: float = 30.0
     """How long to wait for the server, s."""
     reply_timeout: float = 120.0
@@ -50,13 +50,13 @@ class Args(ReadingFlags):
     action_chunk: int | None = None
     """Steps executed of each prediction. By default as many as the server recommends."""
     out_dir: Path = Path("data/offline")
-    """Where plots and JSON go."""
+    """Folder for plots and JSON."""
     seams: bool = False
-    """Also play the chunks in each execution mode with simulated delays: jumps at the seams, jerk, stalls."""
+    """Also play the chunks in each execution mode with simulated delays, to measure jumps at the seams, jerk and stalls."""
 
 
 def main(args: Args) -> int:
-    """Replay recorded episodes through a running policy server: errors, plots, JSON."""
+    """Replay recordings through a running policy server and measure its errors."""
     if records := offline.find_records(args.data):
         return _replay_records(records, args)
     for source in offline.find_recordings(args.data, args.episodes, args.options):
@@ -70,7 +70,7 @@ def main(args: Args) -> int:
 
 def _replay_records(records: list[Path], args: Args) -> int:
     if args.seams:
-        raise DatasetError(f"--seams needs an episode, '{args.data}' holds requests and replies. Leave it out")
+        raise DatasetError(f"{args.data}: found recorded requests, but --seams needs an episode. Leave out --seams")
     cameras, fps = offline.recorded_side(records)
     with _connect(args, cameras, fps) as client:
         _write(offline.replay_records(client, records, args.prompt), dict(client.info.metadata), args)
@@ -126,12 +126,11 @@ def _write_seams(client: PolicyClient, recording: offline.Recording, args: Args)
             executions=executions,
         )
     )
+    # All delays go to the JSON. The plots show the longest one, where the modes differ most.
     json_path = args.out_dir / f"{recording.name}_seams.json"
     json_path.write_text(json.dumps([p.figures() for p in played], indent=1) + "\n")
-
-    # Plot only the longest delay, where the modes differ most.
     slowest: dict[str, np.ndarray] = {p.execution: p.targets for p in played[-len(executions) :]}
-    title = f"{recording.name}: executions with a delay of {SEAM_DELAYS_MS[-1]:g} ms"
+    title = f"{recording.name}: execution modes with a delay of {SEAM_DELAYS_MS[-1]:g} ms"
     plot_paths = [args.out_dir / f"{recording.name}_seams{suffix}.png" for suffix in ("", "_speed")]
     for path, speeds in zip(plot_paths, (False, True), strict=True):
         figure = plots.plot_executions(recording.action, slowest, fps=fps, title=title, speeds=speeds)
@@ -154,7 +153,7 @@ def _possible_executions(client: PolicyClient) -> tuple[chunks.Execution, ...]:
 
 def _seam_table(played: list[seams.Played]) -> Table:
     table = Table(
-        title="Executions (largest joint step at a seam and elsewhere, jerk of all joints)", title_justify="left"
+        title="Execution modes (largest joint step at seams and elsewhere, jerk of all joints)", title_justify="left"
     )
     for heading in ("delay ms", "mode", "seam deg", "max", "else p95", "jerk deg/s^3", "stalls/min", "held s"):
         table.add_column(heading, justify="left" if heading == "mode" else "right")
@@ -194,7 +193,7 @@ def _table(summary: dict) -> Table:
         table.add_row(f"all {group}", *_cells(summary[group]))
     table.add_row("all 14", "rad, fraction", "", "", _times(summary["overall_ratio"]), "")
     latency = summary["round_trip_ms"]
-    table.caption = f"one prediction: p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms"
+    table.caption = f"time per prediction: p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms"
     table.caption_justify = "left"
     return table
 

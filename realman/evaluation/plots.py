@@ -1,4 +1,7 @@
-"""Figures for offline evaluation. Arrays in, figure out: no files are read, no display is needed."""
+"""Draw the figures of the offline evaluation.
+
+Arrays in, figure out: no files are read and no display is needed.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ _HOLD: dict[str, Any] = {"color": "0.7", "linewidth": 0.9, "linestyle": (0, (4, 
 _INFERENCE: dict[str, Any] = {"color": "0.88", "linewidth": 0.8, "zorder": 0}
 _DPI = 120
 _MIN_SPAN_DEG = 4.0
-"""Smallest height of a joint's axis: noise of a resting joint must not look like motion."""
+"""Smallest height of a joint's axis, because the noise of a resting joint must not look like motion."""
 
 _GRIPPER_AXIS = (-0.05, 1.05)
 """Smallest range of a gripper's axis: its whole stroke."""
@@ -32,19 +35,22 @@ def plot_episode(
     inference_frames: Sequence[int],
     title: str,
 ) -> Figure:
-    """Draw recorded against predicted actions of one episode: 7 rows of numbers, left arm left, right arm right.
+    """Draw recorded and predicted actions of one episode.
+
+    There are 7 rows of numbers, with the left arm on the left and the right arm on the right.
 
     Args:
         recorded: Recorded actions (t, 14), rad and gripper fraction, right arm first.
-        predicted: What the client would have executed at the same frames (t, 14).
-        hold: The baseline, the position held since each inference (t, 14).
+        predicted: Actions that the client would have executed at the same frames (t, 14).
+        hold: The baseline: the position held since each inference (t, 14).
         fps: Frames per second.
         inference_frames: Frames at which the policy was asked.
-        title: First line of the figure.
+        title: Title of the figure.
     """
     time_s = np.arange(len(recorded)) / fps
     figure = Figure(figsize=(13, 15), layout="constrained")
     axes = figure.subplots(len(spec.ARM_JOINTS) + 1, 2, sharex=True)
+    # The left arm is drawn on the left, although the right arm comes first in the arrays.
     for column, side in enumerate(("left", "right")):
         dims = range(spec.NUM_DIMS)[spec.ARM_SLICES[side]]
         for ax, dim in zip(axes[:, column], dims, strict=True):
@@ -64,14 +70,16 @@ def plot_episode(
 def plot_executions(
     recorded: JointTraj, played: Mapping[str, np.ndarray], *, fps: float, title: str, speeds: bool = False
 ) -> Figure:
-    """Draw what each execution mode sends beside the recorded actions: 7 rows of numbers, left arm left, right arm right.
+    """Draw what each execution mode sends, next to the recorded actions.
+
+    There are 7 rows of numbers, with the left arm on the left and the right arm on the right.
 
     Args:
         recorded: Recorded actions (t, 14), rad and gripper fraction, right arm first.
-        played: Targets of each mode (u, 14); `sync` may be longer, for it stands still.
+        played: Targets of each mode (u, 14). `sync` may be longer, because it stops during predictions.
         fps: Steps per second.
-        title: First line of the figure.
-        speeds: Draw the change per second instead, in which seams and stalls stand out.
+        title: Title of the figure.
+        speeds: Draw the change per second instead, because it shows seams and stalls better.
     """
     figure = Figure(figsize=(13, 15), layout="constrained")
     axes = figure.subplots(len(spec.ARM_JOINTS) + 1, 2, sharex=True)

@@ -1,7 +1,8 @@
-"""How smooth does a policy move in each execution mode? Its chunks played on a recording, with a simulated delay.
+"""Measure how smoothly a policy moves in each execution mode.
 
-The players are the robot client's own; only the clock is simulated: a prediction takes a number of ticks. Open loop: chunks are
-predicted from the recorded observation of their moment, so the comparison is of the modes and not of what the arms then see.
+Its chunks are played on a recording with a simulated delay. The players are the robot client's own. Only the clock is
+simulated: a prediction takes a number of ticks. This is open loop: each chunk is predicted from the observation recorded at
+that moment, so only the modes are compared, not what the arms would see.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +22,7 @@ from realman.runtime.client import LeftOver
 from realman.runtime.client import Prediction
 
 Predict = Callable[[int, LeftOver | None], JointTraj]
-"""Returns the chunk (horizon, 14) that the policy predicts at a frame of the recording, going on from a left-over if there
-is one."""
+"""Returns the chunk (horizon, 14) that the policy predicts at a frame, continuing a left-over if there is one."""
 
 EXECUTIONS: tuple[chunks.Execution, ...] = ("sync", "async", "blend", "rtc")
 
@@ -31,24 +31,25 @@ _JOINTS = list(spec.JOINT_DIMS)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Played:
-    """What the arms would have been sent, tick by tick."""
+    """Targets that the arms would have been sent, tick by tick."""
 
     execution: chunks.Execution
     delay_steps: int
     fps: float
     targets: JointTraj
     seams: tuple[int, ...]
-    """Ticks at which a new chunk began, the first one left out."""
+    """Ticks at which a new chunk began, without the first chunk."""
     is_held: np.ndarray
-    """Ticks (t,) at which the arms stood still for want of a chunk."""
+    """(t,) whether the arms stood still because no chunk was there."""
 
     def figures(self) -> dict[str, Any]:
-        """Return the mode's figures as plain numbers; joints only."""
+        """Return the mode's figures as plain numbers, for the joints only."""
         joints_deg = np.rad2deg(self.targets[:, _JOINTS])
         largest_deg = np.abs(np.diff(joints_deg, axis=0)).max(axis=1)
         at_seams = largest_deg[np.array(self.seams, dtype=int) - 1]
         elsewhere = np.delete(largest_deg, np.array(self.seams, dtype=int) - 1)
         jerk = np.diff(joints_deg, n=3, axis=0) * self.fps**3
+        # A stall is a run of held ticks, however long.
         num_stalls = int((np.diff(self.is_held.astype(int), prepend=0) == 1).sum())
         duration_s = len(self.targets) / self.fps
         return {
@@ -65,7 +66,7 @@ class Played:
 
 
 class SimulatedDelay:
-    """An `Ask` whose predictions come after a fixed number of ticks."""
+    """An `Ask` whose predictions arrive after a fixed number of ticks."""
 
     def __init__(self, delay_steps: int) -> None:
         self._delay_steps = delay_steps
@@ -86,7 +87,7 @@ class _DelayedChunkRequest:
 
 
 class _FramePolicy:
-    """A `RtcPolicy` that predicts for the frame at hand."""
+    """An `RtcPolicy` that predicts for the current frame."""
 
     def __init__(self, predict: Predict, action_chunk: int, fps: float, delay_steps: int) -> None:
         self.action_chunk = action_chunk
@@ -96,7 +97,7 @@ class _FramePolicy:
         self._round_trip_s = delay_steps / fps
 
     def require_rtc(self) -> None:
-        """`predict` is one that can."""
+        """Do nothing, because `predict` supports it."""
 
     def infer(
         self,
@@ -121,12 +122,12 @@ def play(
     """Play a policy's chunks over a recording.
 
     Args:
-        predict: The policy; asked at some frames in 0..num_frames - 1.
+        predict: The policy. It is asked at some frames in 0..num_frames - 1.
         num_frames: Length of the recording.
-        fps: Its rate, Hz.
+        fps: Rate of the recording, Hz.
         execution: How chunks are played.
         delay_steps: Ticks that pass during a prediction. In `sync` mode the arms hold their last target and the recording
-            waits; in the others both go on.
+            waits. In the other modes both continue.
         action_chunk: Steps after which the next chunk is asked for.
         blend_steps: Steps of a cross-fade.
     """
@@ -138,6 +139,7 @@ def play(
     seams: list[int] = []
     for policy.frame in range(num_frames):
         tick = player.next_tick(lambda: nothing)
+        # A mode that blocks holds the last target until its chunk is there.
         if tick.is_seam and targets:
             num_held = delay_steps if tick.has_blocked else 0
             targets += [targets[-1]] * num_held
@@ -157,7 +159,10 @@ def compare(
     action_chunk: int = spec.ACTION_CHUNK,
     executions: Sequence[chunks.Execution] = EXECUTIONS,
 ) -> Iterator[Played]:
-    """Play every mode with every delay; without a left-over each frame is predicted once."""
+    """Play every mode with every delay.
+
+    Chunks that continue no left-over are predicted only once per frame and reused.
+    """
     known: dict[int, JointTraj] = {}
 
     def remember(frame: int, left_over: LeftOver | None) -> JointTraj:
@@ -180,10 +185,10 @@ def compare(
 
 
 def wandering_copy(recorded: JointTraj, horizon: int, *, error_rad: float = 0.01, seed: int = 0) -> Predict:
-    """Make a stand-in policy: the recorded actions, each chunk off by a random amount that grows along it, as policies are.
+    """Make a stand-in policy from the recorded actions.
 
-    Given a left-over it answers what guidance of a flow model comes to: each step is a mixture of the left-over's and its own,
-    by the weights of `left_over_weights`.
+    Each chunk has a random error that grows along it, like that of real policies. With a left-over it answers like a guided
+    flow model: each step mixes the left-over's and its own by the weights of `left_over_weights`.
     """
 
     def predict(frame: int, left_over: LeftOver | None = None) -> JointTraj:
@@ -203,7 +208,9 @@ def wandering_copy(recorded: JointTraj, horizon: int, *, error_rad: float = 0.01
 
 
 def left_over_weights(delay: int, num_left: int) -> Float[np.ndarray, " k"]:
-    """Return how much a chunk is held to each of the previous one's steps: 1 before `delay`, then falling exponentially.
+    """Return how strongly a chunk is tied to each left-over step.
+
+    The weight is 1 before `delay`, then falls exponentially.
 
     Formula (arXiv 2506.07339): c (e^c - 1) / (e - 1) with c_i = (k - i) / (k - delay + 1).
     """

@@ -62,7 +62,7 @@ def test_a_server_that_ends_early_is_reported_with_its_log(tmp_path):
     command = [sys.executable, "-c", "raise SystemExit(1)"]
     start = time.monotonic()
     with (
-        pytest.raises(ServerError, match=r"exit code 1 .* see .*log"),
+        pytest.raises(ServerError, match=r"exit code 1 .*\. See .*log"),
         demo.policy_server(command, demo.free_port(), tmp_path / "log", []),
     ):
         pass

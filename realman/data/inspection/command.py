@@ -53,7 +53,7 @@ class Args(ReadingFlags):
     norm_stats: Path | None = None
     """norm_stats.json of a training run, to check whether it fits this data."""
     workers: int | None = None
-    """Episodes to inspect at the same time. None means one per core."""
+    """Episodes to inspect at the same time. By default one per core."""
 
 
 def main(args: Args) -> int:
