@@ -29,7 +29,8 @@ DEADLINE_S = 60
 # The second episode never ends, so the run is in the middle of it whenever the signal comes.
 STUCK = """
 import time
-from realman import cli, convert
+from realman import cli
+from realman.data import convert
 from realman.data.dataset.from_raw import RawJob
 
 build = RawJob.build
