@@ -22,14 +22,14 @@ from realman.data.dataset import conversion
 from realman.data.dataset import layout
 from realman.data.dataset import upgrade
 from realman.data.dataset.conversion import Outcome
-from realman.data.dataset.conversion import Request
+from realman.data.dataset.conversion import ConversionRequest
 from realman.data.dataset.frames import Encoding
 from realman.data.dataset.frames import ImageFormat
 from realman.data.dataset.from_raw import Mode
 from realman.data.dataset.from_raw import Storage
-from realman.data.dataset.pool import Crew
-from realman.data.dataset.pool import dask_crew
-from realman.data.dataset.pool import local_crew
+from realman.data.dataset.pool import WorkerPool
+from realman.data.dataset.pool import dask_pool
+from realman.data.dataset.pool import local_pool
 from realman.data.dataset.staging import check_target
 from realman.data.dataset.staging import parse_shard
 from realman.data.dataset.video_codecs import CodecName
@@ -143,8 +143,8 @@ def _check_args(args: Args) -> None:
         raise DatasetError("--dask uses the workers of the cluster; leave --workers out")
 
 
-def _crew(args: Args, num_episodes: int) -> contextlib.AbstractContextManager[Crew]:
-    return dask_crew(args.dask) if args.dask else local_crew(args.workers, num_episodes)
+def _open_pool(args: Args, num_episodes: int) -> contextlib.AbstractContextManager[WorkerPool]:
+    return dask_pool(args.dask) if args.dask else local_pool(args.workers, num_episodes)
 
 
 def _upgrade(args: Args) -> Outcome:
@@ -155,12 +155,12 @@ def _upgrade(args: Args) -> Outcome:
     num_episodes = (
         len(layout.read_json_lines(args.raw_dir / layout.EPISODES)) if (args.raw_dir / layout.EPISODES).is_file() else 1
     )
-    with _crew(args, num_episodes) as crew:
-        return conversion.upgrade_dataset(args.raw_dir, args.target, args.robot_type, crew, dry_run=args.dry_run)
+    with _open_pool(args, num_episodes) as pool:
+        return conversion.upgrade_dataset(args.raw_dir, args.target, args.robot_type, pool, dry_run=args.dry_run)
 
 
 def _convert(args: Args) -> Outcome:
-    request = Request(
+    request = ConversionRequest(
         paths=choose_episodes(find_episodes(args.raw_dir), args.episodes),
         target=args.target,
         options=args.options,
@@ -174,8 +174,8 @@ def _convert(args: Args) -> Outcome:
         shard=parse_shard(args.shard) if args.shard else None,
         merge=args.merge,
     )
-    with _crew(args, len(request.paths)) as crew:
-        return conversion.convert(request, crew)
+    with _open_pool(args, len(request.paths)) as pool:
+        return conversion.convert(request, pool)
 
 
 def _print_summary(args: Args, outcome: Outcome, seconds: float) -> None:

@@ -11,7 +11,7 @@ from realman import spec
 from realman.data import convert
 from realman.data.dataset import conversion
 from realman.data.dataset import layout
-from realman.data.dataset.pool import Crew
+from realman.data.dataset.pool import WorkerPool
 from realman.data.dataset.pool import InlineExecutor
 from realman.data.dataset.stats import sample_frames
 from realman.data.raw import find_episodes
@@ -114,10 +114,10 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(tmp_path, tiny_recordi
     found = []
     for threads in (1, 3):
         args = convert.Args(raw_dir=tiny_recordings, root=tmp_path / str(threads), **options)
-        request = conversion.Request(
+        request = conversion.ConversionRequest(
             find_episodes(tiny_recordings), args.target, args.options, spec.CAMERAS, args.storage, "realman"
         )
-        conversion.convert(request, Crew(InlineExecutor(), 1, threads=threads))
+        conversion.convert(request, WorkerPool(InlineExecutor(), 1, threads=threads))
         found.append(content(args.target))
     assert found[0] == found[1]
 

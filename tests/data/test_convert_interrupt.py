@@ -20,7 +20,7 @@ from realman.data.dataset import files
 from realman.data.dataset import layout
 from realman.data.dataset.progress import FramesBar
 from realman.data.dataset.staging import Staging
-from realman.data.dataset.staging import Workbench
+from realman.data.dataset.staging import BuildContext
 from realman.data.dataset.upgrade import UpgradeJob
 from realman.errors import DatasetError
 
@@ -35,11 +35,11 @@ from realman.data.dataset.from_raw import RawJob
 
 build = RawJob.build
 
-def build_first_only(job, bench):
+def build_first_only(job, context):
     if job.episode_index == 1:
-        bench.report(1, 3)
+        context.report(1, 3)
         time.sleep(600)
-    return build(job, bench)
+    return build(job, context)
 
 RawJob.build = build_first_only
 cli.run(convert.main, convert.Args)
@@ -211,7 +211,7 @@ def test_the_progress_bar_moves_within_an_episode(tmp_path):
     ]
     with Staging(tmp_path / "dataset") as staging, FramesBar(jobs, staging) as bar:
         assert bar.num_done() == 0
-        Workbench(staging.path).report(1, 400)
+        BuildContext(staging.path).report(1, 400)
         assert bar.num_done() == 400
         bar.finish(jobs[0])
         assert bar.num_done() == 500

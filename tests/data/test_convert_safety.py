@@ -135,12 +135,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_recordings, tmp_path, 
     built = []
     build_one = RawJob.build
 
-    def build_two(job, bench):
+    def build_two(job, context):
         if len(built) == 2:
-            (bench.root / layout.data_path(job.episode_index)).write_bytes(b"half")
+            (context.root / layout.data_path(job.episode_index)).write_bytes(b"half")
             raise error
         built.append(job.episode_index)
-        return build_one(job, bench)
+        return build_one(job, context)
 
     monkeypatch.setattr(RawJob, "build", build_two)
     if error is KeyboardInterrupt:
@@ -150,7 +150,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_recordings, tmp_path, 
             convert.main(args)
     assert not args.target.exists()
 
-    monkeypatch.setattr(RawJob, "build", lambda job, bench: (built.append(job.episode_index), build_one(job, bench))[1])
+    monkeypatch.setattr(RawJob, "build", lambda job, context: (built.append(job.episode_index), build_one(job, context))[1])
     convert.main(args)
     assert built == [0, 1, 2]
     unbroken = arguments(tiny_recordings, tmp_path / "unbroken")

@@ -13,7 +13,7 @@ from realman.data import convert
 from realman.data.dataset import conversion
 from realman.data.dataset import layout
 from realman.data.dataset.from_raw import RawJob
-from realman.data.dataset.pool import Crew
+from realman.data.dataset.pool import WorkerPool
 from realman.data.dataset.staging import Shard
 from realman.data.dataset.staging import Staging
 from realman.data.dataset.staging import parse_shard
@@ -43,7 +43,7 @@ def whole(tmp_path_factory, tiny_recordings):
 
 
 def request_of(args):
-    return conversion.Request(
+    return conversion.ConversionRequest(
         find_episodes(args.raw_dir), args.target, args.options, spec.CAMERAS, args.storage, convert.DEFAULT_ROBOT_TYPE
     )
 
@@ -51,7 +51,7 @@ def request_of(args):
 def test_any_executor_gives_the_same_dataset(tmp_path, tiny_recordings, whole):
     args = arguments(tiny_recordings, tmp_path)
     with ThreadPoolExecutor(3) as executor:
-        conversion.convert(request_of(args), Crew(executor, 3, threads=2))
+        conversion.convert(request_of(args), WorkerPool(executor, 3, threads=2))
     assert content(args.target) == whole
 
 
@@ -98,7 +98,7 @@ def test_merged_shards_equal_the_whole_to_the_byte(tmp_path, tiny_recordings, wh
         target = tmp_path / "merged" / "realman"
         target.mkdir(parents=True, exist_ok=True)
         shutil.move(part, target)
-    monkeypatch.setattr(RawJob, "build", lambda job, bench: pytest.fail("a finished episode was built again"))
+    monkeypatch.setattr(RawJob, "build", lambda job, context: pytest.fail("a finished episode was built again"))
     args = arguments(tiny_recordings, tmp_path / "merged", merge=True)
     convert.main(args)
     assert content(args.target) == whole
@@ -112,7 +112,7 @@ def test_a_merge_that_was_killed_goes_on(tmp_path, tiny_recordings, whole, monke
     monkeypatch.setattr(Staging, "publish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
     assert convert.main(args) == 130
     monkeypatch.undo()
-    monkeypatch.setattr(RawJob, "build", lambda job, bench: pytest.fail("a finished episode was built again"))
+    monkeypatch.setattr(RawJob, "build", lambda job, context: pytest.fail("a finished episode was built again"))
     convert.main(args)
     assert content(args.target) == whole
 

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from realman.data.dataset.pool import as_completed
-from realman.data.dataset.pool import worker_pool
+from realman.data.dataset.pool import process_executor
 from realman.errors import DatasetError
 
 ROUND = functools.partial(operator.floordiv, 12)
@@ -19,26 +19,26 @@ ROUND = functools.partial(operator.floordiv, 12)
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_item_gives_its_result(workers):
-    with worker_pool(workers) as executor:
-        assert sorted(as_completed(executor, ROUND, [1, 2, 3, 4], ahead=2)) == [(1, 12), (2, 6), (3, 4), (4, 3)]
+    with process_executor(workers) as executor:
+        assert sorted(as_completed(executor, ROUND, [1, 2, 3, 4], max_pending=2)) == [(1, 12), (2, 6), (3, 4), (4, 3)]
     assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_error_of_the_work_reaches_the_caller(workers):
-    with pytest.raises(ZeroDivisionError), worker_pool(workers) as executor:
-        list(as_completed(executor, ROUND, [1, 0, 2], ahead=2))
+    with pytest.raises(ZeroDivisionError), process_executor(workers) as executor:
+        list(as_completed(executor, ROUND, [1, 0, 2], max_pending=2))
     assert multiprocessing.active_children() == []
 
 
 def test_a_worker_that_dies_is_no_endless_wait():
-    with pytest.raises(DatasetError, match="a worker process died"), worker_pool(2) as executor:
-        list(as_completed(executor, os._exit, [9], ahead=1))
+    with pytest.raises(DatasetError, match="a worker process died"), process_executor(2) as executor:
+        list(as_completed(executor, os._exit, [9], max_pending=1))
 
 
 def test_an_error_of_the_caller_ends_workers_in_the_middle_of_their_work():
     def interrupt():
-        with worker_pool(2) as executor:
+        with process_executor(2) as executor:
             executor.submit(time.sleep, 600)
             executor.submit(abs, -1).result()
             raise KeyboardInterrupt
@@ -51,9 +51,9 @@ def test_an_error_of_the_caller_ends_workers_in_the_middle_of_their_work():
 def test_workers_do_not_outlive_a_parent_that_is_killed():
     code = (
         "import os, signal, time\n"
-        "from realman.data.dataset.pool import worker_pool\n"
+        "from realman.data.dataset.pool import process_executor\n"
         "if __name__ == '__main__':\n"
-        "    with worker_pool(2) as executor:\n"
+        "    with process_executor(2) as executor:\n"
         "        executor.submit(time.sleep, 600)\n"
         "        executor.submit(abs, -1).result()\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"

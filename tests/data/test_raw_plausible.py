@@ -33,7 +33,7 @@ def moving(dim, num_frames=200):
 def watch(frames, state, camera="cam_high"):
     eye = CameraWatch(camera, state, FPS)
     for t, frame in enumerate(frames):
-        eye.pass_by(t, np.frombuffer(frame, np.uint8) if isinstance(frame, bytes) else frame)
+        eye.add_frame(t, np.frombuffer(frame, np.uint8) if isinstance(frame, bytes) else frame)
     return eye.problems()
 
 

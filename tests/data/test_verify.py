@@ -207,7 +207,7 @@ def test_a_python_that_is_not_there_is_an_error_of_one_line(tmp_path, recordings
         verify(recordings, tmp_path / "out", "/nowhere/python")
 
 
-def test_the_lock_pins_the_referee_with_hashes(repo_root):
+def test_the_lock_pins_lerobot_with_hashes(repo_root):
     text = (repo_root / "requirements" / "lerobot.lock").read_text()
     assert "lerobot==0.3.3" in text
     assert text.count("--hash=sha256:") > 100

@@ -10,11 +10,11 @@ from typing import Protocol, runtime_checkable
 from realman.data.dataset import files
 from realman.data.dataset import layout
 from realman.data.dataset.layout import Features
-from realman.data.dataset.pool import Crew
+from realman.data.dataset.pool import WorkerPool
 from realman.data.dataset.pool import as_completed
 from realman.data.dataset.staging import EpisodeRecord
 from realman.data.dataset.staging import Staging
-from realman.data.dataset.staging import Workbench
+from realman.data.dataset.staging import BuildContext
 from realman.data.dataset.staging import load_record
 from realman.data.dataset.staging import save_record
 from realman.errors import DatasetError
@@ -47,8 +47,8 @@ class EpisodeJob(Protocol):
         """Hash of everything the episode's files depend on."""
         ...
 
-    def build(self, bench: Workbench) -> EpisodeRecord:
-        """Write the episode's files below the bench's root.
+    def build(self, context: BuildContext) -> EpisodeRecord:
+        """Write the episode's files below the context's root.
 
         Raises:
             EpisodeError: The source turned out to be damaged.
@@ -88,7 +88,7 @@ class Failure:
 def build_episodes(
     jobs: Sequence[EpisodeJob],
     staging: Staging,
-    crew: Crew,
+    pool: WorkerPool,
     *,
     on_done: Callable[[EpisodeJob], None],
 ) -> tuple[list[EpisodeRecord], list[Failure]]:
@@ -97,7 +97,7 @@ def build_episodes(
     Args:
         jobs: One per episode.
         staging: The locked folder to build in.
-        crew: Who builds.
+        pool: Who builds.
         on_done: Called for every episode that is finished, failed or reused.
 
     Returns:
@@ -111,8 +111,8 @@ def build_episodes(
             on_done(job)
     failures = []
     to_do = [job for job in jobs if job.episode_index not in finished]
-    build = functools.partial(_build, bench=Workbench(staging.path, crew.threads))
-    for job, result in as_completed(crew.executor, build, to_do, ahead=crew.ahead):
+    build = functools.partial(_build, context=BuildContext(staging.path, pool.threads))
+    for job, result in as_completed(pool.executor, build, to_do, max_pending=pool.max_pending):
         if isinstance(result, EpisodeRecord):
             finished[job.episode_index] = result
         else:
@@ -121,12 +121,12 @@ def build_episodes(
     return [finished[index] for index in sorted(finished)], failures
 
 
-def _build(job: EpisodeJob, bench: Workbench) -> EpisodeRecord | str:
+def _build(job: EpisodeJob, context: BuildContext) -> EpisodeRecord | str:
     """Build one episode; a damaged source is a result, so that all of them are found in one run."""
     try:
-        with files.writing(bench.root):
-            record = job.build(bench)
-            save_record(bench.root, job.fingerprint(), record)
+        with files.writing(context.root):
+            record = job.build(context)
+            save_record(context.root, job.fingerprint(), record)
     except EpisodeError as e:
         return str(e)
     return record

@@ -24,7 +24,7 @@ from realman.data.dataset.build import check_disk
 from realman.data.dataset.build import write_metadata
 from realman.data.dataset.from_raw import Storage
 from realman.data.dataset.from_raw import plan_raw
-from realman.data.dataset.pool import Crew
+from realman.data.dataset.pool import WorkerPool
 from realman.data.dataset.pool import as_completed
 from realman.data.dataset.progress import FramesBar
 from realman.data.dataset.staging import EpisodeRecord
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ConversionRequest:
     """What to convert, and into what."""
 
     paths: Sequence[Path]
@@ -77,14 +77,14 @@ class Outcome:
     """The dataset, or the folder of the shard."""
 
 
-def convert(request: Request, crew: Crew) -> Outcome:
+def convert(request: ConversionRequest, pool: WorkerPool) -> Outcome:
     """Check all recordings, write the good ones, and move the dataset into place.
 
     Raises:
         EpisodeError: Recordings are bad.
         DatasetError: The dataset cannot be written.
     """
-    reports = _check(request, crew)
+    reports = _check(request, pool)
     rejected = [r for r in reports if r.problem is not None]
     facts = [r.facts for r in reports if r.facts is not None]
     refuse_bad(rejected, len(reports), num_good=len(facts), skip_bad=request.skip_bad)
@@ -99,7 +99,7 @@ def convert(request: Request, crew: Crew) -> Outcome:
         for shard in shards:
             with shard:
                 staging.adopt(shard)
-        records, failures = _build(plan, staging, crew)
+        records, failures = _build(plan, staging, pool)
         while failures:
             # Damage that only shows in the middle of an episode: the ones after it move up and are written anew.
             late = {f.job.source: f.problem for f in failures}
@@ -108,7 +108,7 @@ def convert(request: Request, crew: Crew) -> Outcome:
             facts = [f for f in facts if f.path.name not in late]
             refuse_bad(found, len(reports), num_good=len(facts), skip_bad=request.skip_bad)
             plan = _plan(facts, request)
-            records, failures = _build(plan, staging, crew)
+            records, failures = _build(plan, staging, pool)
         if request.shard is None:
             _publish(staging, plan, records, rejected, conversion=_describe(request))
     for shard in shards:
@@ -116,14 +116,14 @@ def convert(request: Request, crew: Crew) -> Outcome:
     return Outcome(plan, records, rejected, request.target if request.shard is None else staging.path)
 
 
-def upgrade_dataset(source: Path, target: Path, robot_type: str | None, crew: Crew, *, dry_run: bool) -> Outcome:
+def upgrade_dataset(source: Path, target: Path, robot_type: str | None, pool: WorkerPool, *, dry_run: bool) -> Outcome:
     """Write the v2.1 form of a v2.0 or v2.1 dataset.
 
     Args:
         source: The existing dataset.
         target: Folder of the new one.
         robot_type: Name of the robot; None keeps the dataset's own.
-        crew: Who does the work.
+        pool: Who does the work.
         dry_run: Only check.
 
     Raises:
@@ -136,14 +136,14 @@ def upgrade_dataset(source: Path, target: Path, robot_type: str | None, crew: Cr
     if dry_run:
         return Outcome(plan, [], [], target)
     with staging:
-        records, failures = _build(plan, staging, crew)
+        records, failures = _build(plan, staging, pool)
         bad = [EpisodeReport(source, problem=f.problem) for f in failures]
         refuse_bad(bad, len(plan.jobs), num_good=len(records), skip_bad=False)
         _publish(staging, plan, records, [])
     return Outcome(plan, records, [], target)
 
 
-def _plan(facts: Sequence[EpisodeFacts], request: Request) -> DatasetPlan:
+def _plan(facts: Sequence[EpisodeFacts], request: ConversionRequest) -> DatasetPlan:
     plan = plan_raw(facts, request.options, request.storage, robot_type=request.robot_type, accept=request.accept)
     if request.shard is None:
         return plan
@@ -155,7 +155,7 @@ def _plan(facts: Sequence[EpisodeFacts], request: Request) -> DatasetPlan:
     )
 
 
-def _check(request: Request, crew: Crew) -> list[EpisodeReport]:
+def _check(request: ConversionRequest, pool: WorkerPool) -> list[EpisodeReport]:
     """Check all recordings, each on its own and then against the others; reports are in the order of the paths."""
     texts = read_task_texts(request.task_file, request.paths) if request.task_file else {}
     items = [
@@ -164,7 +164,7 @@ def _check(request: Request, crew: Crew) -> list[EpisodeReport]:
     reports = {}
     with tqdm(total=len(items), desc="check", unit=" episodes", leave=False) as bar:
         check = functools.partial(_check_one, cameras=request.cameras, accept=request.accept)
-        for (path, _), report in as_completed(crew.executor, check, items, ahead=crew.ahead):
+        for (path, _), report in as_completed(pool.executor, check, items, max_pending=pool.max_pending):
             reports[path] = report
             bar.update()
     return compare_episodes([reports[path] for path in request.paths])
@@ -184,12 +184,12 @@ def _tell_assumptions(facts: Sequence[EpisodeFacts]) -> None:
         logger.warning("cameras recorded but not converted: %s; --cameras chooses", ", ".join(others))
 
 
-def _build(plan: DatasetPlan, staging: Staging, crew: Crew) -> tuple[list[EpisodeRecord], list[Failure]]:
+def _build(plan: DatasetPlan, staging: Staging, pool: WorkerPool) -> tuple[list[EpisodeRecord], list[Failure]]:
     with FramesBar(plan.jobs, staging) as bar:
-        return build_episodes(plan.jobs, staging, crew, on_done=bar.finish)
+        return build_episodes(plan.jobs, staging, pool, on_done=bar.finish)
 
 
-def _describe(request: Request) -> dict[str, Any]:
+def _describe(request: ConversionRequest) -> dict[str, Any]:
     """What a reader needs to find the dataset's numbers in the recordings again."""
     storage = request.storage
     return {

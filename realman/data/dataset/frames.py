@@ -37,13 +37,13 @@ ImageFormat = Literal["png", "jpg"]
 BLOCK_FRAMES = 8
 """Frames read and handed on at once: 8 frames of 4 PNG cameras are about 16 MB."""
 
-_BLOCKS_AHEAD = 2
+_MAX_PENDING_BLOCKS = 2
 """Blocks under way while an earlier one is written; bounds memory."""
 
 _SMALL_JPEG = 0.5
 """A JPEG smaller than this part of the largest so far shows little, so it is looked at although it is not sampled."""
 
-Cell = tuple[bytes | Bytes, str]
+EncodedImage = tuple[bytes | Bytes, str]
 """An encoded picture and its file name."""
 
 
@@ -67,7 +67,7 @@ class Encoding:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Look:
+class _Measured:
     """What is kept of a picture that was looked at."""
 
     counts: LevelCounts
@@ -110,18 +110,18 @@ class CameraFrames:
         self._sampled = frozenset(sample_frames(episode.num_frames))
         self._stats = ImageStats()
         self._watch = CameraWatch(camera, episode.state, episode.fps)
-        self._looks: deque[tuple[int, Future[_Look]]] = deque()
+        self._pending: deque[tuple[int, Future[_Measured]]] = deque()
         self._largest = 0
 
-    def cells(self, frames: range, encoding: Encoding) -> list[Cell | Future[Cell]]:
+    def encoded_images(self, frames: range, encoding: Encoding) -> list[EncodedImage | Future[EncodedImage]]:
         """Encoded pictures of the next frames: the recorded JPEGs where they show the right colours, else newly encoded."""
-        return [self._cell(t, encoding) for t in frames]
+        return [self._encoded_image(t, encoding) for t in frames]
 
     def images(self) -> Iterator[Image]:
         """All frames decoded, in order."""
         waiting: deque[Future[Image]] = deque()
         for t in range(self._num_frames):
-            stored = self._pass_by(t)
+            stored = self._read(t)
             waiting.append(self._threads.submit(self._stream.decode, stored, t))
             if len(waiting) == BLOCK_FRAMES:
                 yield waiting.popleft().result()
@@ -136,21 +136,21 @@ class CameraFrames:
             f"{self._place} {text}" for doubt, text in found.items() if doubt not in self._accept
         ]
 
-    def _cell(self, t: int, encoding: Encoding) -> Cell | Future[Cell]:
-        stored = self._pass_by(t)
+    def _encoded_image(self, t: int, encoding: Encoding) -> EncodedImage | Future[EncodedImage]:
+        stored = self._read(t)
         if self._stream.keeps_encoding:
             return stored, f"frame_{t:06d}.jpg"
         return self._threads.submit(self._encode, stored, t, encoding)
 
-    def _encode(self, stored: StoredFrame, t: int, encoding: Encoding) -> Cell:
+    def _encode(self, stored: StoredFrame, t: int, encoding: Encoding) -> EncodedImage:
         return encoding.encode(self._stream.decode(stored, t)), f"frame_{t:06d}.{encoding.image_format}"
 
-    def _pass_by(self, t: int) -> StoredFrame:
+    def _read(self, t: int) -> StoredFrame:
         """Read frame `t` and see to it that it is watched, and looked at if it should be."""
         stored = self._stream.stored(t)
-        self._watch.pass_by(t, stored)
+        self._watch.add_frame(t, stored)
         if t in self._sampled or self._is_suspicious(stored):
-            self._looks.append((t, self._threads.submit(self._look, stored, t)))
+            self._pending.append((t, self._threads.submit(self._measure, stored, t)))
             self._collect(BLOCK_FRAMES)
         return stored
 
@@ -158,32 +158,32 @@ class CameraFrames:
         self._largest = max(self._largest, len(stored))
         return self._stream.is_jpeg and len(stored) < _SMALL_JPEG * self._largest
 
-    def _look(self, stored: StoredFrame, t: int) -> _Look:
+    def _measure(self, stored: StoredFrame, t: int) -> _Measured:
         counts = level_counts(self._stream.decode(stored, t, self._stride))
-        return _Look(counts, is_black(counts))
+        return _Measured(counts, is_black(counts))
 
     def _collect(self, pending: int) -> None:
         """Take results in order until at most `pending` are left."""
-        while len(self._looks) > pending:
-            t, future = self._looks.popleft()
-            look = future.result()
-            if look.is_black:
+        while len(self._pending) > pending:
+            t, future = self._pending.popleft()
+            measured = future.result()
+            if measured.is_black:
                 self._watch.note_black(t)
             if t in self._sampled:
-                self._stats.add_counts(look.counts)
+                self._stats.add_counts(measured.counts)
 
 
-def in_blocks(cameras: list[CameraFrames], num_frames: int, encoding: Encoding) -> Iterator[dict[str, list[Cell]]]:
+def image_blocks(cameras: list[CameraFrames], num_frames: int, encoding: Encoding) -> Iterator[dict[str, list[EncodedImage]]]:
     """Encoded pictures of all cameras, block by block, by dataset key; later blocks are under way meanwhile."""
-    under_way: deque[dict[str, list[Cell | Future[Cell]]]] = deque()
+    in_progress: deque[dict[str, list[EncodedImage | Future[EncodedImage]]]] = deque()
     for start in range(0, num_frames, BLOCK_FRAMES):
         frames = range(start, min(start + BLOCK_FRAMES, num_frames))
-        under_way.append({camera.key: camera.cells(frames, encoding) for camera in cameras})
-        if len(under_way) > _BLOCKS_AHEAD:
-            yield _results(under_way.popleft())
-    while under_way:
-        yield _results(under_way.popleft())
+        in_progress.append({camera.key: camera.encoded_images(frames, encoding) for camera in cameras})
+        if len(in_progress) > _MAX_PENDING_BLOCKS:
+            yield _results(in_progress.popleft())
+    while in_progress:
+        yield _results(in_progress.popleft())
 
 
-def _results(block: dict[str, list[Cell | Future[Cell]]]) -> dict[str, list[Cell]]:
-    return {key: [c.result() if isinstance(c, Future) else c for c in cells] for key, cells in block.items()}
+def _results(block: dict[str, list[EncodedImage | Future[EncodedImage]]]) -> dict[str, list[EncodedImage]]:
+    return {key: [c.result() if isinstance(c, Future) else c for c in encoded_images] for key, encoded_images in block.items()}

@@ -18,12 +18,12 @@ from realman.data.dataset.build import DatasetPlan
 from realman.data.dataset.frames import CameraFrames
 from realman.data.dataset.frames import Encoding
 from realman.data.dataset.frames import codec_threads
-from realman.data.dataset.frames import in_blocks
+from realman.data.dataset.frames import image_blocks
 from realman.data.dataset.layout import Features
 from realman.data.dataset.parquet import Column
 from realman.data.dataset.parquet import EpisodeTable
 from realman.data.dataset.staging import EpisodeRecord
-from realman.data.dataset.staging import Workbench
+from realman.data.dataset.staging import BuildContext
 from realman.data.dataset.stats import Stats
 from realman.data.dataset.stats import vector_stats
 from realman.data.dataset.video_codecs import CodecName
@@ -123,19 +123,19 @@ class RawJob:
         content["facts"]["path"] = self.facts.path.name
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
-    def build(self, bench: Workbench) -> EpisodeRecord:
-        """Write the episode's table and videos below the bench's root; see `EpisodeJob.build`."""
+    def build(self, context: BuildContext) -> EpisodeRecord:
+        """Write the episode's table and videos below the context's root; see `EpisodeJob.build`."""
         with open_episode(self.facts.path, self.options) as episode:
             if episode.num_frames != self.facts.num_frames:
                 raise EpisodeError(f"{self.source}: changed while it was converted; run again when recording has ended")
-            stats = _write_episode(episode, self, bench)
+            stats = _write_episode(episode, self, context)
         return EpisodeRecord(
             episode_index=self.episode_index,
             num_frames=self.num_frames,
             tasks=[self.facts.task],
             source=self.source,
             stats=stats,
-            files={path.as_posix(): (bench.root / path).stat().st_size for path in self._paths()},
+            files={path.as_posix(): (context.root / path).stat().st_size for path in self._paths()},
         )
 
     def _paths(self) -> list[Path]:
@@ -196,18 +196,18 @@ def _encoded_bytes(facts: EpisodeFacts, storage: Storage) -> float:
     return (_PNG_PART if storage.encoding.image_format == "png" else _JPG_PART) * raw_bytes
 
 
-def _write_episode(episode: Episode, job: RawJob, bench: Workbench) -> dict[str, Stats]:
+def _write_episode(episode: Episode, job: RawJob, context: BuildContext) -> dict[str, Stats]:
     numbers = _number_columns(episode, job)
     names = [name for name, _, _ in job.form.image_sizes]
-    with codec_threads(bench.threads) as threads:
+    with codec_threads(context.threads) as threads:
         cameras = [CameraFrames(episode, name, threads, frozenset(job.accept)) for name in names]
-        with EpisodeTable(bench.root / layout.data_path(job.episode_index), job.form.features) as table:
+        with EpisodeTable(context.root / layout.data_path(job.episode_index), job.form.features) as table:
             if job.form.storage.mode == "image":
-                _write_images(table, cameras, numbers, job, bench)
+                _write_images(table, cameras, numbers, job, context)
             else:
                 table.write(numbers)
         if job.form.storage.mode == "video":
-            _write_videos(cameras, job, bench)
+            _write_videos(cameras, job, context)
         found = {camera.key: camera.finish() for camera in cameras}
     if problems := [problem for _, of_camera in found.values() for problem in of_camera]:
         raise EpisodeError(f"{job.source}: {'; '.join(problems)}")
@@ -218,18 +218,18 @@ def _write_episode(episode: Episode, job: RawJob, bench: Workbench) -> dict[str,
 
 
 def _write_images(
-    table: EpisodeTable, cameras: list[CameraFrames], numbers: dict[str, np.ndarray], job: RawJob, bench: Workbench
+    table: EpisodeTable, cameras: list[CameraFrames], numbers: dict[str, np.ndarray], job: RawJob, context: BuildContext
 ) -> None:
     start = 0
-    for block in in_blocks(cameras, job.num_frames, job.form.storage.encoding):
+    for block in image_blocks(cameras, job.num_frames, job.form.storage.encoding):
         end = start + len(block[cameras[0].key])
         columns: dict[str, Column] = {key: values[start:end] for key, values in numbers.items()}
         table.write({**columns, **block})
         start = end
-        bench.report(job.episode_index, start)
+        context.report(job.episode_index, start)
 
 
-def _write_videos(cameras: Sequence[CameraFrames], job: RawJob, bench: Workbench) -> None:
+def _write_videos(cameras: Sequence[CameraFrames], job: RawJob, context: BuildContext) -> None:
     """Encode the cameras one after the other, or as many at a time as there are threads: encoders need much memory."""
     # Here, for the codec library takes a fifth of the converter's start, and only this mode needs it.
     from realman.data.dataset.video import VideoWriter
@@ -238,15 +238,15 @@ def _write_videos(cameras: Sequence[CameraFrames], job: RawJob, bench: Workbench
     stop = threading.Event()
 
     def write(camera: CameraFrames, height: int, width: int) -> None:
-        path = bench.root / layout.video_path(job.episode_index, camera.key)
+        path = context.root / layout.video_path(job.episode_index, camera.key)
         with VideoWriter(path, fps=job.form.fps, height=height, width=width, codec=job.form.storage.codec) as video:
             for image in camera.images():
                 if stop.is_set():
                     break
                 video.write(image)
-                bench.report(job.episode_index, next(num_done) // len(cameras))
+                context.report(job.episode_index, next(num_done) // len(cameras))
 
-    with codec_threads(min(bench.threads, len(cameras))) as threads:
+    with codec_threads(min(context.threads, len(cameras))) as threads:
         try:
             sizes = [(height, width) for _, height, width in job.form.image_sizes]
             futures = [threads.submit(write, camera, *size) for camera, size in zip(cameras, sizes, strict=True)]

@@ -48,7 +48,7 @@ class InlineExecutor(Executor):
 
 
 @dataclasses.dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """Who does the work: any executor of `concurrent.futures`, and how much it can take."""
 
     executor: Executor
@@ -58,13 +58,13 @@ class Crew:
     """Threads that each job may use for codecs."""
 
     @property
-    def ahead(self) -> int:
+    def max_pending(self) -> int:
         """Largest number of jobs submitted at a time: nobody waits, and memory stays bounded."""
         return 2 * self.workers
 
 
 @contextlib.contextmanager
-def local_crew(workers: int | None, num_jobs: int) -> Iterator[Crew]:
+def local_pool(workers: int | None, num_jobs: int) -> Iterator[WorkerPool]:
     """Processes on this machine; cores that have no process of their own serve as threads.
 
     Args:
@@ -76,12 +76,12 @@ def local_crew(workers: int | None, num_jobs: int) -> Iterator[Crew]:
     """
     cores = available_cores() if workers is None else workers
     used = max(1, min(cores, num_jobs))
-    with worker_pool(used) as executor:
-        yield Crew(executor, used, threads=max(1, cores // used))
+    with process_executor(used) as executor:
+        yield WorkerPool(executor, used, threads=max(1, cores // used))
 
 
 @contextlib.contextmanager
-def dask_crew(address: str) -> Iterator[Crew]:
+def dask_pool(address: str) -> Iterator[WorkerPool]:
     """The workers of a Dask cluster, which must see the recordings and the dataset's folder under the same paths.
 
     Args:
@@ -103,13 +103,13 @@ def dask_crew(address: str) -> Iterator[Crew]:
         if not workers:
             raise DatasetError(f"{address}: the Dask cluster has no workers; start some with 'dask worker {address}'")
         try:
-            yield Crew(client.get_executor(), workers)
+            yield WorkerPool(client.get_executor(), workers)
         except distributed.scheduler.KilledWorker as e:
             raise DatasetError(f"{address}: a Dask worker died over an episode ({e}); give workers more memory") from e
 
 
 @contextlib.contextmanager
-def worker_pool(workers: int) -> Iterator[Executor]:
+def process_executor(workers: int) -> Iterator[Executor]:
     """An executor of `workers` processes; one worker means this process. An exception in the block ends all workers at once.
 
     Raises:
@@ -119,17 +119,17 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         yield InlineExecutor()
         return
     context = _start_server()
-    lifeline, lifeline_end = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(lifeline,))
+    parent_pipe, parent_end = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(parent_pipe,))
     try:
         yield pool
     except BrokenProcessPool as e:
         raise DatasetError("a worker process died, probably for lack of memory; use a smaller --workers") from e
     finally:
         # After a normal end all workers are idle; after an exception this ends them in the middle of their work.
-        lifeline_end.close()
+        parent_end.close()
         pool.shutdown(wait=True, cancel_futures=True)
-        lifeline.close()
+        parent_pipe.close()
 
 
 def _start_server() -> ForkServerContext:
@@ -150,27 +150,27 @@ def _start_server() -> ForkServerContext:
     return context
 
 
-def _start_worker(lifeline: Connection) -> None:
+def _start_worker(parent_pipe: Connection) -> None:
     """Prepare a worker: it ends when the parent does, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, args=(lifeline,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent_pipe,), daemon=True).start()
 
 
-def _exit_with_parent(lifeline: Connection) -> None:
+def _exit_with_parent(parent_pipe: Connection) -> None:
     # Nothing is ever sent: the read returns when the parent closes its end or is gone, even after kill -9.
     with contextlib.suppress(EOFError, OSError):
-        lifeline.recv()
+        parent_pipe.recv()
     os._exit(1)
 
 
 def as_completed(
-    executor: Executor, fn: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, ahead: int
+    executor: Executor, fn: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, max_pending: int
 ) -> Iterator[tuple[ItemT, ResultT]]:
-    """Apply `fn` to all items, at most `ahead` of them submitted at a time; yields (item, result) as they finish."""
+    """Apply `fn` to all items, at most `max_pending` of them submitted at a time; yields (item, result) as they finish."""
     waiting = iter(items)
     pending: dict[Future[ResultT], ItemT] = {}
     while True:
-        for item in itertools.islice(waiting, ahead - len(pending)):
+        for item in itertools.islice(waiting, max_pending - len(pending)):
             pending[executor.submit(fn, item)] = item
         if not pending:
             return

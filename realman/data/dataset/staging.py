@@ -27,7 +27,7 @@ _REPORT_EVERY_S = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Workbench:
+class BuildContext:
     """Where, and with how much, one episode is built; travels to a worker with its job."""
 
     root: Path

@@ -20,7 +20,7 @@ from realman.data.dataset import layout
 from realman.data.dataset.build import DatasetPlan
 from realman.data.dataset.layout import Features
 from realman.data.dataset.staging import EpisodeRecord
-from realman.data.dataset.staging import Workbench
+from realman.data.dataset.staging import BuildContext
 from realman.data.dataset.stats import ImageStats
 from realman.data.dataset.stats import Stats
 from realman.data.dataset.stats import sample_frames
@@ -59,9 +59,9 @@ class UpgradeJob:
         content = {**dataclasses.asdict(self), "status": status}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
-    def build(self, bench: Workbench) -> EpisodeRecord:
-        """Link or copy the episode's files below the bench's root and compute its statistics; see `EpisodeJob.build`."""
-        root = bench.root
+    def build(self, context: BuildContext) -> EpisodeRecord:
+        """Link or copy the episode's files below the context's root and compute its statistics; see `EpisodeJob.build`."""
+        root = context.root
         stats = self.stats if self.stats is not None else self._measure()
         for old, new in self.files:
             _link_or_copy(self.root / old, root / new)

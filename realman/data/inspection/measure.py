@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from realman.data.dataset.pool import as_completed
 from realman.data.dataset.pool import available_cores
-from realman.data.dataset.pool import worker_pool
+from realman.data.dataset.pool import process_executor
 from realman.data.inspection.images import ImageMeasure
 from realman.data.inspection.images import measure_images
 from realman.data.inspection.inspected_data import InspectedData
@@ -82,9 +82,12 @@ def measure_all(data: InspectedData, cameras: Sequence[str], workers: int | None
     )
     number = max(1, min(workers or available_cores(), len(names)))
     measures = {}
-    with worker_pool(number) as executor, tqdm(total=len(names), desc="inspect", unit=" episodes", leave=False) as bar:
+    with (
+        process_executor(number) as executor,
+        tqdm(total=len(names), desc="inspect", unit=" episodes", leave=False) as bar,
+    ):
         measure = functools.partial(measure_episode, data, budget=budget)
-        for name, result in as_completed(executor, measure, names, ahead=2 * number):
+        for name, result in as_completed(executor, measure, names, max_pending=2 * number):
             measures[name] = result
             bar.update()
     return [measures[name] for name in names]

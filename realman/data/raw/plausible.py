@@ -122,7 +122,7 @@ class CameraWatch:
         self._frozen: tuple[int, int] | None = None
         self._black: list[int] = []
 
-    def pass_by(self, t: int, frame: StoredFrame) -> None:
+    def add_frame(self, t: int, frame: StoredFrame) -> None:
         """See frame `t` as it is stored; frames come in order."""
         if self._last is None or not np.array_equal(frame, self._last):
             self._end_run(t)

@@ -54,7 +54,7 @@ def main(args: Args) -> int:
             bar.total = total
             bar.update()
 
-        verdict = compare.compare(compare.Source(root, args.data), python, on_item=on_item)
+        verdict = compare.compare(compare.ConvertedDataset(root, args.data), python, on_item=on_item)
     # Names of features are long, and a pipe has no width.
     Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(_table(verdict, root))
     for key, agreement in verdict.features.items():

@@ -20,7 +20,7 @@ from realman.data.raw import Episode
 from realman.data.raw import open_episode
 from realman.data.raw.options import RawOptions
 from realman.data.verify import environment
-from realman.data.verify import referee
+from realman.data.verify import stream_items
 
 MIN_PSNR_DB = 20.0
 """Pictures that were stored with loss must come out at least this close; another scene is 10 to 15 dB away."""
@@ -99,7 +99,7 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ConvertedDataset:
     """A dataset and the recordings that it was made of."""
 
     root: Path
@@ -158,7 +158,7 @@ def official_items(python: Path, root: Path) -> Iterator[tuple[dict[str, Any], I
     """
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile() as log:
         settings = environment.offline_settings(Path(cache))
-        command = [str(python), referee.__file__, str(root.resolve())]
+        command = [str(python), stream_items.__file__, str(root.resolve())]
         try:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, env=settings)
         except OSError as e:
@@ -199,11 +199,11 @@ def _end(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
     return lines[-1] if lines else "it ended without a word"
 
 
-def compare(source: Source, python: Path, *, on_item: Callable[[int], None] | None = None) -> Verdict:
+def compare(dataset: ConvertedDataset, python: Path, *, on_item: Callable[[int], None] | None = None) -> Verdict:
     """Walk every item of a dataset.
 
     Args:
-        source: The dataset and its recordings.
+        dataset: The dataset and its recordings.
         python: Interpreter of lerobot's environment.
         on_item: Called with the number of all items, after each of them.
 
@@ -212,16 +212,16 @@ def compare(source: Source, python: Path, *, on_item: Callable[[int], None] | No
         EpisodeError: A recording cannot be read.
     """
     features: dict[str, Agreement] = {}
-    with official_items(python, source.root) as (header, items):
-        for expected in _expected_items(source):
+    with official_items(python, dataset.root) as (header, items):
+        for expected in _expected_items(dataset):
             item = next(items, None)
             if item is None:
-                raise DatasetError(f"{source.root}: has {header['num_items']} items, the recordings have more frames")
+                raise DatasetError(f"{dataset.root}: has {header['num_items']} items, the recordings have more frames")
             _compare_item(item, expected, features)
             if on_item is not None:
                 on_item(header["num_items"])
         if next(items, None) is not None:
-            raise DatasetError(f"{source.root}: has {header['num_items']} items, more than the recordings have frames")
+            raise DatasetError(f"{dataset.root}: has {header['num_items']} items, more than the recordings have frames")
         return Verdict(header["lerobot"], header["num_items"], features)
 
 
@@ -235,19 +235,19 @@ class _Expected:
     lossy: frozenset[str]
 
 
-def _expected_items(source: Source) -> Iterator[_Expected]:
+def _expected_items(dataset: ConvertedDataset) -> Iterator[_Expected]:
     index = 0
     task_indices: dict[str | None, int] = {}
-    for episode_index, (path, options) in enumerate(source.episodes()):
+    for episode_index, (path, options) in enumerate(dataset.episodes()):
         with open_episode(path, options) as episode:
             task_index = task_indices.setdefault(episode.task, len(task_indices))
             whole = {"episode_index": episode_index, "task_index": task_index}
-            keys = layout.camera_keys(source.root)
+            keys = layout.camera_keys(dataset.root)
             cameras = {key: key.removeprefix(spec.IMAGE_KEY_PREFIX) for key in keys}
             lossy = frozenset(
                 key
                 for key, camera in cameras.items()
-                if not source.is_lossless(key, "jpg" if episode.camera(camera).keeps_encoding else "raw")
+                if not dataset.is_lossless(key, "jpg" if episode.camera(camera).keeps_encoding else "raw")
             )
             for t in range(episode.num_frames):
                 numbers = {**whole, "frame_index": t, "index": index}

@@ -1,6 +1,6 @@
 """Runs in lerobot's own environment: loads a dataset with the official library and streams every item to standard output.
 
-    python referee.py DATASET_FOLDER
+    python stream_items.py DATASET_FOLDER
 
 Knows nothing of this project, so that what it sends is what any user of lerobot sees. The stream is a line of JSON (the library's
 version, and name, dtype and shape of each array of an item), then for each item a line of JSON and the arrays' bytes in that order.
