@@ -25,7 +25,7 @@ from realman.data.raw import open_episode
 
 
 def run(raw_dir, root, **options):
-    """Convert in this process; returns the dataset's folder."""
+    """Convert in this process and return the dataset's folder."""
     args = convert.Args(raw_dir=raw_dir, root=root, **{"workers": 1, **options})
     assert convert.main(args) == 0
     return args.target
@@ -110,7 +110,7 @@ def test_raw_frames_become_lossless_png(tmp_path, write_recording):
         np.testing.assert_array_equal(np.stack([decode(cell) for cell in cells]), frames)
 
 
-def test_jpegs_of_swapped_colours_are_mended_without_loss(tmp_path, write_recording):
+def test_jpegs_of_swapped_colors_are_fixed_without_loss(tmp_path, write_recording):
     truth = write_recording(tmp_path / "raw" / "episode_0.hdf5", num_frames=2)
     root = run(tmp_path / "raw", tmp_path / "out", color="bgr")
     cell = pq.read_table(root / layout.data_path(0))[spec.image_key("cam_high")][1].as_py()
@@ -128,7 +128,7 @@ def test_video_mode_shows_the_recorded_frames(tmp_path, tiny_recordings):
     with open_episode(find_episodes(tiny_recordings)[1]) as episode:
         recorded = np.stack([episode.image("cam_low", t) for t in range(9)])
     shown = np.stack(list(read_frames(root / layout.video_path(1, key), set(range(9)))))
-    # Brightness only: the pixel format keeps one colour for 2x2 pixels, and these pictures are nothing but colour.
+    # Brightness only: the pixel format keeps one color for 2x2 pixels, and these images are nothing but color.
     luma = np.array([0.299, 0.587, 0.114])
     errors = np.abs((shown @ luma)[:, None] - (recorded @ luma)[None]).mean((2, 3))
     assert errors.argmin(1).tolist() == list(range(9))
@@ -155,7 +155,7 @@ def test_any_recordings_come_back_as_they_were(
         write_recording(folder / "raw" / f"episode_{i}.hdf5", num_frames=n, seed=i, **common)
         for i, n in enumerate(lengths)
     ]
-    # A picture of one pixel may well be black.
+    # An image of one pixel may well be black.
     accept = ("black", "frozen")
     root = run(folder / "raw", folder / "out", cameras=tuple(cameras), raw_arm_order=order, accept=accept)
     info = json.loads((root / layout.INFO).read_text())
@@ -206,7 +206,7 @@ def test_the_command_prints_the_datasets_path_and_nothing_else_to_stdout(
 def test_a_rate_that_nobody_stated_is_assumed_aloud(tmp_path, write_recording, caplog):
     write_recording(tmp_path / "raw" / "episode_0.hdf5", fps=None, cameras=(*spec.CAMERAS, "cam_extra"))
     run(tmp_path / "raw", tmp_path / "out")
-    assert "50 frames per second assumed; --fps says otherwise" in caplog.text
+    assert "50 frames per second assumed. Give another with --fps" in caplog.text
     assert "not converted: cam_extra" in caplog.text
 
 

@@ -1,4 +1,7 @@
-"""The conversion of a folder of recordings, from the checks to the finished dataset; who does the work is the caller's choice."""
+"""Convert recordings, from the checks to the finished dataset.
+
+The caller chooses the workers.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -40,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ConversionRequest:
-    """What to convert, and into what."""
+    """What to convert, how, and where to."""
 
     paths: Sequence[Path]
     """The recordings, in order."""
@@ -53,22 +56,22 @@ class ConversionRequest:
     storage: Storage
     robot_type: str
     task_file: Path | None = None
-    """JSON object of task texts by recording."""
+    """File with a JSON object of task texts by recording."""
     accept: tuple[Doubt, ...] = ()
     """Doubts that do not make a recording bad."""
     skip_bad: bool = False
     """Leave bad recordings out instead of stopping."""
     dry_run: bool = False
-    """Only check."""
+    """Only check, and write nothing."""
     shard: Shard | None = None
     """Build only this part of the episodes, for a later merge."""
     merge: bool = False
-    """Take the episodes that shards have built; only those that are missing are built here."""
+    """Use the episodes that shards have built, and build only the missing ones."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run made, or would make."""
+    """What a run has made, or would make."""
 
     plan: DatasetPlan
     records: Sequence[EpisodeRecord]
@@ -78,37 +81,27 @@ class Outcome:
 
 
 def convert(request: ConversionRequest, pool: WorkerPool) -> Outcome:
-    """Check all recordings, write the good ones, and move the dataset into place.
+    """Check all recordings and write the good ones as a dataset.
 
     Raises:
         EpisodeError: Recordings are bad.
         DatasetError: The dataset cannot be written.
     """
-    reports = _check(request, pool)
-    rejected = [r for r in reports if r.problem is not None]
-    facts = [r.facts for r in reports if r.facts is not None]
-    refuse_bad(rejected, len(reports), num_good=len(facts), skip_bad=request.skip_bad)
-    _tell_assumptions(facts)
+    # Check all that can be checked before anything is written.
+    facts, rejected = _check(request, pool)
     shards = find_shards(request.target) if request.merge else []
     staging = Staging(request.target, request.shard)
     plan = _plan(facts, request)
     check_disk(request.target, plan.needed_bytes, [staging.path, *(shard.path for shard in shards)])
     if request.dry_run:
         return Outcome(plan, [], rejected, request.target)
+
     with staging:
         for shard in shards:
             with shard:
                 staging.adopt(shard)
-        records, failures = _build(plan, staging, pool)
-        while failures:
-            # Damage that only shows in the middle of an episode: the ones after it move up and are written anew.
-            late = {f.job.source: f.problem for f in failures}
-            found = [EpisodeReport(f.path, problem=late[f.path.name]) for f in facts if f.path.name in late]
-            rejected += found
-            facts = [f for f in facts if f.path.name not in late]
-            refuse_bad(found, len(reports), num_good=len(facts), skip_bad=request.skip_bad)
-            plan = _plan(facts, request)
-            records, failures = _build(plan, staging, pool)
+        plan, records, damaged = _build_sound(plan, facts, request, staging, pool)
+        rejected += damaged
         if request.shard is None:
             _publish(staging, plan, records, rejected, conversion=_describe(request))
     for shard in shards:
@@ -122,9 +115,9 @@ def upgrade_dataset(source: Path, target: Path, robot_type: str | None, pool: Wo
     Args:
         source: The existing dataset.
         target: Folder of the new one.
-        robot_type: Name of the robot; None keeps the dataset's own.
-        pool: Who does the work.
-        dry_run: Only check.
+        robot_type: Name of the robot. None keeps the dataset's own.
+        pool: The workers that build.
+        dry_run: Only check, and write nothing.
 
     Raises:
         EpisodeError: Episodes are damaged.
@@ -143,31 +136,31 @@ def upgrade_dataset(source: Path, target: Path, robot_type: str | None, pool: Wo
     return Outcome(plan, records, [], target)
 
 
-def _plan(facts: Sequence[EpisodeFacts], request: ConversionRequest) -> DatasetPlan:
-    plan = plan_raw(facts, request.options, request.storage, robot_type=request.robot_type, accept=request.accept)
-    if request.shard is None:
-        return plan
-    # Every n-th episode, so that long and short ones spread evenly.
-    return dataclasses.replace(
-        plan,
-        jobs=plan.jobs[request.shard.number - 1 :: request.shard.count],
-        needed_bytes=plan.needed_bytes // request.shard.count,
-    )
+def _check(request: ConversionRequest, pool: WorkerPool) -> tuple[list[EpisodeFacts], list[EpisodeReport]]:
+    """Check all recordings, and return the sound and the rejected ones.
 
+    Each recording is checked on its own and then compared with the others. Both lists are in the order of the paths.
 
-def _check(request: ConversionRequest, pool: WorkerPool) -> list[EpisodeReport]:
-    """Check all recordings, each on its own and then against the others; reports are in the order of the paths."""
+    Raises:
+        EpisodeError: Recordings are bad and may not be skipped, or none is good.
+    """
     texts = read_task_texts(request.task_file, request.paths) if request.task_file else {}
     items = [
         (p, dataclasses.replace(request.options, task=texts.get(p.stem, request.options.task))) for p in request.paths
     ]
-    reports = {}
+    # Reports arrive in any order.
+    by_path = {}
     with tqdm(total=len(items), desc="check", unit=" episodes", leave=False) as bar:
         check = functools.partial(_check_one, cameras=request.cameras, accept=request.accept)
         for (path, _), report in as_completed(pool.executor, check, items, max_pending=pool.max_pending):
-            reports[path] = report
+            by_path[path] = report
             bar.update()
-    return compare_episodes([reports[path] for path in request.paths])
+    reports = compare_episodes([by_path[path] for path in request.paths])
+    facts = [r.facts for r in reports if r.facts is not None]
+    rejected = [r for r in reports if r.problem is not None]
+    refuse_bad(rejected, len(reports), num_good=len(facts), skip_bad=request.skip_bad)
+    _warn_about_assumptions(facts)
+    return facts, rejected
 
 
 def _check_one(item: tuple[Path, RawOptions], cameras: Sequence[str], accept: Sequence[Doubt]) -> EpisodeReport:
@@ -175,13 +168,64 @@ def _check_one(item: tuple[Path, RawOptions], cameras: Sequence[str], accept: Se
     return check_episode(path, options, cameras, accept=accept)
 
 
-def _tell_assumptions(facts: Sequence[EpisodeFacts]) -> None:
-    """Nothing is assumed or dropped silently."""
+def _warn_about_assumptions(facts: Sequence[EpisodeFacts]) -> None:
+    """Report what is assumed and what is left out."""
     if not facts[0].has_fps:
-        logger.warning("no recording states its rate: %d frames per second assumed; --fps says otherwise", facts[0].fps)
+        logger.warning(
+            "no recording states its frame rate: %d frames per second assumed. Give another with --fps", facts[0].fps
+        )
     others = sorted({camera for f in facts for camera in f.other_cameras})
     if others:
-        logger.warning("cameras recorded but not converted: %s; --cameras chooses", ", ".join(others))
+        logger.warning("cameras recorded but not converted: %s. Choose with --cameras", ", ".join(others))
+
+
+def _plan(facts: Sequence[EpisodeFacts], request: ConversionRequest) -> DatasetPlan:
+    plan = plan_raw(facts, request.options, request.storage, robot_type=request.robot_type, accept=request.accept)
+    if request.shard is None:
+        return plan
+    # Every n-th episode, so that long and short ones are spread evenly.
+    return dataclasses.replace(
+        plan,
+        jobs=plan.jobs[request.shard.number - 1 :: request.shard.count],
+        needed_bytes=plan.needed_bytes // request.shard.count,
+    )
+
+
+def _build_sound(
+    plan: DatasetPlan,
+    facts: Sequence[EpisodeFacts],
+    request: ConversionRequest,
+    staging: Staging,
+    pool: WorkerPool,
+) -> tuple[DatasetPlan, list[EpisodeRecord], list[EpisodeReport]]:
+    """Build until all episodes are sound, leaving out those that are damaged.
+
+    Some damage only shows in the middle of an episode. The episodes after it then move up and are written again.
+
+    Args:
+        plan: The plan for `facts`.
+        facts: The recordings.
+        request: What to convert.
+        staging: The locked folder to build in.
+        pool: The workers that build.
+
+    Returns:
+        The plan that was built, the records of its episodes, and the damaged recordings.
+
+    Raises:
+        EpisodeError: Recordings are damaged and may not be skipped, or none is sound.
+    """
+    damaged: list[EpisodeReport] = []
+    while True:
+        records, failures = _build(plan, staging, pool)
+        if not failures:
+            return plan, records, damaged
+        problems = {f.job.source: f.problem for f in failures}
+        found = [EpisodeReport(f.path, problem=problems[f.path.name]) for f in facts if f.path.name in problems]
+        facts = [f for f in facts if f.path.name not in problems]
+        refuse_bad(found, len(request.paths), num_good=len(facts), skip_bad=request.skip_bad)
+        damaged += found
+        plan = _plan(facts, request)
 
 
 def _build(plan: DatasetPlan, staging: Staging, pool: WorkerPool) -> tuple[list[EpisodeRecord], list[Failure]]:
@@ -190,7 +234,7 @@ def _build(plan: DatasetPlan, staging: Staging, pool: WorkerPool) -> tuple[list[
 
 
 def _describe(request: ConversionRequest) -> dict[str, Any]:
-    """What a reader needs to find the dataset's numbers in the recordings again."""
+    """Describe how the dataset's numbers follow from the recordings."""
     storage = request.storage
     return {
         "options": dataclasses.asdict(request.options),
