@@ -1,8 +1,8 @@
-"""A recording until it is a proven dataset: read it, check it, convert it, inspect it, verify it.
+"""From recordings to a verified dataset: read, check, convert, inspect, verify.
 
-    raw/         an HDF5 episode, read frame by frame in the contract's layout and units
+    raw/         HDF5 recordings, read frame by frame in the contract's layout and units
     checks.py    what is refused before anything is written
-    dataset/     the LeRobot v2.1 dataset: its layout, its writer, its upgrade
+    dataset/     the LeRobot v2.1 dataset: its layout, writers and upgrade
     convert.py   `realman convert`: recordings to a dataset
     inspection/  `realman inspect`: a report of problems and their fixes
     verify/      `realman verify`: the dataset compared with its recordings by the official lerobot

@@ -1,6 +1,7 @@
-"""Checks of recordings before anything is written: are the numbers sound, and do they agree with the options?
+"""Check recordings before anything is written.
 
-A check never mends: it says in one line per episode what was found, where, and which option would explain it.
+Are the numbers sound, and do they agree with the options? A check never changes anything. It says in one line per episode what it
+found, where, and which option would explain it.
 """
 
 from collections import Counter
@@ -14,7 +15,6 @@ from typing import TypeVar
 import numpy as np
 
 from realman import spec
-from realman.errors import EpisodeError
 from realman.data.raw import plausible
 from realman.data.raw.episode import ACTION
 from realman.data.raw.episode import QPOS
@@ -24,20 +24,21 @@ from realman.data.raw.options import RawOptions
 from realman.data.raw.options import Traj
 from realman.data.raw.plausible import ALL_DOUBTS
 from realman.data.raw.plausible import Doubt
+from realman.errors import EpisodeError
 
 logger = logging.getLogger(__name__)
 
 LIMIT_TOLERANCE_RAD = math.radians(2.0)
-"""How far a measured angle may lie beyond the vendor's limit: encoders and leaders overshoot a little."""
+"""How far a measured angle may be beyond the vendor's limit. Encoders and leader arms overshoot a little."""
 
 GRIPPER_TOLERANCE = 0.05
-"""How far a gripper may lie beyond 0..1 before clipping; RealMan's EG2 reads down to -3 of 1000 when closed."""
+"""How far a gripper may be beyond 0..1 before clipping. RealMan's EG2 reads down to -3 of 1000 when closed."""
 
 FULL_TURN_RAD = 2 * math.pi
-"""No joint of the arm goes beyond one turn, so larger numbers are not radians."""
+"""No joint of the arm turns further than this, so larger numbers are not radians."""
 
 MIN_MOTION_DEG = 5.0
-"""If all joints of both arms stay within this many degrees of zero, the numbers are radians called degrees."""
+"""If all joints of both arms stay this close to zero, the numbers are radians that were taken for degrees."""
 
 _JOINTS = list(spec.JOINT_DIMS)
 _GRIPPERS = list(spec.GRIPPER_DIMS)
@@ -46,7 +47,7 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeFacts:
-    """What the converter needs to know of a sound recording before it writes."""
+    """What the converter needs to know about a sound recording."""
 
     path: Path
     file_bytes: int
@@ -56,20 +57,23 @@ class EpisodeFacts:
     has_fps: bool
     task: str
     image_sizes: tuple[tuple[str, int, int], ...]
-    """Camera, height and width in px, in the order the dataset will have."""
+    """Camera, height and width in px, in the order of the dataset."""
     is_jpeg: bool
-    """Whether every camera's frames can be copied as they are."""
+    """Whether the frames of all cameras can be copied unchanged."""
     image_bytes: int
-    """Size of all frames as recorded."""
+    """Size of all frames as recorded, in bytes."""
     has_velocity: bool
     has_effort: bool
     other_cameras: tuple[str, ...]
-    """Recorded cameras that were not asked for."""
+    """Recorded cameras that were not requested."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeReport:
-    """Outcome of the checks of one recording: facts, or one line that says what is wrong."""
+    """Result of checking one recording: its facts, or its problem.
+
+    The problem is one line that says what is wrong.
+    """
 
     path: Path
     facts: EpisodeFacts | None = None
@@ -79,12 +83,14 @@ class EpisodeReport:
 def check_episode(
     path: Path, options: RawOptions, cameras: Sequence[str], *, accept: Collection[Doubt] = ALL_DOUBTS
 ) -> EpisodeReport:
-    """Check one recording on its own; reads all joints and three frames of each camera.
+    """Check one recording on its own.
+
+    This reads all joints and three frames of each camera.
 
     Args:
         path: The recording.
         options: How to read it.
-        cameras: Cameras that must be there.
+        cameras: Cameras that it must have.
         accept: Doubts that do not make it bad.
     """
     try:
@@ -98,7 +104,10 @@ def check_episode(
 
 
 def compare_episodes(reports: Sequence[EpisodeReport]) -> list[EpisodeReport]:
-    """Turn every sound recording that differs from most others into a bad one; a dataset has one form for all episodes."""
+    """Mark every sound recording that differs from most others as bad.
+
+    All episodes of a dataset must have the same form.
+    """
     facts = [r.facts for r in reports if r.facts is not None]
     if not facts:
         return list(reports)
@@ -107,7 +116,9 @@ def compare_episodes(reports: Sequence[EpisodeReport]) -> list[EpisodeReport]:
     for report in reports:
         form = _form(report.facts) if report.facts is not None else usual
         differences = [
-            f"{name} {form[name]}, most others have {usual[name]}" for name in usual if form[name] != usual[name]
+            f"{name} {form[name]}, expected {usual[name]} as in most others"
+            for name in usual
+            if form[name] != usual[name]
         ]
         if differences:
             compared.append(EpisodeReport(report.path, problem=f"{report.path.name}: has {'; '.join(differences)}"))
@@ -117,10 +128,10 @@ def compare_episodes(reports: Sequence[EpisodeReport]) -> list[EpisodeReport]:
 
 
 def refuse_bad(bad: Sequence[EpisodeReport], num_all: int, *, num_good: int, skip_bad: bool) -> None:
-    """Stop with one line per bad episode, or only warn when they are to be left out.
+    """Stop with one line per bad episode, or only warn if `skip_bad`.
 
     Raises:
-        EpisodeError: There are bad ones and they are not to be skipped, or none is good.
+        EpisodeError: There are bad episodes that may not be skipped, or no good ones.
     """
     if not bad:
         return
@@ -129,13 +140,14 @@ def refuse_bad(bad: Sequence[EpisodeReport], num_all: int, *, num_good: int, ski
         for line in lines:
             logger.warning("left out: %s", line)
         return
-    remedy = "mend them, or leave them out with --skip-bad" if num_good else "none is left to convert"
-    count = f"{len(bad)} of {num_all} episodes {'is' if len(bad) == 1 else 'are'} bad; {remedy}"
+    them = "it" if len(bad) == 1 else "them"
+    remedy = f"Fix {them}, or leave {them} out with --skip-bad" if num_good else "None is left to convert"
+    count = f"{len(bad)} of {num_all} episodes {'is' if len(bad) == 1 else 'are'} bad. {remedy}"
     raise EpisodeError(f"{lines[0]} ({count})" if len(lines) == 1 else "\n  ".join([f"{count}:", *lines]))
 
 
 def _form(facts: EpisodeFacts) -> dict[str, str]:
-    """What must be the same in all episodes, in words."""
+    """Describe what must be the same in all episodes."""
     sizes = ", ".join(f"{camera} {height}x{width} px" for camera, height, width in facts.image_sizes)
     return {
         "frame rate": f"{facts.fps} fps",
@@ -171,12 +183,12 @@ def _facts(episode: Episode, cameras: Sequence[str]) -> EpisodeFacts:
 
 def _problems(episode: Episode, cameras: Sequence[str]) -> Iterator[str]:
     if episode.task is None:
-        yield "has no task text; give --task 'what the robot does'"
+        yield "has no task text. Give --task 'what the robot does'"
     missing = [camera for camera in cameras if camera not in episode.cameras]
     if missing:
         names = ", ".join(f"'{c}'" for c in missing)
         have = ", ".join(episode.cameras) or "none"
-        yield f"camera {names} is missing (recorded: {have}); --cameras chooses which to convert"
+        yield f"camera {names} is missing (recorded: {have}). Choose what to convert with --cameras"
     optional = {"observations/qvel": episode.velocity, "observations/effort": episode.effort}
     positions = {QPOS: episode.unclipped_state, ACTION: episode.unclipped_action}
     for name, values in {**positions, **optional}.items():
@@ -191,7 +203,10 @@ def _problems(episode: Episode, cameras: Sequence[str]) -> Iterator[str]:
 
 
 def _doubts(episode: Episode, accept: Collection[Doubt]) -> Iterator[str]:
-    """Doubts about motion and clock; those about pictures show while they are copied."""
+    """Describe doubts about motion and clock.
+
+    Doubts about images are found while the images are copied.
+    """
     if "jump" not in accept:
         for name, values in ((QPOS, episode.state), (ACTION, episode.action)):
             yield from plausible.jump_problems(name, values, episode.fps)
@@ -206,7 +221,7 @@ def _not_finite(name: str, values: Traj) -> str:
 
 
 def _angle_problems(name: str, values: Traj, options: RawOptions) -> Iterator[str]:
-    # Strongest excess first, so that one line tells the most.
+    # Report the strongest excess, because one line can show only one.
     excess = np.maximum(values - spec.UPPER, spec.LOWER - values)[:, _JOINTS]
     frame, column = np.unravel_index(np.argmax(excess), excess.shape)
     largest_rad = float(np.abs(values[:, _JOINTS]).max())
@@ -215,10 +230,10 @@ def _angle_problems(name: str, values: Traj, options: RawOptions) -> Iterator[st
         limit = spec.UPPER[dim] if values[frame, dim] > 0 else spec.LOWER[dim]
         text = f"'{name}' {spec.DIM_NAMES[dim]} is {values[frame, dim]:.3f} rad at frame {frame}, limit {limit:.3f} rad"
         if options.angle_unit == "rad" and largest_rad > FULL_TURN_RAD + LIMIT_TOLERANCE_RAD:
-            text += "; these look like degrees: give --angle-unit deg"
+            text += ". These look like degrees: give --angle-unit deg"
         yield text
     elif options.angle_unit == "deg" and 0 < largest_rad < math.radians(MIN_MOTION_DEG):
-        yield f"'{name}' stays within {math.degrees(largest_rad):.2f} deg; these look like radians: leave --angle-unit deg out"
+        yield f"'{name}' stays within {math.degrees(largest_rad):.2f} deg. These look like radians: leave --angle-unit deg out"
 
 
 def _gripper_problems(name: str, values: Traj, options: RawOptions) -> Iterator[str]:
@@ -227,13 +242,16 @@ def _gripper_problems(name: str, values: Traj, options: RawOptions) -> Iterator[
     recorded = low + fractions * (high - low)
     seen = f"'{name}' grippers go from {recorded.min():g} to {recorded.max():g}"
     if fractions.min() < -GRIPPER_TOLERANCE or fractions.max() > 1 + GRIPPER_TOLERANCE:
-        yield f"{seen}, outside {low:g}:{high:g}; give --gripper-range CLOSED:OPEN, such as 0:1000"
+        yield f"{seen}, outside {low:g}:{high:g}. Give --gripper-range CLOSED:OPEN, such as 0:1000"
     elif max(abs(low), abs(high)) >= 100 and np.ptp(recorded) > 0.05 and np.abs(recorded).max() <= 1.5:
-        yield f"{seen}, far too little for {low:g}:{high:g}; these look like 0:1: leave --gripper-range out"
+        yield f"{seen}, far too little for {low:g}:{high:g}. These look like 0:1: leave --gripper-range out"
 
 
 def _frame_problems(episode: Episode, camera: str) -> Iterator[str]:
-    """Decode the first, a middle and the last frame; every other one is looked at while it is copied."""
+    """Decode the first, a middle and the last frame.
+
+    All other frames are checked while they are copied.
+    """
     stream = episode.camera(camera)
     try:
         for t in sorted({0, episode.num_frames // 2, episode.num_frames - 1}):

@@ -1,7 +1,7 @@
-"""RealMan recordings (HDF5) to a LeRobot v2.1 dataset: `python examples/realman/convert_realman_data_to_lerobot.py --raw-dir DIR`.
+"""Convert recordings to a LeRobot v2.1 dataset: `realman convert --raw-dir DIR`.
 
-First every recording is checked, then episodes are written in parallel into a hidden folder beside the dataset, which is moved
-into place when all of it is there. An interrupted run goes on where it stopped. A LeRobot v2.0 dataset is upgraded instead.
+All recordings (HDF5) are checked first. Then episodes are written in parallel into a hidden folder next to the dataset. The folder is
+moved into place once it is complete. An interrupted run resumes where it stopped. A LeRobot v2.0 dataset is upgraded instead.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from realman import spec
 from realman.data.dataset import conversion
 from realman.data.dataset import layout
 from realman.data.dataset import upgrade
-from realman.data.dataset.conversion import Outcome
 from realman.data.dataset.conversion import ConversionRequest
+from realman.data.dataset.conversion import Outcome
 from realman.data.dataset.frames import Encoding
 from realman.data.dataset.frames import ImageFormat
 from realman.data.dataset.from_raw import Mode
@@ -33,21 +33,24 @@ from realman.data.dataset.pool import local_pool
 from realman.data.dataset.staging import check_target
 from realman.data.dataset.staging import parse_shard
 from realman.data.dataset.video_codecs import CodecName
-from realman.errors import DatasetError
 from realman.data.raw import RawOptions
 from realman.data.raw import find_episodes
 from realman.data.raw.flags import ReadingFlags
 from realman.data.raw.folder import choose_episodes
 from realman.data.raw.plausible import Doubt
+from realman.errors import DatasetError
 
 DEFAULT_ROOT = Path("data/lerobot")
-"""Where the training side looks for datasets when HF_LEROBOT_HOME is not set."""
+"""Where training looks for datasets if HF_LEROBOT_HOME is not set."""
 
 DEFAULT_ROBOT_TYPE = "realman"
 
 
 def dataset_dir(root: Path | None, repo_id: str) -> Path:
-    """Folder of a dataset; without a root below $HF_LEROBOT_HOME, or data/lerobot."""
+    """Return the folder of a dataset.
+
+    Without a root, datasets are below $HF_LEROBOT_HOME, or below data/lerobot if that is not set.
+    """
     return (root or Path(os.environ.get("HF_LEROBOT_HOME") or DEFAULT_ROOT)) / repo_id
 
 
@@ -56,44 +59,44 @@ class Args(ReadingFlags):
     """Flags of the converter."""
 
     raw_dir: Annotated[Path, tyro.conf.arg(aliases=["--data"])]
-    """Folder of episode_<n>.hdf5 recordings, one recording, or a LeRobot v2.0 or v2.1 dataset to upgrade."""
+    """Folder of episode_<n>.hdf5 recordings, a single recording, or a LeRobot v2.0 or v2.1 dataset to upgrade."""
     repo_id: str = "realman/dual_arm"
-    """Name of the dataset: its folder below the root."""
+    """Name of the dataset, which is its folder below the root."""
     root: Path | None = None
-    """Where datasets live; by default $HF_LEROBOT_HOME, or data/lerobot."""
+    """Folder of all datasets. Default: $HF_LEROBOT_HOME, or data/lerobot if that is not set."""
     mode: Mode = "image"
-    """Store single images (recorded JPEGs untouched) or videos."""
+    """Store single images (recorded JPEGs stay untouched) or videos."""
     image_format: ImageFormat = "png"
-    """How raw frames become images: png loses nothing, jpg is a sixth of the size and nine times faster."""
+    """Format for raw frames: png is lossless, jpg is a sixth of the size and nine times faster."""
     jpeg_quality: int = 95
-    """Quality of --image-format jpg, 1..100."""
+    """JPEG quality for --image-format jpg, 1..100."""
     video_codec: CodecName = "av1"
-    """Codec of the video mode."""
+    """Codec for --mode video."""
     task_file: Path | None = None
     """JSON object of task texts by recording, such as {"episode_0": "fold the towel"}."""
     cameras: tuple[str, ...] = spec.CAMERAS
-    """Cameras to convert; each must be in every recording."""
+    """Cameras to convert. Every recording must have all of them."""
     episodes: tuple[int, ...] | None = None
-    """Numbers of the recordings to convert, as in episode_<n>.hdf5; by default all."""
+    """Numbers of the recordings to convert, as in episode_<n>.hdf5. Default: all."""
     robot_type: str | None = None
-    """Robot name in info.json; by default "realman", or that of the dataset to upgrade."""
+    """Robot name in info.json. Default: "realman", or the name in the dataset to upgrade."""
     overwrite: bool = False
-    """Replace the dataset if it exists."""
+    """Replace the dataset if it already exists."""
     skip_bad: bool = False
-    """Leave bad recordings out and list them in meta/rejected.json, instead of stopping."""
+    """Leave out bad recordings and list them in meta/rejected.json, instead of stopping."""
     accept: tuple[Doubt, ...] = ()
-    """Doubts that do not make a recording bad: jump (faster than the joint), timestamps (holes or another rate), frozen or black
-    pictures."""
+    """Doubts that do not make a recording bad: jump (faster than the joint can move), timestamps (gaps or another rate), frozen
+    or black (images)."""
     dry_run: bool = False
-    """Check everything and write nothing."""
+    """Check everything but write nothing."""
     workers: int | None = None
-    """Processes that convert; by default one per core."""
+    """Number of worker processes. Default: one per core."""
     dask: str | None = None
-    """Address of a Dask scheduler whose workers convert instead, such as tcp://10.0.0.5:8786."""
+    """Address of a Dask scheduler, such as tcp://10.0.0.5:8786. Its workers convert instead."""
     shard: str | None = None
-    """Build only part i of n (such as 1/4), on one of several machines; --merge makes the dataset of all parts."""
+    """Build only part i of n, such as 1/4, on one of several machines. --merge then joins all parts."""
     merge: bool = False
-    """Make the dataset of the shards that lie beside it; all other flags as for the shards."""
+    """Join the shards next to the dataset's folder. Give all other flags as for the shards."""
 
     @property
     def target(self) -> Path:
@@ -102,21 +105,22 @@ class Args(ReadingFlags):
 
     @property
     def storage(self) -> Storage:
-        """How to store pictures."""
+        """How to store images."""
         return Storage(self.mode, self.video_codec, Encoding(self.image_format, self.jpeg_quality))
 
 
 def main(args: Args) -> int:
-    """Convert RealMan recordings to a LeRobot v2.1 dataset; the path of the dataset goes to stdout."""
+    """Convert RealMan recordings to a LeRobot v2.1 dataset.
+
+    The path of the dataset is printed to stdout.
+    """
     _check_args(args)
     check_target(args.target, overwrite=args.overwrite)
     started = time.monotonic()
     try:
         outcome = _upgrade(args) if upgrade.is_dataset(args.raw_dir) else _convert(args)
     except KeyboardInterrupt:
-        cli.print_error(
-            f"interrupted; '{args.target}' is as it was, run again to go on with the episodes that are finished"
-        )
+        cli.print_error(f"interrupted: '{args.target}' is unchanged. Run again to resume, finished episodes are kept")
         return 130
     _print_summary(args, outcome, time.monotonic() - started)
     if not args.dry_run:
@@ -125,22 +129,22 @@ def main(args: Args) -> int:
 
 
 def _check_args(args: Args) -> None:
-    """Refuse flags that make no sense, before anything is read.
+    """Refuse invalid flags before anything is read.
 
     Raises:
-        DatasetError: They do not.
+        DatasetError: A flag is invalid, or two of them contradict each other.
     """
     parts = Path(args.repo_id).parts
     if not parts or ".." in parts or Path(args.repo_id).is_absolute():
-        raise DatasetError(f"repo id '{args.repo_id}' is no name of a dataset, expected one like 'realman/dual_arm'")
+        raise DatasetError(f"repo id '{args.repo_id}' is not a dataset name, expected one such as 'realman/dual_arm'")
     if args.workers is not None and args.workers < 1:
-        raise DatasetError(f"--workers {args.workers} is not positive")
+        raise DatasetError(f"--workers {args.workers} is not positive, expected 1 or more")
     if not args.cameras:
-        raise DatasetError("--cameras names no camera; leave it out to convert all four")
+        raise DatasetError("--cameras names no camera. Leave it out to convert all four")
     if args.shard and args.merge:
-        raise DatasetError("--shard builds a part, --merge makes the dataset of all parts; give one of them")
+        raise DatasetError("--shard builds a part and --merge joins all parts. Give only one of them")
     if args.dask and args.workers:
-        raise DatasetError("--dask uses the workers of the cluster; leave --workers out")
+        raise DatasetError("--dask uses the workers of the cluster. Leave --workers out")
 
 
 def _open_pool(args: Args, num_episodes: int) -> contextlib.AbstractContextManager[WorkerPool]:
@@ -150,7 +154,7 @@ def _open_pool(args: Args, num_episodes: int) -> contextlib.AbstractContextManag
 def _upgrade(args: Args) -> Outcome:
     if args.options != RawOptions() or args.task_file or args.episodes or args.shard or args.merge:
         raise DatasetError(
-            f"{args.raw_dir}: is a LeRobot dataset, to be upgraded as it is; leave options for recordings out"
+            f"{args.raw_dir}: is a LeRobot dataset, expected no flags for reading recordings. Leave them out to upgrade it"
         )
     num_episodes = (
         len(layout.read_json_lines(args.raw_dir / layout.EPISODES)) if (args.raw_dir / layout.EPISODES).is_file() else 1
@@ -180,6 +184,7 @@ def _convert(args: Args) -> Outcome:
 
 def _print_summary(args: Args, outcome: Outcome, seconds: float) -> None:
     plan = outcome.plan
+    # Rows: facts of the dataset. Its size is only an estimate until something was written.
     num_bytes = sum(size for record in outcome.records for size in record.files.values())
     images = layout.keys_of(plan.features, layout.IMAGE) + layout.keys_of(plan.features, layout.VIDEO)
     rows = {
@@ -191,8 +196,9 @@ def _print_summary(args: Args, outcome: Outcome, seconds: float) -> None:
         "size": f"{num_bytes / 1e6:.1f} MB" if outcome.records else f"about {plan.needed_bytes / 1e6:.0f} MB",
         "time": f"{seconds:.1f} s ({plan.num_frames / seconds:.0f} frames/s)",
     }
+    # Title: what the run made, and where.
     if args.dry_run:
-        title = "Dry run: all checks passed, nothing written"
+        title = "Dry run: all checks passed, nothing was written"
     elif args.shard:
         title = f"Shard {args.shard} of a LeRobot {layout.CODEBASE_VERSION} dataset: {outcome.path}"
     else:

@@ -11,8 +11,8 @@ from realman import spec
 from realman.data import convert
 from realman.data.dataset import conversion
 from realman.data.dataset import layout
-from realman.data.dataset.pool import WorkerPool
 from realman.data.dataset.pool import InlineExecutor
+from realman.data.dataset.pool import WorkerPool
 from realman.data.dataset.stats import sample_frames
 from realman.data.raw import find_episodes
 from realman.errors import DatasetError
@@ -31,14 +31,14 @@ def content(root):
 
 @pytest.fixture
 def write_with_fault(tmp_path, write_recording, monkeypatch):
-    """Two recordings; in the second one `cam_low` shows `picture(t)`."""
+    """Two recordings. In the second one, `cam_low` shows `image(t)`."""
 
-    def write(picture, form="jpeg_padded"):
+    def write(image, form="jpeg_padded"):
         module = write_recording.__globals__
         good = module["picture"]
         options = {"num_frames": NUM_FRAMES, "size": (24, 32), "form": form}
         write_recording(tmp_path / "raw" / "episode_0.hdf5", **options)
-        monkeypatch.setitem(module, "picture", lambda t, i, *rest: picture(t) if i == 1 else good(t, i, *rest))
+        monkeypatch.setitem(module, "picture", lambda t, i, *rest: image(t) if i == 1 else good(t, i, *rest))
         write_recording(tmp_path / "raw" / "episode_1.hdf5", **options)
         monkeypatch.undo()
         return tmp_path
@@ -51,7 +51,7 @@ def noise(t):
 
 
 FAULTS = {
-    "frozen": (lambda t: noise(min(t, 5)), "shows the same picture for 1.1 s from frame 5 while the arm moves"),
+    "frozen": (lambda t: noise(min(t, 5)), "shows the same image for 1.1 s from frame 5 while the arm moves"),
     "black": (lambda t: noise(t) * (t != 37), "is black at frame 37"),
 }
 
@@ -59,8 +59,8 @@ FAULTS = {
 @pytest.mark.parametrize("form", ["jpeg_padded", "raw"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_camera_that_fails_in_the_middle_makes_the_episode_bad(write_with_fault, fault, form):
-    picture, message = FAULTS[fault]
-    folder = write_with_fault(picture, form)
+    image, message = FAULTS[fault]
+    folder = write_with_fault(image, form)
     with pytest.raises(EpisodeError, match=f"episode_1.hdf5: 'observations/images/cam_low' {message}"):
         convert.main(arguments(folder))
     args = arguments(folder, skip_bad=True)

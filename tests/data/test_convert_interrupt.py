@@ -1,4 +1,4 @@
-"""Kills, Ctrl-C and full disks, on real processes and real devices: nothing half-made is ever seen, and the next run goes on."""
+"""Kills, Ctrl-C and full disks, on real processes and devices: no half-made dataset is ever seen, and the next run resumes."""
 
 import errno
 import os
@@ -19,8 +19,8 @@ from realman.data import convert
 from realman.data.dataset import files
 from realman.data.dataset import layout
 from realman.data.dataset.progress import FramesBar
-from realman.data.dataset.staging import Staging
 from realman.data.dataset.staging import BuildContext
+from realman.data.dataset.staging import Staging
 from realman.data.dataset.upgrade import UpgradeJob
 from realman.errors import DatasetError
 
@@ -94,7 +94,7 @@ def test_a_run_that_is_ended_leaves_the_old_dataset_and_the_finished_episodes(
     if kind == signal.SIGINT:
         assert process.returncode == 130
         assert [line for line in errors.splitlines() if "error" in line.lower()] == [
-            f"error: interrupted; '{args.target}' is as it was, run again to go on with the episodes that are finished"
+            f"error: interrupted: '{args.target}' is unchanged. Run again to resume, finished episodes are kept"
         ]
         assert "Traceback" not in errors
     else:
@@ -155,7 +155,7 @@ def on_full_disk(monkeypatch, mode):
 def test_a_disk_that_is_full_is_an_error_of_one_line(tmp_path, tiny_recordings, monkeypatch, mode):
     args = arguments(tiny_recordings, tmp_path, mode=mode, video_codec="h264")
     on_full_disk(monkeypatch, mode)
-    with pytest.raises(DatasetError, match="disk is full; free some space and run again, finished episodes are kept"):
+    with pytest.raises(DatasetError, match=r"disk is full\. Free some space and run again, finished episodes are kept"):
         convert.main(args)
     assert not args.target.exists()
     monkeypatch.undo()

@@ -30,7 +30,7 @@ def content(root):
 
 
 def run_command(monkeypatch, capsys, *flags):
-    """Run the command line; returns its exit code and its error lines."""
+    """Run the command line and return its exit code and its error lines."""
     monkeypatch.setattr(sys, "argv", ["convert", *map(str, flags)])
     with pytest.raises(SystemExit) as ended:
         cli.run(convert.main, convert.Args)
@@ -93,7 +93,7 @@ def test_bad_input_ends_with_one_line_and_touches_nothing(recordings, tmp_path, 
     assert {k: v for k, v in content(tmp_path / "out").items() if not k.split("/")[1].startswith(".")} == before
 
 
-def test_all_bad_episodes_are_listed_one_a_line(recordings, tmp_path):
+def test_all_bad_episodes_are_listed_one_per_line(recordings, tmp_path):
     set_nan(recordings / "episode_0.hdf5")
     drop_camera(recordings / "episode_2.hdf5")
     with pytest.raises(EpisodeError) as caught:
@@ -124,13 +124,13 @@ def test_skip_bad_does_not_write_an_empty_dataset(recordings, tmp_path, damage):
     for path in recordings.iterdir():
         damage(path)
     args = arguments(recordings, tmp_path / "out", skip_bad=True)
-    with pytest.raises(EpisodeError, match="none is left to convert"):
+    with pytest.raises(EpisodeError, match="None is left to convert"):
         convert.main(args)
     assert not args.target.exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_run_goes_on_where_it_stopped(tiny_recordings, tmp_path, monkeypatch, error):
+def test_an_interrupted_run_resumes_where_it_stopped(tiny_recordings, tmp_path, monkeypatch, error):
     args = arguments(tiny_recordings, tmp_path / "out")
     built = []
     build_one = RawJob.build
@@ -150,7 +150,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tiny_recordings, tmp_path, 
             convert.main(args)
     assert not args.target.exists()
 
-    monkeypatch.setattr(RawJob, "build", lambda job, context: (built.append(job.episode_index), build_one(job, context))[1])
+    monkeypatch.setattr(
+        RawJob, "build", lambda job, context: (built.append(job.episode_index), build_one(job, context))[1]
+    )
     convert.main(args)
     assert built == [0, 1, 2]
     unbroken = arguments(tiny_recordings, tmp_path / "unbroken")
@@ -184,7 +186,7 @@ def test_an_existing_dataset_is_replaced_only_when_told(recordings, tmp_path):
     convert.main(args)
     before = content(args.target)
     (recordings / "episode_2.hdf5").unlink()
-    with pytest.raises(DatasetError, match="dataset exists already; give --overwrite"):
+    with pytest.raises(DatasetError, match=r"dataset already exists\. Give --overwrite"):
         convert.main(args)
     assert content(args.target) == before
     convert.main(arguments(recordings, tmp_path / "out", overwrite=True))
@@ -194,7 +196,7 @@ def test_an_existing_dataset_is_replaced_only_when_told(recordings, tmp_path):
 
 def test_a_folder_that_is_no_dataset_is_never_replaced(recordings, tmp_path):
     args = arguments(recordings, recordings.parent, repo_id=recordings.name, overwrite=True)
-    with pytest.raises(DatasetError, match="is no LeRobot dataset"):
+    with pytest.raises(DatasetError, match="is not a LeRobot dataset"):
         convert.main(args)
     assert len(list(recordings.iterdir())) == 3
 
@@ -230,7 +232,7 @@ def test_a_disk_that_fills_up_keeps_the_finished_episodes(tiny_recordings, tmp_p
         staging_module.save_record(root, fingerprint, record)
 
     monkeypatch.setattr(build, "save_record", full)
-    with pytest.raises(DatasetError, match="disk is full; free some space and run again"):
+    with pytest.raises(DatasetError, match=r"disk is full\. Free some space and run again"):
         convert.main(args)
     assert not args.target.exists()
     assert (Staging(args.target).path / layout.data_path(0)).is_file()
@@ -238,7 +240,7 @@ def test_a_disk_that_fills_up_keeps_the_finished_episodes(tiny_recordings, tmp_p
 
 def test_frames_that_a_video_cannot_hold_are_found_out_first(tmp_path, write_recording):
     write_recording(tmp_path / "raw" / "episode_0.hdf5", size=(47, 64))
-    with pytest.raises(DatasetError, match="47x64 px; use --mode image"):
+    with pytest.raises(DatasetError, match=r"47x64 px\. Use --mode image"):
         convert.main(arguments(tmp_path / "raw", tmp_path / "out", mode="video"))
     assert not (tmp_path / "out").exists()
 
@@ -246,8 +248,8 @@ def test_frames_that_a_video_cannot_hold_are_found_out_first(tmp_path, write_rec
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"repo_id": "../other"}, "is no name of a dataset"),
-        ({"repo_id": ""}, "is no name of a dataset"),
+        ({"repo_id": "../other"}, "is not a dataset name"),
+        ({"repo_id": ""}, "is not a dataset name"),
         ({"workers": 0}, "--workers 0 is not positive"),
         ({"cameras": ()}, "--cameras names no camera"),
         ({"gripper_range": "0-1"}, "is not CLOSED:OPEN"),
@@ -261,7 +263,8 @@ def test_flags_that_make_no_sense_are_refused(tiny_recordings, tmp_path, options
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "cannot be read as JSON"), ("[]", "is no object of texts"), ("{}", "has no task for 3")]
+    ("text", "message"),
+    [("{", "cannot be read as JSON"), ("[]", "is not an object of texts"), ("{}", "has no task for 3")],
 )
 def test_a_task_file_that_does_not_fit_is_refused(tiny_recordings, tmp_path, text, message):
     path = tmp_path / "tasks.json"

@@ -105,7 +105,7 @@ def test_merged_shards_equal_the_whole_to_the_byte(tmp_path, tiny_recordings, wh
     assert [p.name for p in args.target.parent.iterdir()] == ["dual_arm"]
 
 
-def test_a_merge_that_was_killed_goes_on(tmp_path, tiny_recordings, whole, monkeypatch):
+def test_a_merge_that_was_killed_resumes(tmp_path, tiny_recordings, whole, monkeypatch):
     for number in (1, 2):
         convert.main(arguments(tiny_recordings, tmp_path, shard=f"{number}/2"))
     args = arguments(tiny_recordings, tmp_path, merge=True)
@@ -138,7 +138,7 @@ def test_a_merge_names_the_shards_that_are_missing(tmp_path, tiny_recordings):
     with pytest.raises(DatasetError, match="no shards to merge"):
         convert.main(args)
     convert.main(arguments(tiny_recordings, tmp_path, shard="2/3"))
-    with pytest.raises(DatasetError, match="build them first: --shard 1/3, --shard 3/3"):
+    with pytest.raises(DatasetError, match="Build them first: --shard 1/3, --shard 3/3"):
         convert.main(args)
     convert.main(arguments(tiny_recordings, tmp_path, shard="1/2"))
     with pytest.raises(DatasetError, match=r"different divisions \(\[2, 3\]\)"):
@@ -153,7 +153,9 @@ def test_a_shard_that_is_still_being_built_is_not_merged(tmp_path, tiny_recordin
         convert.main(args)
 
 
-@pytest.mark.parametrize(("text", "message"), [("1", "is not NUMBER/COUNT"), ("0/2", "is none"), ("3/2", "is none")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("1", "is not NUMBER/COUNT"), ("0/2", "does not exist"), ("3/2", "does not exist")]
+)
 def test_shards_that_make_no_sense_are_refused(text, message):
     with pytest.raises(DatasetError, match=message):
         parse_shard(text)
@@ -162,8 +164,8 @@ def test_shards_that_make_no_sense_are_refused(text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shard": "1/2", "merge": True}, "give one of them"),
-        ({"dask": "tcp://127.0.0.1:9", "workers": 2}, "leave --workers out"),
+        ({"shard": "1/2", "merge": True}, "Give only one of them"),
+        ({"dask": "tcp://127.0.0.1:9", "workers": 2}, "Leave --workers out"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(tmp_path, tiny_recordings, options, message):

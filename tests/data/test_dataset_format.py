@@ -120,7 +120,7 @@ def test_image_statistics_equal_those_of_all_strided_pixels(seed, size):
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     levels=st.sampled_from([1, 2, 9, 256]),
 )
-def test_a_png_shows_every_reader_the_same_picture(seed, size, levels):
+def test_a_png_shows_every_reader_the_same_image(seed, size, levels):
     image = np.random.default_rng(seed).integers(0, levels, (*size, 3)).astype(np.uint8)
     data = png.encode(image)
     np.testing.assert_array_equal(Image.open(io.BytesIO(data)), image)
@@ -176,5 +176,5 @@ def test_a_video_shows_its_frames_and_every_second_one_is_a_key_frame(tmp_path):
 
 
 def test_a_video_of_odd_size_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="47x64 px; use --mode image"):
+    with pytest.raises(DatasetError, match=r"47x64 px\. Use --mode image"):
         VideoWriter(tmp_path / "v.mp4", fps=50, height=47, width=64, codec="av1")

@@ -97,7 +97,7 @@ def remove_a_table(root):
         (lambda root: (root / layout.TASKS).write_text("x"), "tasks.jsonl: is damaged"),
         (lambda root: (root / layout.TASKS).unlink(), "files are missing: meta/tasks.jsonl"),
         (remove_a_table, "files are missing: data/chunk-000/episode_000001.parquet"),
-        (lambda root: (root / layout.data_path(1)).write_bytes(b"x" * 99), "is no readable parquet file"),
+        (lambda root: (root / layout.data_path(1)).write_bytes(b"x" * 99), "is not a readable Parquet file"),
     ],
 )
 def test_a_damaged_dataset_is_refused_with_the_file_that_is_wrong(old, tmp_path, damage, message):
@@ -108,5 +108,5 @@ def test_a_damaged_dataset_is_refused_with_the_file_that_is_wrong(old, tmp_path,
 
 
 def test_options_for_recordings_do_not_fit_a_dataset(old, tmp_path):
-    with pytest.raises(DatasetError, match="leave options for recordings out"):
+    with pytest.raises(DatasetError, match="expected no flags for reading recordings"):
         upgrade(old, tmp_path, angle_unit="deg")

@@ -74,7 +74,7 @@ def test_a_gripper_in_thousandths_needs_its_range(tmp_path, write_recording, low
     state = motion()
     state[:, [6, 13]] = low + state[:, [6, 13]] * (high - low)
     path = write_recording(tmp_path / "episode_0.hdf5", state=state, action=state).path
-    assert "outside 0:1; give --gripper-range" in problem_of(path)
+    assert "outside 0:1. Give --gripper-range" in problem_of(path)
     assert problem_of(path, RawOptions(gripper_range=(low, high))) is None
 
 
@@ -92,7 +92,7 @@ def test_all_missing_cameras_are_named_at_once_with_those_recorded(tmp_path, wri
 
 def test_a_recording_without_a_task_asks_for_one(tmp_path, write_recording):
     path = write_recording(tmp_path / "episode_0.hdf5", task=None).path
-    assert "give --task" in problem_of(path)
+    assert "Give --task" in problem_of(path)
     assert problem_of(path, RawOptions(task="wave")) is None
 
 
@@ -116,8 +116,8 @@ def test_several_faults_of_one_recording_share_one_line(tmp_path, write_recordin
     ("odd", "message"),
     [
         ({"size": (32, 64)}, "images cam_high 32x64 px"),
-        ({"fps": 30}, "frame rate 30 fps, most others have 50 fps"),
-        ({"optional": False}, "velocities missing, most others have recorded; efforts missing"),
+        ({"fps": 30}, "frame rate 30 fps, expected 50 fps as in most others"),
+        ({"optional": False}, "velocities missing, expected recorded as in most others; efforts missing"),
     ],
 )
 def test_a_recording_unlike_the_others_is_the_bad_one(tmp_path, write_recording, odd, message):

@@ -1,4 +1,4 @@
-"""Reading recordings: every form a file may have gives the same numbers and pictures, in the contract's layout and units."""
+"""Reading recordings: every form a file may have gives the same numbers and images, in the contract's layout and units."""
 
 import io
 
@@ -36,7 +36,7 @@ def test_recordings_are_found_in_natural_order(tmp_path):
         (lambda d: d.mkdir(), "no recordings"),
         (
             lambda d: ((d / "train").mkdir(parents=True), (d / "train" / "episode_0.hdf5").touch()),
-            "train' holds 1, give the folder",
+            "train' holds 1. Give the folder",
         ),
     ],
 )
@@ -272,7 +272,10 @@ def _cut_a_jpeg(file):
         (_replace("action", np.zeros((6, 13))), ["'action' has shape (6, 13)", "expected (T, 14)"]),
         (_replace("action", np.zeros((5, 14))), ["'action' has 5 frames, 'observations/qpos' has 6"]),
         (_replace("observations/images/cam_low", np.zeros((6, 4, 4), np.uint8)), ["cam_low", "has shape (6, 4, 4)"]),
-        (_replace("observations/images/cam_low", np.zeros((6, 40), np.uint8)), ["cam_low", "is no JPEG", "at frame 0"]),
+        (
+            _replace("observations/images/cam_low", np.zeros((6, 40), np.uint8)),
+            ["cam_low", "is not a JPEG", "at frame 0"],
+        ),
         (lambda f: f.attrs.create("fps", 29.97), ["attribute 'fps' is 29.97"]),
     ],
 )
@@ -303,7 +306,7 @@ def test_a_jpeg_of_another_size_is_named_with_its_frame(tmp_path, write_recordin
         row[2] = np.frombuffer(small.ljust(row.shape[1], b"\0"), np.uint8)
 
     _damage(path, change)
-    with open_episode(path) as episode, pytest.raises(EpisodeError, match=r"24x32 px at frame 2, but 48x64 px"):
+    with open_episode(path) as episode, pytest.raises(EpisodeError, match=r"24x32 px at frame 2, expected 48x64 px"):
         episode.image("cam_low", 2)
 
 

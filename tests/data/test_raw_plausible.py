@@ -75,7 +75,7 @@ def test_sound_clocks_of_any_unit_pass(unit_s):
     [
         (lambda t: np.where(np.arange(200) == 90, np.nan, t), "not finite at frame 90"),
         (lambda t: np.where(np.arange(200) == 90, 0, t), "do not grow at frame 90"),
-        (lambda t: t * 5 / 3, "are 30.0 frames per second apart, the recording states 50"),
+        (lambda t: t * 5 / 3, "are 30.0 frames per second apart, expected 50 as the recording states"),
         (lambda t: t + 0.4 * (np.arange(200) >= 90), "no frames for 0.42 s before frame 90"),
     ],
 )
@@ -105,16 +105,16 @@ def test_a_camera_that_stands_still_while_its_arm_moves_is_frozen():
         ([b"%d" % (t // 4) for t in range(200)], moving(1), "cam_high"),  # a slow camera
     ],
 )
-def test_equal_pictures_of_a_still_scene_or_a_slow_camera_are_not_frozen(frames, state, camera):
+def test_equal_images_of_a_still_scene_or_a_slow_camera_are_not_frozen(frames, state, camera):
     assert watch(frames, state, camera) == {}
 
 
-def test_raw_pictures_are_compared_as_well():
+def test_raw_images_are_compared_as_well():
     frames = [np.full((4, 4, 3), min(t, 40), np.uint8) for t in range(200)]
     assert list(watch(frames, moving(1))) == ["frozen"]
 
 
-def test_black_pictures_are_black_and_dark_ones_are_not():
+def test_black_images_are_black_and_dark_ones_are_not():
     rng = np.random.default_rng(0)
     assert is_black(level_counts(np.zeros((8, 8, 3), np.uint8)))
     assert is_black(level_counts(rng.integers(0, 9, (48, 64, 3), np.uint8)))
@@ -163,7 +163,7 @@ def test_cameras_can_be_exchanged_and_renamed(tmp_path, write_recording):
         (["cam_high=a/b"], "is not RECORDED=NAME"),
         (["cam_high=a", "cam_high=b"], "names 'cam_high' twice"),
         (["cam_high=a", "cam_low=a"], "names 'a' twice"),
-        (["cam_top=cam_high"], "no camera 'cam_top' to rename; recorded: cam_high"),
+        (["cam_top=cam_high"], "no camera 'cam_top' to rename, only cam_high"),
         (["cam_high=cam_low"], "two cameras would be called 'cam_low'"),
     ],
 )

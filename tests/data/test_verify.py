@@ -1,4 +1,4 @@
-"""The referee's verdict: agreement item by item, and every kind of difference found. A small library stands in for lerobot's own.
+"""The comparison through lerobot: agreement item by item, and every kind of difference found. A small library stands in for lerobot's own.
 
 It reads what a dataset says of itself with other code than the converter's; with .venv-lerobot installed, the real one judges too.
 """
@@ -42,8 +42,8 @@ class LeRobotDataset:
     def __getitem__(self, i):
         item = dict(self.rows[i])
         for key in self.camera_keys:
-            picture = Image.open(io.BytesIO(item[key]["bytes"]))
-            item[key] = np.moveaxis(np.asarray(picture), -1, 0).astype(np.float32) / 255
+            image = Image.open(io.BytesIO(item[key]["bytes"]))
+            item[key] = np.moveaxis(np.asarray(image), -1, 0).astype(np.float32) / 255
         kinds = {float: np.float32, int: np.int64, list: np.float32}
         numbers = {k: np.array(v, kinds[type(v)]) for k, v in item.items() if k not in self.camera_keys}
         return {**numbers, **{k: item[k] for k in self.camera_keys}, "task": self.tasks[item["task_index"]]}
@@ -119,7 +119,7 @@ def test_tasks_of_a_file_are_compared_too(tmp_path, write_recording, verify):
     assert verify(tmp_path / "raw", tmp_path / "out")[0] == 0
 
 
-def test_pictures_stored_with_loss_need_only_be_close(tmp_path, write_recording, verify):
+def test_images_stored_with_loss_need_only_be_close(tmp_path, write_recording, verify):
     write_recording(tmp_path / "raw" / "episode_0.hdf5", form="raw", num_frames=3, size=(96, 128))
     make(tmp_path / "raw", tmp_path / "out", image_format="jpg")
     code, out = verify(tmp_path / "raw", tmp_path / "out")
@@ -176,7 +176,7 @@ def test_a_dataset_that_the_library_refuses_is_an_error_of_one_line(tmp_path, re
         verify(recordings, tmp_path / "out")
 
 
-def test_a_picture_that_the_library_cannot_show_is_named_by_item(tmp_path, recordings, verify):
+def test_an_image_that_the_library_cannot_show_is_named_by_item(tmp_path, recordings, verify):
     make(recordings, tmp_path / "out")
     table = tmp_path / "out" / "realman" / "dual_arm" / layout.data_path(1)
     data = table.read_bytes()
@@ -197,7 +197,7 @@ def test_a_dataset_of_other_recordings_is_refused(tmp_path, recordings, verify, 
 
 
 def test_a_dataset_that_is_not_there_is_an_error_of_one_line(tmp_path, recordings, verify):
-    with pytest.raises(DatasetError, match="no LeRobot dataset; make it with 'make convert"):
+    with pytest.raises(DatasetError, match=r"no LeRobot dataset\. Make it with 'make convert"):
         verify(recordings, tmp_path / "nowhere")
 
 
@@ -216,9 +216,7 @@ def test_the_lock_pins_lerobot_with_hashes(repo_root):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (environment.VENV / ".ready").exists(), reason="no .venv-lerobot: realman verify makes it"
-)
+@pytest.mark.skipif(not (environment.VENV / ".ready").exists(), reason="no .venv-lerobot: 'realman verify' makes it")
 @pytest.mark.parametrize("mode", ["image", "video"])
 def test_the_official_library_agrees(tmp_path, recordings, capsys, mode):
     root = make(recordings, tmp_path / "out", mode=mode, video_codec="h264")

@@ -326,7 +326,7 @@ def test_a_dataset_that_exists_is_not_recorded_over(example, tmp_path, monkeypat
     (tmp_path / "a/b/meta").mkdir(parents=True)
     (tmp_path / "a/b/meta/info.json").touch()
     robot = FakeRobot()
-    with serving(Ramp()) as server, pytest.raises(DatasetError, match="dataset exists already"):
+    with serving(Ramp()) as server, pytest.raises(DatasetError, match="dataset already exists"):
         start(example, server, tmp_path, robot, record=tmp_path / "rollouts", record_repo_id="a/b")
     assert robot.calls == []
 

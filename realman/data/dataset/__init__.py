@@ -1,1 +1,1 @@
-"""LeRobot v2.1 datasets on disk: their layout, their writer, and how one is built safely from many episodes."""
+"""LeRobot v2.1 datasets on disk: layout, writers, and a safe build."""

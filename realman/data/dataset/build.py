@@ -1,4 +1,7 @@
-"""Builds a dataset from jobs of one episode each, wherever the episodes come from, and writes its metadata."""
+"""Build a dataset from jobs, one per episode, and write its metadata.
+
+The episodes may come from recordings or from another dataset.
+"""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -12,43 +15,43 @@ from realman.data.dataset import layout
 from realman.data.dataset.layout import Features
 from realman.data.dataset.pool import WorkerPool
 from realman.data.dataset.pool import as_completed
+from realman.data.dataset.staging import BuildContext
 from realman.data.dataset.staging import EpisodeRecord
 from realman.data.dataset.staging import Staging
-from realman.data.dataset.staging import BuildContext
 from realman.data.dataset.staging import load_record
 from realman.data.dataset.staging import save_record
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
 
 _FREE_MARGIN_BYTES = 64 * 2**20
-"""Left free on the disk for metadata and for everybody else."""
+"""Kept free on the disk, for metadata and for other users."""
 
 
 @runtime_checkable
 class EpisodeJob(Protocol):
-    """All that is needed to write one episode; travels to a worker process."""
+    """Everything needed to write one episode. Jobs are sent to worker processes."""
 
     @property
     def episode_index(self) -> int:
-        """Place of the episode in the dataset."""
+        """Index of the episode in the dataset."""
         ...
 
     @property
     def num_frames(self) -> int:
-        """Frames of the episode."""
+        """Number of frames of the episode."""
         ...
 
     @property
     def source(self) -> str:
-        """What the episode is made from, for messages."""
+        """What the episode is made from, for messages and metadata."""
         ...
 
     def fingerprint(self) -> str:
-        """Hash of everything the episode's files depend on."""
+        """Return a hash of everything the episode's files depend on."""
         ...
 
     def build(self, context: BuildContext) -> EpisodeRecord:
-        """Write the episode's files below the context's root.
+        """Write the episode's files below `context.root`.
 
         Raises:
             EpisodeError: The source turned out to be damaged.
@@ -58,7 +61,7 @@ class EpisodeJob(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetPlan:
-    """A dataset before it is written."""
+    """A dataset that is about to be written."""
 
     jobs: Sequence[EpisodeJob]
     """One per episode, in order."""
@@ -69,11 +72,11 @@ class DatasetPlan:
     tasks: Sequence[str]
     """Task texts by task index."""
     needed_bytes: int
-    """Estimated size on disk."""
+    """Estimated size on disk, in bytes."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of all episodes."""
+        """Number of frames of all episodes."""
         return sum(job.num_frames for job in self.jobs)
 
 
@@ -92,23 +95,25 @@ def build_episodes(
     *,
     on_done: Callable[[EpisodeJob], None],
 ) -> tuple[list[EpisodeRecord], list[Failure]]:
-    """Write the episodes that an earlier run has not finished already.
+    """Write all episodes that an earlier run has not finished.
 
     Args:
         jobs: One per episode.
         staging: The locked folder to build in.
-        pool: Who builds.
+        pool: The workers that build.
         on_done: Called for every episode that is finished, failed or reused.
 
     Returns:
-        Records of all finished episodes in order, and the failures.
+        The records of all finished episodes in order, and the failures.
     """
+    # Reuse what an earlier run has finished, and delete everything else it has left.
     kept = {job.episode_index: load_record(staging.path, job.episode_index, job.fingerprint()) for job in jobs}
     finished = {index: record for index, record in kept.items() if record is not None}
     staging.remove_all_but(list(finished.values()))
     for job in jobs:
         if job.episode_index in finished:
             on_done(job)
+    # Build the rest. A failure does not stop the other episodes.
     failures = []
     to_do = [job for job in jobs if job.episode_index not in finished]
     build = functools.partial(_build, context=BuildContext(staging.path, pool.threads))
@@ -122,7 +127,10 @@ def build_episodes(
 
 
 def _build(job: EpisodeJob, context: BuildContext) -> EpisodeRecord | str:
-    """Build one episode; a damaged source is a result, so that all of them are found in one run."""
+    """Build one episode and return its record or its problem.
+
+    A problem with the source is returned and not raised, so that one run finds all damaged sources.
+    """
     try:
         with files.writing(context.root):
             record = job.build(context)
@@ -133,12 +141,12 @@ def _build(job: EpisodeJob, context: BuildContext) -> EpisodeRecord | str:
 
 
 def check_disk(target: Path, needed_bytes: int, reused: Sequence[Path]) -> None:
-    """Refuse to start what cannot fit.
+    """Refuse to start a dataset that does not fit on the disk.
 
     Args:
-        target: Where the dataset will stand.
+        target: Folder of the dataset.
         needed_bytes: Its estimated size.
-        reused: Folders of earlier runs; what they hold counts as free, since it is taken over or removed.
+        reused: Folders of earlier runs. Their content counts as free space, because it is reused or removed.
 
     Raises:
         DatasetError: The disk has too little space.
@@ -148,13 +156,13 @@ def check_disk(target: Path, needed_bytes: int, reused: Sequence[Path]) -> None:
     free = shutil.disk_usage(place).free + present
     if needed_bytes + _FREE_MARGIN_BYTES > free:
         raise DatasetError(
-            f"{target}: disk has {free / 1e9:.1f} GB free, the dataset needs about {needed_bytes / 1e9:.1f} GB; "
-            "free some space or choose another --root"
+            f"{target}: disk has {free / 1e9:.1f} GB free, the dataset needs about {needed_bytes / 1e9:.1f} GB. "
+            "Free some space or choose another --root"
         )
 
 
 def write_metadata(root: Path, plan: DatasetPlan, records: Sequence[EpisodeRecord]) -> None:
-    """Write the `meta` folder of the dataset below `root`, all of whose episodes are there."""
+    """Write the `meta` folder below `root`, after all episodes are written."""
     write_lines = layout.write_json_lines
     write_lines(root / layout.TASKS, ({"task_index": i, "task": task} for i, task in enumerate(plan.tasks)))
     write_lines(

@@ -1,4 +1,7 @@
-"""Writing files so that they survive: complete or absent under their name, on the disk, and with one clear error when it is full."""
+"""Write files safely.
+
+A file under its final name is complete and on the disk. A full disk gives one clear error.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -10,24 +13,23 @@ import threading
 from realman.errors import DatasetError
 
 _SYNC_EVERY_S = 0.25
-"""A fast worker writes some 100 MB in this time."""
+"""A fast worker writes about 100 MB in this time."""
 
 
 def finish(part: Path, path: Path) -> None:
-    """Give a completely written file its name, after its bytes have reached the disk."""
+    """Sync a complete file to the disk, then rename it."""
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)
 
 
 class EarlySync:
-    """Sends a file to the disk while it grows, so that its writer need not wait for all of it at the end.
+    """Sync a file to the disk in the background while it grows.
 
-    Left alone, the system keeps a file of some hundred MB in memory until then, and the processor idles while it is written.
+    Otherwise the system may keep some hundred MB in memory until the end, and the processor idles while they are written.
     """
 
     def __init__(self, part: Path) -> None:
-        """Start with a file that is being written."""
         self._part = part
         self._error: OSError | None = None
         self._ended = threading.Event()
@@ -35,14 +37,14 @@ class EarlySync:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; call it once, when nothing more is written.
+        """Stop syncing. Call this once, after the last write.
 
         Raises:
-            OSError: The disk refused a part of the file.
+            OSError: A part of the file could not be written to the disk.
         """
         self._ended.set()
         self._thread.join()
-        # The system tells an error once only, so whoever syncs the file after this would not see it.
+        # The system reports an error only once, so a later sync of the file would not see it.
         if self._error is not None:
             raise self._error
 
@@ -56,7 +58,7 @@ class EarlySync:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder have reached the disk."""
+    """Wait until the names in a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -66,16 +68,16 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(place: Path | str) -> Iterator[None]:
-    """Turn the system's refusal to write into one line about `place`.
+    """Turn any write error in the block into one line about `place`.
 
     Raises:
-        DatasetError: The disk is full, or may not be written.
+        DatasetError: The disk is full or cannot be written.
     """
     try:
         yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DatasetError(
-                f"{place}: disk is full; free some space and run again, finished episodes are kept"
+                f"{place}: disk is full. Free some space and run again, finished episodes are kept"
             ) from e
-        raise DatasetError(f"{place}: cannot be written ({e}); mend that and run again") from e
+        raise DatasetError(f"{place}: cannot be written ({e}). Fix that and run again") from e

@@ -1,6 +1,6 @@
-"""The pictures of one recording on their way into a dataset: read once, in order; decoded and encoded in threads.
+"""Read the images of a recording once and encode them in threads.
 
-HDF5 serves one thread at a time, so one thread reads and writes; the codecs run beside it and release the interpreter.
+HDF5 serves one thread at a time, so one thread reads and writes. Codecs run in other threads and release the interpreter.
 """
 
 from collections import deque
@@ -26,49 +26,49 @@ from realman.data.dataset.stats import Stats
 from realman.data.dataset.stats import image_stride
 from realman.data.dataset.stats import level_counts
 from realman.data.dataset.stats import sample_frames
-from realman.errors import EpisodeError
 from realman.data.raw.episode import Episode
 from realman.data.raw.plausible import CameraWatch
 from realman.data.raw.plausible import Doubt
 from realman.data.raw.plausible import is_black
+from realman.errors import EpisodeError
 
 ImageFormat = Literal["png", "jpg"]
 
 BLOCK_FRAMES = 8
-"""Frames read and handed on at once: 8 frames of 4 PNG cameras are about 16 MB."""
+"""Frames per block. 8 frames of 4 cameras are about 16 MB as PNG."""
 
 _MAX_PENDING_BLOCKS = 2
-"""Blocks under way while an earlier one is written; bounds memory."""
+"""Blocks in progress while an earlier one is written. This bounds memory."""
 
 _SMALL_JPEG = 0.5
-"""A JPEG smaller than this part of the largest so far shows little, so it is looked at although it is not sampled."""
+"""A JPEG smaller than this fraction of the largest so far shows little, so it is measured even if it is not sampled."""
 
 EncodedImage = tuple[bytes | Bytes, str]
-"""An encoded picture and its file name."""
+"""An encoded image and its file name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How pictures that are not stored as recorded are encoded."""
+    """How to encode images that are not stored as recorded."""
 
     image_format: ImageFormat = "png"
     jpeg_quality: int = 95
-    """1..100; only for jpg."""
+    """1..100, only for jpg."""
 
     def encode(self, image: Image) -> bytes:
-        """Encode an RGB picture."""
+        """Encode an RGB image."""
         if self.image_format == "png":
             return png.encode(image)
         flags = [cv2.IMWRITE_JPEG_QUALITY, self.jpeg_quality]
         done, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags)
         if not done:
-            raise EpisodeError(f"a frame of shape {image.shape} cannot be encoded; record the episode again")
+            raise EpisodeError(f"a frame of shape {image.shape} cannot be encoded. Record the episode again")
         return data.tobytes()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Measured:
-    """What is kept of a picture that was looked at."""
+    """What is kept of a measured image."""
 
     counts: LevelCounts
     is_black: bool
@@ -76,7 +76,7 @@ class _Measured:
 
 @contextlib.contextmanager
 def codec_threads(threads: int) -> Iterator[Executor]:
-    """An executor for codecs; one thread means the calling one."""
+    """Open an executor for codecs. One thread means the calling thread."""
     if threads == 1:
         yield InlineExecutor()
         return
@@ -84,21 +84,24 @@ def codec_threads(threads: int) -> Iterator[Executor]:
     try:
         yield pool
     finally:
-        # After an error nobody wants what is still waiting.
+        # After an error, work that has not started is not needed any more.
         pool.shutdown(cancel_futures=True)
 
 
 class CameraFrames:
-    """The frames of one camera; sampled ones are counted in passing, all are watched."""
+    """Read, check and measure the frames of one camera.
+
+    Every frame is read once, in order. Sampled frames enter the statistics, and all frames are watched for doubts.
+    """
 
     def __init__(self, episode: Episode, camera: str, threads: Executor, accept: frozenset[Doubt]) -> None:
-        """Prepare to go once through an episode.
+        """Prepare to read an episode once.
 
         Args:
             episode: The open recording.
             camera: Name of the camera.
-            threads: Where to decode and encode.
-            accept: Doubts that a person has accepted.
+            threads: Executor for decoding and encoding.
+            accept: Doubts that the user has accepted.
         """
         self.key = spec.image_key(camera)
         self._num_frames = episode.num_frames
@@ -114,11 +117,14 @@ class CameraFrames:
         self._largest = 0
 
     def encoded_images(self, frames: range, encoding: Encoding) -> list[EncodedImage | Future[EncodedImage]]:
-        """Encoded pictures of the next frames: the recorded JPEGs where they show the right colours, else newly encoded."""
+        """Return the encoded images of the next frames.
+
+        These are the recorded JPEGs if their colors are right, otherwise newly encoded images.
+        """
         return [self._encoded_image(t, encoding) for t in frames]
 
     def images(self) -> Iterator[Image]:
-        """All frames decoded, in order."""
+        """Yield all frames decoded, in order."""
         waiting: deque[Future[Image]] = deque()
         for t in range(self._num_frames):
             stored = self._read(t)
@@ -129,7 +135,10 @@ class CameraFrames:
             yield waiting.popleft().result()
 
     def finish(self) -> tuple[Stats, list[str]]:
-        """Statistics over the sampled frames, and what was found wrong, when all frames have been taken."""
+        """Return the statistics over the sampled frames, and all problems.
+
+        Call this after all frames have been taken.
+        """
         self._collect(0)
         found = self._watch.problems()
         return self._stats.result(), [
@@ -146,7 +155,7 @@ class CameraFrames:
         return encoding.encode(self._stream.decode(stored, t)), f"frame_{t:06d}.{encoding.image_format}"
 
     def _read(self, t: int) -> StoredFrame:
-        """Read frame `t` and see to it that it is watched, and looked at if it should be."""
+        """Read frame `t`, watch it for doubts, and measure it if needed."""
         stored = self._stream.stored(t)
         self._watch.add_frame(t, stored)
         if t in self._sampled or self._is_suspicious(stored):
@@ -173,8 +182,13 @@ class CameraFrames:
                 self._stats.add_counts(measured.counts)
 
 
-def image_blocks(cameras: list[CameraFrames], num_frames: int, encoding: Encoding) -> Iterator[dict[str, list[EncodedImage]]]:
-    """Encoded pictures of all cameras, block by block, by dataset key; later blocks are under way meanwhile."""
+def image_blocks(
+    cameras: list[CameraFrames], num_frames: int, encoding: Encoding
+) -> Iterator[dict[str, list[EncodedImage]]]:
+    """Yield the encoded images of all cameras, block by block.
+
+    Keys are those of the dataset. Later blocks are encoded meanwhile.
+    """
     in_progress: deque[dict[str, list[EncodedImage | Future[EncodedImage]]]] = deque()
     for start in range(0, num_frames, BLOCK_FRAMES):
         frames = range(start, min(start + BLOCK_FRAMES, num_frames))
@@ -186,4 +200,7 @@ def image_blocks(cameras: list[CameraFrames], num_frames: int, encoding: Encodin
 
 
 def _results(block: dict[str, list[EncodedImage | Future[EncodedImage]]]) -> dict[str, list[EncodedImage]]:
-    return {key: [c.result() if isinstance(c, Future) else c for c in encoded_images] for key, encoded_images in block.items()}
+    return {
+        key: [c.result() if isinstance(c, Future) else c for c in encoded_images]
+        for key, encoded_images in block.items()
+    }

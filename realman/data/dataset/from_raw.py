@@ -1,4 +1,7 @@
-"""Writes one recording as one episode of a LeRobot dataset; frames stream through, whatever the episode's length."""
+"""Write one recording as one episode of a LeRobot dataset.
+
+Frames are streamed, so memory does not depend on the length of the episode.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -22,39 +25,39 @@ from realman.data.dataset.frames import image_blocks
 from realman.data.dataset.layout import Features
 from realman.data.dataset.parquet import Column
 from realman.data.dataset.parquet import EpisodeTable
-from realman.data.dataset.staging import EpisodeRecord
 from realman.data.dataset.staging import BuildContext
+from realman.data.dataset.staging import EpisodeRecord
 from realman.data.dataset.stats import Stats
 from realman.data.dataset.stats import vector_stats
 from realman.data.dataset.video_codecs import CodecName
 from realman.data.dataset.video_codecs import check_size
 from realman.data.dataset.video_codecs import video_info
-from realman.errors import DatasetError
-from realman.errors import EpisodeError
 from realman.data.raw.episode import Episode
 from realman.data.raw.episode import open_episode
 from realman.data.raw.options import RawOptions
 from realman.data.raw.plausible import Doubt
+from realman.errors import DatasetError
+from realman.errors import EpisodeError
 
 Mode = Literal["image", "video"]
 
 _WRITER_REVISION = 3
-"""Raise it when the bytes written for the same recording change, so that half-built datasets are not mixed."""
+"""Increase this when the bytes written for the same recording change, so that half-built datasets are not mixed."""
 
 _PNG_PART = 0.6
-"""Size of a PNG of a camera's noisy frame, as part of the raw frame; only to estimate disk space."""
+"""Size of a PNG of a noisy camera frame as a fraction of the raw frame, only to estimate disk space."""
 _JPG_PART = 0.2
-"""The same for a JPEG of high quality."""
+"""The same for a high-quality JPEG."""
 _VIDEO_PART = 0.05
 """The same for video, on the safe side."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """How pictures are stored.
+    """How images are stored.
 
     Raises:
-        DatasetError: The JPEG quality is none.
+        DatasetError: The JPEG quality is outside 1..100.
     """
 
     mode: Mode = "image"
@@ -81,7 +84,7 @@ class DatasetForm:
 
     @property
     def features(self) -> Features:
-        """Features of the dataset, for info.json and for the tables."""
+        """Features of the dataset, for info.json and the tables."""
         return layout.robot_features(
             self.image_sizes,
             has_velocity=self.has_velocity,
@@ -102,11 +105,11 @@ class RawJob:
     """Global index of its first frame."""
     task_index: int
     accept: tuple[Doubt, ...] = ()
-    """Doubts about recordings that a person has accepted."""
+    """Doubts about recordings that the user has accepted."""
 
     @property
     def num_frames(self) -> int:
-        """Frames of the recording."""
+        """Number of frames of the recording."""
         return self.facts.num_frames
 
     @property
@@ -115,19 +118,22 @@ class RawJob:
         return self.facts.path.name
 
     def fingerprint(self) -> str:
-        """Hash of the recording's identity (name, size, time of change), all options and the place in the dataset.
+        """Return a hash of everything the episode's files depend on.
 
-        Not of the folder: another machine that builds a part of the dataset may see the recordings elsewhere.
+        That is the recording's identity (name, size, time of change), all options, and the episode's place in the dataset. The
+        recording's folder is left out, because another machine that builds a part of the dataset may have it elsewhere.
         """
         content = {**dataclasses.asdict(self), "revision": _WRITER_REVISION}
         content["facts"]["path"] = self.facts.path.name
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def build(self, context: BuildContext) -> EpisodeRecord:
-        """Write the episode's table and videos below the context's root; see `EpisodeJob.build`."""
+        """Write the episode's table and videos. See `EpisodeJob.build`."""
         with open_episode(self.facts.path, self.options) as episode:
             if episode.num_frames != self.facts.num_frames:
-                raise EpisodeError(f"{self.source}: changed while it was converted; run again when recording has ended")
+                raise EpisodeError(
+                    f"{self.source}: changed while it was converted. Run again after recording has ended"
+                )
             stats = _write_episode(episode, self, context)
         return EpisodeRecord(
             episode_index=self.episode_index,
@@ -153,22 +159,23 @@ def plan_raw(
     robot_type: str,
     accept: Sequence[Doubt] = (),
 ) -> DatasetPlan:
-    """Lay out a dataset of checked recordings of one form.
+    """Plan a dataset of checked recordings.
 
     Args:
-        facts: The recordings in order; at least one, all of the same form.
-        options: How to read them; their own task texts have been found already.
-        storage: How pictures are stored.
+        facts: The recordings in order. At least one, and all of the same form.
+        options: How to read them. Task texts are taken from `facts`.
+        storage: How images are stored.
         robot_type: Name of the robot.
-        accept: Doubts about recordings that a person has accepted.
+        accept: Doubts about recordings that the user has accepted.
 
     Raises:
-        DatasetError: The frames cannot be stored in this mode.
+        DatasetError: Frames of this size cannot be stored as video.
     """
     first = facts[0]
     if storage.mode == "video":
         for _, height, width in first.image_sizes:
             check_size(height, width)
+    # Each episode's place: its indices and the index of its first frame.
     form = DatasetForm(first.image_sizes, first.has_velocity, first.has_effort, first.fps, storage)
     tasks = list(dict.fromkeys(f.task for f in facts))
     starts = itertools.accumulate((f.num_frames for f in facts), initial=0)
@@ -211,7 +218,7 @@ def _write_episode(episode: Episode, job: RawJob, context: BuildContext) -> dict
         found = {camera.key: camera.finish() for camera in cameras}
     if problems := [problem for _, of_camera in found.values() for problem in of_camera]:
         raise EpisodeError(f"{job.source}: {'; '.join(problems)}")
-    # LeRobot takes the statistics of time from the exact values, not from the float32 column.
+    # LeRobot computes the statistics of time from the exact values, not from the float32 column.
     time_stats = vector_stats(numbers["frame_index"] / job.form.fps)
     stats = {"timestamp": time_stats, **{key: camera_stats for key, (camera_stats, _) in found.items()}}
     return {key: stats[key] if key in stats else vector_stats(numbers[key]) for key in job.form.features}
@@ -230,8 +237,11 @@ def _write_images(
 
 
 def _write_videos(cameras: Sequence[CameraFrames], job: RawJob, context: BuildContext) -> None:
-    """Encode the cameras one after the other, or as many at a time as there are threads: encoders need much memory."""
-    # Here, for the codec library takes a fifth of the converter's start, and only this mode needs it.
+    """Encode as many cameras at a time as there are threads.
+
+    With one thread, cameras are encoded one after the other. Encoders need much memory.
+    """
+    # Imported here, because loading the codec library takes a fifth of the converter's start, and only this mode needs it.
     from realman.data.dataset.video import VideoWriter
 
     num_done = itertools.count(1)
@@ -241,6 +251,7 @@ def _write_videos(cameras: Sequence[CameraFrames], job: RawJob, context: BuildCo
         path = context.root / layout.video_path(job.episode_index, camera.key)
         with VideoWriter(path, fps=job.form.fps, height=height, width=width, codec=job.form.storage.codec) as video:
             for image in camera.images():
+                # Another camera has failed, or the run is interrupted.
                 if stop.is_set():
                     break
                 video.write(image)
@@ -258,7 +269,7 @@ def _write_videos(cameras: Sequence[CameraFrames], job: RawJob, context: BuildCo
 
 
 def _number_columns(episode: Episode, job: RawJob) -> dict[str, np.ndarray]:
-    """All columns but the images, complete."""
+    """Return all columns except images, for all frames."""
     frame_index = np.arange(job.num_frames, dtype=np.int64)
     vectors = {
         spec.STATE_KEY: episode.state,

@@ -1,6 +1,6 @@
-"""The LeRobot v2.1 format on disk: names, paths, features and metadata files. Knows no recording and no robot driver.
+"""The LeRobot v2.1 format on disk: names, paths, features and metadata.
 
-Tree: `meta/{info.json,tasks.jsonl,episodes.jsonl,episodes_stats.jsonl}`, `data/chunk-000/episode_000000.parquet` and,
+This module knows nothing about recordings or robot drivers. The tree: `meta/{info.json,tasks.jsonl,episodes.jsonl,episodes_stats.jsonl}`, `data/chunk-000/episode_000000.parquet` and,
 in video mode, `videos/chunk-000/<camera key>/episode_000000.mp4`.
 """
 
@@ -22,14 +22,14 @@ TASKS = Path("meta/tasks.jsonl")
 EPISODES = Path("meta/episodes.jsonl")
 EPISODES_STATS = Path("meta/episodes_stats.jsonl")
 SOURCES = Path("meta/sources.jsonl")
-"""Our own addition: which recording became which episode."""
+"""Our addition: the recording of each episode."""
 CONVERSION = Path("meta/conversion.json")
-"""Our own addition: how the recordings were read and their pictures stored."""
+"""Our addition: how the recordings were read and their images stored."""
 REJECTED = Path("meta/rejected.json")
-"""Our own addition: recordings that were left out, with reasons."""
+"""Our addition: recordings that were left out, with reasons."""
 
 Features = dict[str, dict[str, Any]]
-"""The `features` of info.json: key -> {dtype, shape, names} and, for videos, `info`."""
+"""The `features` of info.json: key -> {dtype, shape, names}, and `info` for videos."""
 
 IMAGE = "image"
 VIDEO = "video"
@@ -41,7 +41,7 @@ INDEX_FEATURES: Features = {
     "index": {"dtype": "int64", "shape": [1], "names": None},
     "task_index": {"dtype": "int64", "shape": [1], "names": None},
 }
-"""Columns that the format adds to every dataset, last and in this order."""
+"""Columns that the format adds to every dataset, at the end and in this order."""
 
 
 def robot_features(
@@ -51,14 +51,17 @@ def robot_features(
     has_effort: bool,
     video_info: Mapping[str, Any] | None = None,
 ) -> Features:
-    """Features of a dataset of this robot, in the order of a RealMan user's own dataset.
+    """Return the features of a dataset of this robot.
+
+    Their order is that of a RealMan user's own dataset.
 
     Args:
         image_sizes: Camera name, height and width in px.
         has_velocity: Whether joint velocities are stored.
         has_effort: Whether joint efforts are stored.
-        video_info: Facts common to all videos; None stores single images.
+        video_info: Facts common to all videos. None means that single images are stored.
     """
+    # Vectors come first, then cameras.
     keys = [spec.STATE_KEY, spec.ACTION_KEY]
     keys += [spec.VELOCITY_KEY] * has_velocity + [spec.EFFORT_KEY] * has_effort
     features: Features = {
@@ -75,23 +78,23 @@ def robot_features(
 
 
 def keys_of(features: Features, dtype: str) -> list[str]:
-    """Keys of the features of one dtype, such as `image`."""
+    """Return the keys of all features of one dtype, such as `image`."""
     return [key for key, feature in features.items() if feature["dtype"] == dtype]
 
 
 def camera_keys(root: Path) -> list[str]:
-    """Keys of the pictures and videos of the dataset at `root`."""
+    """Return the keys of all images and videos of a dataset."""
     features = json.loads((root / INFO).read_text(encoding="utf-8"))["features"]
     return keys_of(features, IMAGE) + keys_of(features, VIDEO)
 
 
 def data_path(episode_index: int, template: str = DATA_PATH, chunk_size: int = CHUNK_SIZE) -> Path:
-    """Parquet file of an episode, relative to the dataset."""
+    """Return the path of an episode's Parquet file, relative to the dataset."""
     return Path(template.format(episode_chunk=episode_index // chunk_size, episode_index=episode_index))
 
 
 def video_path(episode_index: int, video_key: str, template: str = VIDEO_PATH, chunk_size: int = CHUNK_SIZE) -> Path:
-    """Video file of one camera of an episode, relative to the dataset."""
+    """Return the path of an episode's video, relative to the dataset."""
     chunk = episode_index // chunk_size
     return Path(template.format(episode_chunk=chunk, episode_index=episode_index, video_key=video_key))
 
@@ -99,13 +102,13 @@ def video_path(episode_index: int, video_key: str, template: str = VIDEO_PATH, c
 def make_info(
     features: Features, *, robot_type: str, fps: int, num_frames: Sequence[int], num_tasks: int
 ) -> dict[str, Any]:
-    """The content of info.json.
+    """Return the content of info.json.
 
     Args:
         features: Features of the dataset.
         robot_type: Name of the robot.
         fps: Frames per second.
-        num_frames: Frames of each episode.
+        num_frames: Number of frames of each episode.
         num_tasks: Number of different tasks.
     """
     num_episodes = len(num_frames)
@@ -128,25 +131,25 @@ def make_info(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write indented JSON, making the folder."""
+    """Write indented JSON, and create the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_json_lines(path: Path, records: Iterable[Any]) -> None:
-    """Write one JSON object a line, making the folder."""
+    """Write one JSON object per line, and create the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line.
+    """Read a file with one JSON object per line.
 
     Raises:
-        DatasetError: A line is no JSON.
+        DatasetError: A line is not JSON.
     """
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as e:
-        raise DatasetError(f"{path}: is damaged ({e}); copy the dataset again") from e
+        raise DatasetError(f"{path}: is damaged ({e}). Copy the dataset again") from e

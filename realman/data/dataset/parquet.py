@@ -1,4 +1,7 @@
-"""One episode's table as a parquet file: vectors, images as encoded bytes, and the format's index columns."""
+"""Write the table of one episode as a Parquet file.
+
+Its columns are vectors, images as encoded bytes, and the format's index columns.
+"""
 
 from collections.abc import Mapping, Sequence
 import contextlib
@@ -21,13 +24,13 @@ from realman.data.dataset.layout import keys_of
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 Column = np.ndarray | Sequence[tuple[bytes | Bytes, str]]
-"""Numbers (t,) or (t, d), or per frame an encoded image and its file name."""
+"""Numbers (t,) or (t, d), or an encoded image and its file name per frame."""
 
 
 def make_schema(features: Features) -> pa.Schema:
-    """Columns of the table; videos have none.
+    """Return the columns of the table. Videos have no column.
 
-    The key `huggingface` tells the `datasets` library that image columns are images; without it they load as plain dicts.
+    The metadata key `huggingface` makes the `datasets` library load image columns as images and not as plain dicts.
     """
     columns = {key: feature for key, feature in features.items() if feature["dtype"] != VIDEO}
     info = {"info": {"features": {key: _huggingface_type(feature) for key, feature in columns.items()}}}
@@ -48,24 +51,30 @@ def _huggingface_type(feature: Mapping[str, Any]) -> dict[str, Any]:
         return {"_type": "Image"}
     value = {"dtype": feature["dtype"], "_type": "Value"}
     (size,) = feature["shape"]
-    # "Sequence", not the newer "List": every version of `datasets` reads it.
+    # Every version of `datasets` can read "Sequence", but not the newer "List".
     return value if size == 1 else {"feature": value, "length": size, "_type": "Sequence"}
 
 
 class EpisodeTable:
-    """Writes the table of one episode piece by piece; the file appears under its name only when it is complete."""
+    """Write the table of one episode piece by piece.
+
+    The file gets its final name only once it is complete.
+    """
 
     def __init__(self, path: Path, features: Features) -> None:
-        """Open a file beside `path`, which takes its place at the end of the `with` block."""
+        """Open a temporary file next to `path`.
+
+        It is renamed to `path` at the end of the `with` block.
+        """
         self._path = path
         self._part = path.with_name(path.name + ".part")
         self._schema = make_schema(features)
         has_images = bool(keys_of(features, IMAGE))
-        # One frame a row group: reading one frame then reads none of its neighbours' pixels.
+        # With one frame per row group, reading a frame does not read the pixels of the frames next to it.
         self._group_rows = 1 if has_images else None
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Encoded images cannot be compressed further, a page dictionary would hold each of them twice while writing, and their
-        # min and max mean nothing.
+        # Encoded images cannot be compressed further. A page dictionary would hold each of them twice while writing. Their min
+        # and max mean nothing.
         self._writer = pq.ParquetWriter(
             self._part,
             self._schema,
@@ -86,7 +95,7 @@ class EpisodeTable:
                 self._writer.close()
             files.finish(self._part, self._path)
         else:
-            # What made the block end is the error to report, not that the file cannot be ended (on a full disk it cannot).
+            # Report the error that ended the block. Closing the file may fail as well, for example on a full disk.
             with contextlib.suppress(OSError), contextlib.closing(self._sync):
                 self._writer.close()
 
@@ -94,7 +103,7 @@ class EpisodeTable:
         """Append frames.
 
         Args:
-            columns: For every column of the features, equally many frames.
+            columns: The same number of frames for every column of the features.
         """
         arrays = [_to_arrow(columns[field.name], field.type) for field in self._schema]
         self._writer.write_table(pa.table(arrays, schema=self._schema), row_group_size=self._group_rows)
@@ -111,7 +120,10 @@ def _to_arrow(column: Column, kind: pa.DataType) -> pa.Array:
 
 
 def _to_binary(data: Sequence[bytes | Bytes]) -> pa.Array:
-    """Copy buffers into one of the right size; Arrow's own builder copies what it has again each time it must grow."""
+    """Copy buffers into one of the right size.
+
+    Arrow's own builder copies its content again each time it grows.
+    """
     offsets = np.cumsum([0, *map(len, data)], dtype=np.int32)
     content = np.concatenate([np.frombuffer(d, np.uint8) for d in data])
     return pa.Array.from_buffers(pa.binary(), len(data), [None, pa.py_buffer(offsets), pa.py_buffer(content)])

@@ -1,4 +1,7 @@
-"""Work spread over processes that never outlive their parent, or done in this process when one worker is enough."""
+"""Spread work over processes that never outlive their parent.
+
+A single worker is this process itself.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED
@@ -30,15 +33,15 @@ _DASK_TIMEOUT_S = 10
 
 
 def available_cores() -> int:
-    """Cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class InlineExecutor(Executor):
-    """An executor that does the work in the calling thread, at submission."""
+    """An executor that runs the work in the calling thread, at submission."""
 
     def submit(self, fn: Callable[..., ResultT], /, *args: Any, **kwargs: Any) -> Future[ResultT]:
-        """Run `fn` now; its result or exception is in the future returned."""
+        """Run `fn` now and return its result or exception as a future."""
         future: Future[ResultT] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -49,30 +52,35 @@ class InlineExecutor(Executor):
 
 @dataclasses.dataclass(frozen=True)
 class WorkerPool:
-    """Who does the work: any executor of `concurrent.futures`, and how much it can take."""
+    """Any executor of `concurrent.futures`, and its capacity."""
 
     executor: Executor
     workers: int
-    """Jobs that run at a time."""
+    """Number of jobs that run at the same time."""
     threads: int = 1
-    """Threads that each job may use for codecs."""
+    """Number of threads that each job may use for codecs."""
 
     @property
     def max_pending(self) -> int:
-        """Largest number of jobs submitted at a time: nobody waits, and memory stays bounded."""
+        """Largest number of jobs submitted at a time.
+
+        Twice the number of workers keeps all of them busy, and memory stays bounded.
+        """
         return 2 * self.workers
 
 
 @contextlib.contextmanager
 def local_pool(workers: int | None, num_jobs: int) -> Iterator[WorkerPool]:
-    """Processes on this machine; cores that have no process of their own serve as threads.
+    """Open a pool of processes on this machine.
+
+    Cores without a process of their own are used for threads.
 
     Args:
-        workers: Processes; None for one per core.
-        num_jobs: Jobs to be done; there are never more processes.
+        workers: Number of processes. None means one per core.
+        num_jobs: Number of jobs. There are never more processes than jobs.
 
     Raises:
-        DatasetError: A worker died without a word.
+        DatasetError: A worker died.
     """
     cores = available_cores() if workers is None else workers
     used = max(1, min(cores, num_jobs))
@@ -82,38 +90,46 @@ def local_pool(workers: int | None, num_jobs: int) -> Iterator[WorkerPool]:
 
 @contextlib.contextmanager
 def dask_pool(address: str) -> Iterator[WorkerPool]:
-    """The workers of a Dask cluster, which must see the recordings and the dataset's folder under the same paths.
+    """Open a pool of the workers of a Dask cluster.
+
+    They must see the recordings and the dataset's folder under the same paths as this machine.
 
     Args:
-        address: The scheduler's, such as `tcp://10.0.0.5:8786`.
+        address: Address of the scheduler, such as `tcp://10.0.0.5:8786`.
 
     Raises:
-        DatasetError: Dask is not installed, the scheduler does not answer, or workers died.
+        DatasetError: Dask is not installed, the scheduler does not answer, there are no workers, or a worker died.
     """
     try:
         distributed = importlib.import_module("distributed")
     except ImportError as e:
-        raise DatasetError("--dask needs Dask on this machine and its workers: pip install 'dask[distributed]'") from e
+        raise DatasetError(
+            "--dask needs Dask on this machine and its workers. Run: pip install 'dask[distributed]'"
+        ) from e
     try:
         client = distributed.Client(address, timeout=_DASK_TIMEOUT_S)
     except (OSError, ValueError) as e:
-        raise DatasetError(f"{address}: no Dask scheduler answers ({e}); start one with 'dask scheduler'") from e
+        raise DatasetError(f"{address}: no Dask scheduler answers ({e}). Start one with 'dask scheduler'") from e
     with client:
         workers = sum(client.nthreads().values())
         if not workers:
-            raise DatasetError(f"{address}: the Dask cluster has no workers; start some with 'dask worker {address}'")
+            raise DatasetError(f"{address}: the Dask cluster has no workers. Start some with 'dask worker {address}'")
         try:
             yield WorkerPool(client.get_executor(), workers)
         except distributed.scheduler.KilledWorker as e:
-            raise DatasetError(f"{address}: a Dask worker died over an episode ({e}); give workers more memory") from e
+            raise DatasetError(
+                f"{address}: a Dask worker died while working on an episode ({e}). Give workers more memory"
+            ) from e
 
 
 @contextlib.contextmanager
 def process_executor(workers: int) -> Iterator[Executor]:
-    """An executor of `workers` processes; one worker means this process. An exception in the block ends all workers at once.
+    """Open an executor of `workers` processes. One worker means this process.
+
+    An exception in the block ends all workers at once.
 
     Raises:
-        DatasetError: A worker died without a word.
+        DatasetError: A worker died.
     """
     if workers == 1:
         yield InlineExecutor()
@@ -124,22 +140,23 @@ def process_executor(workers: int) -> Iterator[Executor]:
     try:
         yield pool
     except BrokenProcessPool as e:
-        raise DatasetError("a worker process died, probably for lack of memory; use a smaller --workers") from e
+        raise DatasetError("a worker process died, probably for lack of memory. Use a smaller --workers") from e
     finally:
-        # After a normal end all workers are idle; after an exception this ends them in the middle of their work.
+        # After a normal end all workers are idle. After an exception this ends them in the middle of their work.
         parent_end.close()
         pool.shutdown(wait=True, cancel_futures=True)
         parent_pipe.close()
 
 
 def _start_server() -> ForkServerContext:
-    """Start the process from which workers are forked; it imports what they need, once, while this one goes on.
+    """Start the server process from which workers are forked.
 
-    Not a fork of this process: it has threads (HDF5, Arrow, OpenCV), and a fork would inherit the staging folder's lock.
+    It imports what they need, once, while this process continues. Workers are not forked from this process, because it has threads
+    (HDF5, Arrow, OpenCV) and because a fork would inherit the staging folder's lock.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOAD))
-    # Ctrl-C is this process's business from the first moment; an ignored signal stays ignored in all that is started.
+    # Only this process handles Ctrl-C. Processes started while a signal is ignored inherit that, so no moment is left open.
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:
@@ -151,13 +168,13 @@ def _start_server() -> ForkServerContext:
 
 
 def _start_worker(parent_pipe: Connection) -> None:
-    """Prepare a worker: it ends when the parent does, however that ends."""
+    """Make this worker end when its parent ends, for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, args=(parent_pipe,), daemon=True).start()
 
 
 def _exit_with_parent(parent_pipe: Connection) -> None:
-    # Nothing is ever sent: the read returns when the parent closes its end or is gone, even after kill -9.
+    # Nothing is ever sent. The read returns when the parent closes its end or is gone, even after kill -9.
     with contextlib.suppress(EOFError, OSError):
         parent_pipe.recv()
     os._exit(1)
@@ -166,7 +183,10 @@ def _exit_with_parent(parent_pipe: Connection) -> None:
 def as_completed(
     executor: Executor, fn: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, max_pending: int
 ) -> Iterator[tuple[ItemT, ResultT]]:
-    """Apply `fn` to all items, at most `max_pending` of them submitted at a time; yields (item, result) as they finish."""
+    """Apply `fn` to all items and yield (item, result) as they finish.
+
+    At most `max_pending` items are submitted at a time.
+    """
     waiting = iter(items)
     pending: dict[Future[ResultT], ItemT] = {}
     while True:

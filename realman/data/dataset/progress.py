@@ -1,4 +1,4 @@
-"""A progress bar that moves within long episodes, wherever their workers run."""
+"""A progress bar that also moves within long episodes."""
 
 from collections.abc import Sequence
 import threading
@@ -15,9 +15,10 @@ _POLL_S = 0.5
 
 
 class FramesBar:
-    """Shows frames done, rate and time left; a thread reads what workers note in the folder under construction.
+    """Show frames done, rate and time left.
 
-    Through the folder, because that is what all workers share: threads, processes, and machines of a cluster.
+    A thread reads the progress that workers report in the staging folder. All workers share that folder: threads, processes, and
+    the machines of a cluster.
     """
 
     def __init__(self, jobs: Sequence[EpisodeJob], staging: Staging) -> None:
@@ -47,7 +48,7 @@ class FramesBar:
             self._open.pop(job.episode_index, None)
 
     def num_done(self) -> int:
-        """Frames done, those of unfinished episodes included."""
+        """Return the number of frames done, including those of unfinished episodes."""
         with self._lock:
             left = dict(self._open)
         begun = sum(min(n, left.get(index, 0)) for index, n in read_progress(self._staging.path).items())

@@ -1,7 +1,7 @@
-"""The hidden folder in which a dataset grows, and its one move into place.
+"""Build a dataset in a hidden folder, then move it into place.
 
-`.<name>.partial` lies beside the dataset. Each finished episode leaves a record in it with a fingerprint of everything its bytes
-depend on, so a run that was interrupted at any moment goes on where it stopped, and never mixes two runs.
+The folder `.<name>.partial` is next to the dataset. Each finished episode leaves a record in it, with a fingerprint of everything
+that its bytes depend on. So a run that was interrupted at any moment resumes where it stopped, and two runs are never mixed.
 """
 
 from collections.abc import Sequence
@@ -28,15 +28,21 @@ _REPORT_EVERY_S = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class BuildContext:
-    """Where, and with how much, one episode is built; travels to a worker with its job."""
+    """Where and with how many threads an episode is built.
+
+    It is sent to a worker together with the job.
+    """
 
     root: Path
     """The dataset under construction."""
     threads: int = 1
-    """Threads for codecs."""
+    """Number of threads for codecs."""
 
     def report(self, episode_index: int, num_frames: int) -> None:
-        """Note how many frames of an episode are done, at most twice a second; whoever watches reads `read_progress`."""
+        """Report how many frames of an episode are done, for `read_progress`.
+
+        Reports are written at most twice per second.
+        """
         path = _progress_path(self.root, episode_index)
         with contextlib.suppress(OSError):
             if not path.exists() or time.time() - path.stat().st_mtime > _REPORT_EVERY_S:
@@ -45,13 +51,13 @@ class BuildContext:
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeRecord:
-    """What the dataset's metadata need of one finished episode."""
+    """What the dataset's metadata need from one finished episode."""
 
     episode_index: int
     num_frames: int
     tasks: list[str]
     source: str
-    """Where the episode came from."""
+    """What the episode was made from."""
     stats: dict[str, dict[str, list[Any]]]
     """Statistics by feature."""
     files: dict[str, int]
@@ -59,10 +65,13 @@ class EpisodeRecord:
 
 
 def read_progress(root: Path) -> dict[int, int]:
-    """Frames that workers have reported as done, by index of the episodes under construction."""
+    """Return the number of frames that workers have reported as done.
+
+    Keys are the indices of the unfinished episodes.
+    """
     found = {}
     for path in (root / _RECORDS).glob("*.progress"):
-        with contextlib.suppress(OSError, ValueError):  # just finished, or just being written
+        with contextlib.suppress(OSError, ValueError):  # it has just been finished, or is being written
             found[int(path.stem.removeprefix("episode_"))] = int(path.read_text())
     return found
 
@@ -72,7 +81,10 @@ def _progress_path(root: Path, episode_index: int) -> Path:
 
 
 def save_record(root: Path, fingerprint: str, record: EpisodeRecord) -> None:
-    """Note that an episode is finished; the last step of building it."""
+    """Record that an episode is finished.
+
+    This is the last step of building it.
+    """
     path = _record_path(root, record.episode_index)
     part = path.with_suffix(".part")
     part.write_text(json.dumps({"fingerprint": fingerprint, **dataclasses.asdict(record)}), encoding="utf-8")
@@ -81,7 +93,10 @@ def save_record(root: Path, fingerprint: str, record: EpisodeRecord) -> None:
 
 
 def load_record(root: Path, episode_index: int, fingerprint: str) -> EpisodeRecord | None:
-    """The record of an episode finished earlier with the same fingerprint and still complete; else None."""
+    """Return the record of an episode that an earlier run has finished.
+
+    Return None if there is no record, if its fingerprint differs, or if files have changed their sizes.
+    """
     try:
         content = json.loads(_record_path(root, episode_index).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -100,24 +115,24 @@ def _record_path(root: Path, episode_index: int) -> Path:
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
-    """Refuse a place where something stands that may not be replaced.
+    """Refuse a target that may not be replaced.
 
     Raises:
-        DatasetError: A dataset is there and `overwrite` is off, or something is there that is no dataset.
+        DatasetError: The target is a dataset and `overwrite` is off, or it is not a dataset.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / INFO).is_file():
         raise DatasetError(
-            f"{target}: exists and is no LeRobot dataset (no {INFO}); choose another --repo-id or --root"
+            f"{target}: exists and is not a LeRobot dataset (no {INFO}). Choose another --repo-id or --root"
         )
     if not overwrite:
-        raise DatasetError(f"{target}: dataset exists already; give --overwrite to replace it, or another --repo-id")
+        raise DatasetError(f"{target}: dataset already exists. Give --overwrite to replace it, or another --repo-id")
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A part of the episodes, to be built by one of several machines."""
+    """A part of the episodes, built by one of several machines."""
 
     number: int
     """1..count."""
@@ -128,29 +143,34 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """Read `i/n`, such as `1/4`.
+    """Parse `i/n`, such as `1/4`.
 
     Raises:
-        DatasetError: The text is not of that form, or i is not within 1..n.
+        DatasetError: The text does not have this form, or i is not within 1..n.
     """
     try:
         number, count = (int(part) for part in text.split("/"))
     except ValueError as e:
         raise DatasetError(f"shard '{text}' is not NUMBER/COUNT, such as 1/4") from e
     if not 1 <= number <= count:
-        raise DatasetError(f"shard '{text}' is none, expected 1/{count} to {count}/{count}")
+        raise DatasetError(f"shard '{text}' does not exist, expected 1/{count} to {count}/{count}")
     return Shard(number, count)
 
 
 class Staging:
-    """The folder under construction, locked against a second run. Leaving the block keeps what is finished."""
+    """The staging folder, locked against a second run.
+
+    Finished episodes are kept when the `with` block ends.
+    """
 
     def __init__(self, target: Path, shard: Shard | None = None) -> None:
-        """Nothing is made before the `with` block.
+        """Choose the folder.
+
+        It is created at the start of the `with` block.
 
         Args:
-            target: Where the finished dataset will stand.
-            shard: The part of it that is built here; None for all.
+            target: Folder of the finished dataset.
+            shard: The part of it that is built here. None means all of it.
         """
         self.target = target
         suffix = "partial" if shard is None else f"shard-{shard.number}-of-{shard.count}"
@@ -159,10 +179,10 @@ class Staging:
         self._lock: int | None = None
 
     def __enter__(self) -> "Staging":
-        """Make or take over the folder.
+        """Create the folder, or take over that of an earlier run.
 
         Raises:
-            DatasetError: Another run works on it, or it cannot be made.
+            DatasetError: Another run is using the folder, or it cannot be created.
         """
         with files.writing(self.path):
             (self.path / _RECORDS).mkdir(parents=True, exist_ok=True)
@@ -171,8 +191,8 @@ class Staging:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
             os.close(self._lock)
-            raise DatasetError(f"{self.target}: another conversion is writing it; wait for its end") from e
-        # A run killed between the two renames of `publish` left only the old dataset's new name.
+            raise DatasetError(f"{self.target}: another conversion is writing it. Wait until that has ended") from e
+        # A run that was killed between the two renames of `publish` has left only the renamed old dataset.
         if self._old.exists() and not self.target.exists():
             self._old.rename(self.target)
         return self
@@ -184,10 +204,10 @@ class Staging:
             os.close(self._lock)
 
     def remove_all_but(self, records: list[EpisodeRecord]) -> None:
-        """Delete files of an earlier run that belong to none of these episodes."""
+        """Delete all files of an earlier run, except those of these episodes."""
         wanted = {self.path / name for record in records for name in record.files}
         wanted |= {_record_path(self.path, record.episode_index) for record in records} | {self.path / _LOCK}
-        # Deepest first, so that a folder is looked at when all in it is gone.
+        # Deepest first, so that a folder is checked after its content is deleted.
         for path in sorted(self.path.rglob("*"), reverse=True):
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
@@ -195,9 +215,12 @@ class Staging:
                 path.unlink()
 
     def adopt(self, part: "Staging") -> None:
-        """Take over the finished episodes of a shard, which must be open (locked) as well; its empty folder stays."""
+        """Move the finished episodes of a shard to this folder.
+
+        The shard must be open, and so locked, as well. Its empty folder stays.
+        """
         with files.writing(self.path):
-            # The records last: an episode is here only when its files are.
+            # Records are moved last, so that an episode counts as finished only if all its files are here.
             paths = sorted(p for p in part.path.rglob("*") if p.is_file() and p != part.path / _LOCK)
             for path in sorted(paths, key=lambda p: p.parent == part.path / _RECORDS):
                 target = self.path / path.relative_to(part.path)
@@ -205,7 +228,7 @@ class Staging:
                 path.replace(target)
 
     def publish(self) -> None:
-        """Move the finished dataset into place; an old one there is removed after that."""
+        """Move the finished dataset into place, then remove the old one."""
         with files.writing(self.target):
             shutil.rmtree(self.path / _RECORDS)
             for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
@@ -218,27 +241,25 @@ class Staging:
             shutil.rmtree(self._old, ignore_errors=True)
 
     def discard(self) -> None:
-        """Remove the folder with all that is finished."""
+        """Delete the folder and all finished episodes in it."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def find_shards(target: Path) -> list[Staging]:
-    """Folders of shards that lie beside the dataset they are parts of, in order.
+    """Find the staging folders of all shards of a dataset, in order.
 
     Raises:
-        DatasetError: There is none, some are missing, or they are of different divisions.
+        DatasetError: There are no shards, some are missing, or their counts differ.
     """
     names = [p.name.rpartition(".")[2] for p in target.parent.glob(f".{target.name}.shard-*-of-*") if p.is_dir()]
     shards = [parse_shard(name.removeprefix("shard-").replace("-of-", "/")) for name in names]
     counts = sorted({shard.count for shard in shards})
     if not counts:
-        raise DatasetError(f"{target}: no shards to merge beside it; build them with --shard 1/2 and --shard 2/2")
+        raise DatasetError(f"{target}: no shards to merge next to it. Build them with --shard 1/2 and --shard 2/2")
     if len(counts) > 1:
-        raise DatasetError(
-            f"{target}: shards of different divisions ({counts}) lie beside it; remove those that are old"
-        )
+        raise DatasetError(f"{target}: shards of different divisions ({counts}) are next to it. Remove the old ones")
     missing = sorted(set(range(1, counts[0] + 1)) - {shard.number for shard in shards})
     if missing:
         texts: Sequence[str] = [f"--shard {number}/{counts[0]}" for number in missing]
-        raise DatasetError(f"{target}: shards are missing; build them first: {', '.join(texts)}")
+        raise DatasetError(f"{target}: shards are missing. Build them first: {', '.join(texts)}")
     return [Staging(target, shard) for shard in sorted(shards, key=lambda s: s.number)]

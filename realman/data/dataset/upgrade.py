@@ -1,6 +1,7 @@
-"""Turns a LeRobot v2.0 dataset into v2.1: the same tables and videos, never re-encoded, with statistics per episode added.
+"""Upgrade a LeRobot v2.0 dataset to v2.1.
 
-A v2.1 dataset comes out as it was; statistics that are missing are computed.
+Tables and videos stay the same and are never encoded again. Statistics per episode are added. A v2.1 dataset stays unchanged,
+except that missing statistics are computed.
 """
 
 import dataclasses
@@ -19,8 +20,8 @@ import pyarrow.parquet as pq
 from realman.data.dataset import layout
 from realman.data.dataset.build import DatasetPlan
 from realman.data.dataset.layout import Features
-from realman.data.dataset.staging import EpisodeRecord
 from realman.data.dataset.staging import BuildContext
+from realman.data.dataset.staging import EpisodeRecord
 from realman.data.dataset.stats import ImageStats
 from realman.data.dataset.stats import Stats
 from realman.data.dataset.stats import sample_frames
@@ -43,24 +44,30 @@ class UpgradeJob:
     fps: int
     features: Features
     files: tuple[tuple[str, str], ...]
-    """Existing and new path of the table, then of the video of each video feature in order; relative to the datasets."""
+    """Existing and new path of the table, then of the video of each video feature in order.
+
+    Paths are relative to the datasets.
+    """
     stats: dict[str, Any] | None
-    """Statistics that are there already."""
+    """Statistics of the episode if the dataset has them."""
 
     @property
     def source(self) -> str:
-        """The episode's table."""
+        """Path of the episode's table, relative to the existing dataset."""
         return self.files[0][0]
 
     def fingerprint(self) -> str:
-        """Hash of the sources' identity and all metadata."""
+        """Return a hash of the source files' identity and all metadata."""
         files = [(self.root / old).resolve() for old, _ in self.files]
         status = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         content = {**dataclasses.asdict(self), "status": status}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def build(self, context: BuildContext) -> EpisodeRecord:
-        """Link or copy the episode's files below the context's root and compute its statistics; see `EpisodeJob.build`."""
+        """Link or copy the episode's files and compute its statistics.
+
+        See `EpisodeJob.build`.
+        """
         root = context.root
         stats = self.stats if self.stats is not None else self._measure()
         for old, new in self.files:
@@ -75,17 +82,21 @@ class UpgradeJob:
         )
 
     def _measure(self) -> dict[str, Stats]:
+        # Check the table before any image is decoded.
         try:
             table = pq.read_table(self.root / self.source)
         except pa.ArrowInvalid as e:
-            raise EpisodeError(f"{self.source}: is no readable parquet file ({e}); copy the dataset again") from e
+            raise EpisodeError(f"{self.source}: is not a readable Parquet file ({e}). Copy the dataset again") from e
         if len(table) != self.num_frames:
-            raise EpisodeError(f"{self.source}: has {len(table)} rows, {layout.EPISODES.name} says {self.num_frames}")
+            raise EpisodeError(
+                f"{self.source}: has {len(table)} rows, expected {self.num_frames} as in {layout.EPISODES.name}"
+            )
         missing = [
             key for key, f in self.features.items() if f["dtype"] != layout.VIDEO and key not in table.column_names
         ]
         if missing:
-            raise EpisodeError(f"{self.source}: columns {missing} are missing; info.json lists them")
+            raise EpisodeError(f"{self.source}: columns {missing} are missing, expected all that info.json lists")
+        # Each kind of feature has its own source of values.
         videos = dict(zip(layout.keys_of(self.features, layout.VIDEO), self.files[1:], strict=True))
         stats = {}
         for key, feature in self.features.items():
@@ -101,21 +112,21 @@ class UpgradeJob:
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether `path` holds a LeRobot dataset."""
+    """Return whether `path` contains a LeRobot dataset."""
     return (path / layout.INFO).is_file()
 
 
 def _read_info(root: Path) -> dict[str, Any]:
-    """The info.json of an existing dataset.
+    """Read the info.json of an existing dataset.
 
     Raises:
-        DatasetError: It is damaged, or of a version that cannot be upgraded.
+        DatasetError: It is damaged, or its version cannot be upgraded.
     """
     try:
         info = json.loads((root / layout.INFO).read_text(encoding="utf-8"))
         version = info["codebase_version"]
     except (ValueError, KeyError) as e:
-        raise DatasetError(f"{root / layout.INFO}: is damaged ({e}); copy the dataset again") from e
+        raise DatasetError(f"{root / layout.INFO}: is damaged ({e}). Copy the dataset again") from e
     if version not in READABLE_VERSIONS:
         raise DatasetError(f"{root}: is a LeRobot {version} dataset, expected {' or '.join(READABLE_VERSIONS)}")
     return info
@@ -126,11 +137,12 @@ def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
 
     Args:
         root: The dataset.
-        robot_type: Name of the robot; None keeps the dataset's own.
+        robot_type: Name of the robot. None keeps the dataset's own.
 
     Raises:
-        DatasetError: Its version is none of `READABLE_VERSIONS`, its metadata are damaged, or files are missing.
+        DatasetError: Its version is not one of `READABLE_VERSIONS`, its metadata are damaged, or files are missing.
     """
+    # Metadata may have any content, so keys and types are checked by using them.
     try:
         info = _read_info(root)
         jobs = _read_jobs(root, info)
@@ -147,7 +159,7 @@ def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
         )
     except (KeyError, TypeError) as e:
         raise DatasetError(
-            f"{root / 'meta'}: is damaged, {e} is missing or no such value; copy the dataset again"
+            f"{root / 'meta'}: is damaged, {e} is missing or has a wrong type. Copy the dataset again"
         ) from e
 
 
@@ -189,7 +201,7 @@ def _refuse_missing(root: Path, missing: list[Path]) -> None:
     if missing:
         names = ", ".join(str(p.relative_to(root)) for p in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise DatasetError(f"{root}: files are missing: {names}{more}; copy the dataset again")
+        raise DatasetError(f"{root}: files are missing: {names}{more}. Copy the dataset again")
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -208,13 +220,13 @@ def _image_stats(column: pa.ChunkedArray, place: str) -> Stats:
             np.frombuffer(column[t].as_py()["bytes"], np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         )
         if bgr is None:
-            raise EpisodeError(f"{place} cannot be decoded at frame {t}; copy the dataset again")
+            raise EpisodeError(f"{place} cannot be decoded at frame {t}. Copy the dataset again")
         stats.add(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
     return stats.result()
 
 
 def _video_stats(path: Path, num_frames: int) -> Stats:
-    # Here, so that only who has videos loads the codec library.
+    # Imported here, so that the codec library is loaded only if there are videos.
     from realman.data.dataset.video import read_frames
 
     stats = ImageStats()

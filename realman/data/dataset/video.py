@@ -1,4 +1,7 @@
-"""Videos of one camera of one episode, encoded for random access."""
+"""Write and read videos that are encoded for random access.
+
+A video shows one camera of one episode.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -20,10 +23,16 @@ from realman.errors import DatasetError
 
 
 class VideoWriter:
-    """Encodes frames one by one; the file appears under its name only when it is complete."""
+    """Encode frames one by one.
+
+    The file gets its final name only once it is complete.
+    """
 
     def __init__(self, path: Path, *, fps: int, height: int, width: int, codec: CodecName) -> None:
-        """Open a file beside `path`, which takes its place at the end of the `with` block; see `check_size`."""
+        """Open a temporary file next to `path`.
+
+        It is renamed to `path` at the end of the `with` block. See `check_size` for allowed sizes.
+        """
         check_size(height, width)
         self._path = path
         self._part = path.with_name(path.name + ".part")
@@ -48,17 +57,17 @@ class VideoWriter:
             self._container.close()
             files.finish(self._part, self._path)
         else:
-            # What made the block end is the error to report, not that the file cannot be ended (on a full disk it cannot).
+            # Report the error that ended the block. Closing the file may fail as well, for example on a full disk.
             with contextlib.suppress(av.FFmpegError):
                 self._container.close()
 
     def write(self, image: Image) -> None:
-        """Append one RGB frame of the size given at the start."""
+        """Append one RGB frame of the given height and width."""
         self._container.mux(self._stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
 
 
 def read_frames(path: Path, wanted: set[int]) -> Iterator[Image]:
-    """Decode a video once and yield the wanted frames as RGB, in order.
+    """Decode a video once and yield the wanted RGB frames in order.
 
     Raises:
         DatasetError: The file cannot be decoded, or ends before the last wanted frame.
@@ -71,6 +80,6 @@ def read_frames(path: Path, wanted: set[int]) -> Iterator[Image]:
                     found += 1
                     yield np.asarray(frame.to_ndarray(format="rgb24"))
     except av.FFmpegError as e:
-        raise DatasetError(f"{path}: cannot be decoded as video ({e}); copy the dataset again") from e
+        raise DatasetError(f"{path}: cannot be decoded as video ({e}). Copy the dataset again") from e
     if found < len(wanted):
-        raise DatasetError(f"{path}: ends before frame {max(wanted)}; copy the dataset again")
+        raise DatasetError(f"{path}: ends before frame {max(wanted)}. Copy the dataset again")

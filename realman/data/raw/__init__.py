@@ -1,4 +1,7 @@
-"""Recordings as they come from the robot: HDF5 episodes read frame by frame, in the contract's layout and units."""
+"""Recordings as they come from the robot.
+
+HDF5 episodes are read frame by frame, in the contract's layout and units.
+"""
 
 from realman.data.raw.episode import Episode
 from realman.data.raw.episode import open_episode

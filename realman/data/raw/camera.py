@@ -1,4 +1,7 @@
-"""The frames of one camera of a recording, raw or JPEG, read in blocks so that memory stays bounded."""
+"""The frames of one camera of a recording, raw or JPEG.
+
+Frames are read in blocks, so that memory stays bounded.
+"""
 
 from typing import Any
 
@@ -10,40 +13,42 @@ from realman.arrays import Bytes
 from realman.arrays import Image
 from realman.arrays import Pixels
 from realman.arrays import StoredFrame
-from realman.errors import EpisodeError
 from realman.data.raw import hdf5
 from realman.data.raw import jpeg
 from realman.data.raw.options import ColorOrder
+from realman.errors import EpisodeError
 
 _BLOCK_BYTES = 4 * 2**20
-"""Bytes read at once per camera: enough that HDF5's cost per call vanishes, small beside the 1 GiB budget of a run."""
+"""Bytes read at once per camera: enough to make HDF5's cost per call negligible, and small compared with a run's budget of 1 GiB."""
 
 _MAX_CHUNK_BYTES = 64 * 2**20
-"""A compressed HDF5 chunk up to this size is read whole, or every frame in it would decompress all of it again."""
+"""A compressed HDF5 chunk up to this size is read whole. Otherwise each of its frames would decompress the chunk again."""
 
 _VARIABLE_LENGTH_ROWS = 16
-"""Frames read at once when a row's size is unknown beforehand."""
+"""Frames read at once when the size of a row is not known in advance."""
 
 
 class CameraStream:
     """Random access to the frames of one camera.
 
-    A run through all frames reads them in blocks, the last of which stays in memory; a look at one frame reads little more than it.
+    Reading all frames in order goes block by block, and the last block stays in memory. Reading a single frame reads little more
+    than that frame.
     """
 
     def __init__(
         self, dataset: h5py.Dataset, *, place: str, color: ColorOrder, lengths: h5py.Dataset | None = None
     ) -> None:
-        """Look at the dataset's form and at its first frame.
+        """Check the layout of the dataset and measure its first frame.
 
         Args:
-            dataset: (T, h, w, 3) uint8 frames; (T, n) uint8 JPEG buffers padded at the end; or T JPEG buffers of variable length.
+            dataset: One of three layouts: (T, h, w, 3) uint8 frames, (T, n) uint8 JPEG buffers padded at the end, or T JPEG
+                buffers of variable length.
             place: File and dataset, for messages.
             color: Channel order of the frames.
-            lengths: (cameras, T) true lengths of padded buffers, for padding that is not zero; rows in any order.
+            lengths: (cameras, T) true lengths of padded buffers, with rows in any order. Needed if the padding is not zero.
 
         Raises:
-            EpisodeError: The dataset has another form, or its first frame is damaged.
+            EpisodeError: The dataset has another layout, or its first frame is damaged.
         """
         self._dataset = dataset
         self._place = place
@@ -56,7 +61,7 @@ class CameraStream:
         self._unit_rows = _rows_per_unit(dataset)
         self.block_rows = _rows_per_block(dataset, self._unit_rows)
         if len(dataset) == 0:
-            raise EpisodeError(f"{place}: has no frames; record the episode again")
+            raise EpisodeError(f"{place}: has no frames. Record the episode again")
         self.height, self.width = self._measure()
 
     def __len__(self) -> int:
@@ -64,23 +69,27 @@ class CameraStream:
 
     @property
     def keeps_encoding(self) -> bool:
-        """Whether the recorded JPEG bytes show the right colours in an ordinary decoder."""
+        """Whether an ordinary decoder shows the recorded JPEGs in the right colors."""
         return self.is_jpeg and not self._swap
 
     @property
     def stored_bytes(self) -> int:
-        """Size of all frames as stored; buffers of variable length are taken to be as long as the first."""
+        """Size of all frames as stored, in bytes.
+
+        Buffers of variable length are assumed to be as long as the first one.
+        """
         if self._dataset.ndim == 1:
             return len(self.jpeg_bytes(0)) * len(self)
         return int(np.prod(self._dataset.shape))
 
     def stored(self, t: int) -> StoredFrame:
-        """Frame `t` as recorded: a whole JPEG without padding, or the raw frame in the recorded channel order.
+        """Return frame `t` as recorded.
 
-        A view of what was read, not to be changed; it stays as it is when other frames are read.
+        This is a whole JPEG without padding, or the raw frame in the recorded channel order. It is a view of the data read, so do
+        not change it. Reading other frames does not change it either.
 
         Raises:
-            EpisodeError: The buffer is no whole colour JPEG, or has another size than the first frame.
+            EpisodeError: The buffer is not a whole color JPEG, or its size differs from that of the first frame.
         """
         if not self.is_jpeg:
             return self._read(t)
@@ -90,7 +99,9 @@ class CameraStream:
         return data
 
     def jpeg_bytes(self, t: int) -> bytes:
-        """Frame `t` as it was encoded, without padding; only for JPEG recordings.
+        """Return the JPEG of frame `t` without padding.
+
+        Only for JPEG recordings.
 
         Raises:
             EpisodeError: As for `stored`.
@@ -98,7 +109,7 @@ class CameraStream:
         return self.stored(t).tobytes()
 
     def image(self, t: int) -> Image:
-        """Frame `t` as RGB; a fresh array.
+        """Return frame `t` as RGB, in a new array.
 
         Raises:
             EpisodeError: The frame cannot be decoded.
@@ -106,12 +117,14 @@ class CameraStream:
         return self.decode(self.stored(t), t)
 
     def decode(self, stored: StoredFrame, t: int, stride: int = 1) -> Image:
-        """RGB picture of what `stored` gave for frame `t`, a fresh array; may run in any thread.
+        """Decode a frame that `stored` returned, to a new RGB array.
+
+        Safe to call from any thread.
 
         Args:
             stored: The frame as recorded.
             t: Its number, for messages.
-            stride: Only every n-th pixel in both directions is wanted.
+            stride: Keep only every n-th pixel, in both directions.
 
         Raises:
             EpisodeError: The frame cannot be decoded.
@@ -122,9 +135,9 @@ class CameraStream:
         # A camera's EXIF rotation would change the shape, and ordinary readers of datasets ignore it.
         bgr = cv2.imdecode(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if bgr is None or bgr.shape != (self.height, self.width, 3):
-            raise EpisodeError(f"{self._place} cannot be decoded at frame {t}; record the episode again")
+            raise EpisodeError(f"{self._place} cannot be decoded at frame {t}. Record the episode again")
         pixels = every_nth(bgr, stride)
-        # Of a JPEG encoded with swapped channels, OpenCV's "BGR" is the true RGB.
+        # If a JPEG was encoded with swapped channels, OpenCV's "BGR" is the true RGB.
         return pixels if self._swap else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
     def _measure(self) -> tuple[int, int]:
@@ -134,21 +147,29 @@ class CameraStream:
         return self._header.height, self._header.width
 
     def _check_header(self, data: Bytes, t: int) -> None:
-        """See that `data` is a JPEG of the first frame's size, although its header is another one."""
+        """Check that `data`, a JPEG, has the first frame's size.
+
+        Only called if the header is not the first frame's, which may happen for frames of the same size.
+        """
         try:
             header = jpeg.read_header(data.tobytes())
         except ValueError as e:
-            raise EpisodeError(f"{self._place} {e} at frame {t}; record the episode again") from e
+            raise EpisodeError(f"{self._place} {e} at frame {t}. Record the episode again") from e
         if self._header is not None and header[1:] != self._header[1:]:
             raise EpisodeError(
-                f"{self._place} is {header.height}x{header.width} px at frame {t}, but {self.height}x{self.width} px at frame 0"
+                f"{self._place} is {header.height}x{header.width} px at frame {t}, "
+                f"expected {self.height}x{self.width} px as at frame 0"
             )
 
     def _read(self, t: int) -> Any:
-        """Row `t` as HDF5 gives it: a raw frame, or a buffer as array, bytes or void."""
+        """Return row `t` as HDF5 does.
+
+        This is a raw frame, or a buffer as array, bytes or void.
+        """
         if not 0 <= t < len(self):
             raise IndexError(f"frame {t} of {len(self)}")
         if not self._block_start <= t < self._block_start + len(self._block):
+            # Only a reader that moves on from the end of the last block is about to need a whole one.
             follows = len(self._block) > 0 and t == self._block_start + len(self._block)
             start = t // self._unit_rows * self._unit_rows
             with hdf5.reading(f"{self._place} near frame {t}"):
@@ -157,29 +178,32 @@ class CameraStream:
         return self._block[t - self._block_start]
 
     def _trim(self, data: Bytes, t: int) -> Bytes:
-        """Cut the padding off a buffer."""
+        """Cut off the padding at the end of a buffer."""
         trimmed = jpeg.without_padding(data)
         if self._lengths is not None and not jpeg.is_whole(trimmed):
-            # Recorders disagree on the order of cameras in this table, so any length that gives a whole JPEG is right.
+            # Recorders differ in the order of cameras in this table, so any length that gives a whole JPEG is right.
             candidates = (data[: int(n)] for n in self._lengths[:, t])
             return next((c for c in candidates if jpeg.is_whole(c)), trimmed)
         return trimmed
 
 
 def every_nth(image: Image, stride: int) -> Pixels:
-    """Every n-th pixel of a picture in both directions, as an array of its own unless n is 1."""
+    """Return every n-th pixel of an image in both directions.
+
+    The result is a new array unless n is 1.
+    """
     height, width = image.shape[:2]
     if height % stride or width % stride:
         return np.ascontiguousarray(image[::stride, ::stride])
-    # The nearest of n pixels is the first one; four times faster than a strided copy of three bytes at a time.
+    # The nearest of n pixels is the first one. This is four times faster than a strided copy of three bytes at a time.
     return cv2.resize(image, (width // stride, height // stride), interpolation=cv2.INTER_NEAREST)
 
 
 def _is_jpeg(dataset: h5py.Dataset, place: str) -> bool:
-    """Tell JPEG buffers from raw frames by the dataset's form alone.
+    """Return whether the dataset holds JPEG buffers, judged by its layout alone.
 
     Raises:
-        EpisodeError: It is neither.
+        EpisodeError: It holds neither JPEG buffers nor raw frames.
     """
     kind = dataset.dtype
     if dataset.ndim == 4 and kind == np.uint8 and dataset.shape[-1] == 3:
@@ -196,7 +220,10 @@ def _is_jpeg(dataset: h5py.Dataset, place: str) -> bool:
 
 
 def _rows_per_unit(dataset: h5py.Dataset) -> int:
-    """Rows that cost as much as one of them: those of a compressed chunk."""
+    """Return how many rows can be read at the cost of one.
+
+    These are the rows of a compressed chunk.
+    """
     if dataset.ndim > 1 and dataset.chunks and dataset.compression:
         chunk_rows = int(dataset.chunks[0])
         if chunk_rows * _row_bytes(dataset) <= _MAX_CHUNK_BYTES:
@@ -205,7 +232,10 @@ def _rows_per_unit(dataset: h5py.Dataset) -> int:
 
 
 def _rows_per_block(dataset: h5py.Dataset, unit_rows: int) -> int:
-    """Rows to read at once; whole chunks only, for a chunk cut by a block's border is decompressed twice."""
+    """Return how many rows to read at once.
+
+    Blocks consist of whole chunks, because a chunk across the border of two blocks is decompressed twice.
+    """
     if dataset.ndim == 1:
         return _VARIABLE_LENGTH_ROWS
     rows = max(1, _BLOCK_BYTES // _row_bytes(dataset))

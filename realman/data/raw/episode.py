@@ -1,7 +1,11 @@
-"""One recording as a streaming `Episode`: joints as arrays, images frame by frame.
+"""Read one recording: joints as arrays, images frame by frame.
 
-File layout (ALOHA's): /observations/qpos and /action (T, 14); optional /observations/qvel and /observations/effort;
-/observations/images/<camera>; optional attributes `fps` and `language_instruction`.
+The file layout is ALOHA's:
+
+- /observations/qpos and /action, each (T, 14)
+- /observations/qvel and /observations/effort, each (T, 14) and optional
+- /observations/images/<camera>
+- the optional attributes `fps` and `language_instruction`
 """
 
 from collections.abc import Callable
@@ -16,13 +20,13 @@ import numpy as np
 
 from realman import spec
 from realman.arrays import Image
-from realman.errors import EpisodeError
 from realman.data.raw import hdf5
 from realman.data.raw import options as _options
 from realman.data.raw.camera import CameraStream
 from realman.data.raw.options import RawOptions
 from realman.data.raw.options import RawTraj
 from realman.data.raw.options import Traj
+from realman.errors import EpisodeError
 
 QPOS = "observations/qpos"
 ACTION = "action"
@@ -40,26 +44,28 @@ TASK_NAMES = ("language_instruction", "instruction", "task")
 
 
 def open_episode(path: Path, options: RawOptions | None = None) -> "Episode":
-    """Open a recording; close it or use it as a context manager.
+    """Open a recording.
+
+    Close it, or use it as a context manager.
 
     Args:
         path: An HDF5 file.
-        options: How to read it; None reads the contract's own layout and units.
+        options: How to read it. None means the contract's own layout and units.
 
     Raises:
-        EpisodeError: Not a readable recording; every missing or misshapen dataset is named at once.
+        EpisodeError: Not a readable recording. The message names every dataset that is missing or has a wrong shape.
     """
     return Episode(path, options or RawOptions())
 
 
 class Episode:
-    """An open recording in the contract's layout and units: right arm first, rad, grippers 0..1 (1 = open), RGB.
+    """An open recording in the contract's layout and units.
 
-    Joint arrays are read on first use; images are read in blocks of a few MiB.
+    That is: right arm first, joints in rad, grippers 0..1 (1 = open), images in RGB. Joint arrays are read on first use. Images are
+    read in blocks of a few MiB.
     """
 
     def __init__(self, path: Path, options: RawOptions) -> None:
-        """Open `path` and check its form; see `open_episode`."""
         self.path = path
         self.options = options
         self._file = hdf5.open_file(path)
@@ -97,7 +103,10 @@ class Episode:
 
     @property
     def has_fps(self) -> bool:
-        """Whether the recording or the options state the rate; otherwise `fps` is the usual one, assumed."""
+        """Whether the recording or the options state the frame rate.
+
+        If not, `fps` is the usual rate, which is only assumed.
+        """
         return self._fps is not None
 
     @property
@@ -117,27 +126,30 @@ class Episode:
 
     @functools.cached_property
     def unclipped_state(self) -> Traj:
-        """Measured positions with the grippers as far beyond 0..1 as their sensors read."""
+        """Measured positions, with grippers beyond 0..1 where their sensors read so."""
         return self._read(QPOS, _options.positions)
 
     @functools.cached_property
     def unclipped_action(self) -> Traj:
-        """Commanded positions with the grippers as far beyond 0..1 as recorded."""
+        """Commanded positions, with grippers beyond 0..1 where recorded so."""
         return self._read(ACTION, _options.positions)
 
     @functools.cached_property
     def velocity(self) -> Traj | None:
-        """Measured velocities, rad/s; None when not recorded."""
+        """Measured velocities in rad/s, or None if not recorded."""
         return self._read(QVEL, _options.velocities) if self._has_velocity else None
 
     @functools.cached_property
     def effort(self) -> Traj | None:
-        """Measured efforts in the recorder's unit; None when not recorded."""
+        """Measured efforts in the recorder's unit, or None if not recorded."""
         return self._read(EFFORT, _options.efforts) if self._has_effort else None
 
     @functools.cached_property
     def timestamps(self) -> Float64[np.ndarray, " t"] | None:
-        """Time of each frame in the recorder's unit and from its own zero; None when not recorded."""
+        """Time of each frame, or None if not recorded.
+
+        Unit and zero are the recorder's own.
+        """
         if self._timestamps is None:
             return None
         place = f"{self.path.name}: '{self._timestamps}'"
@@ -148,27 +160,28 @@ class Episode:
         return recorded.reshape(-1)
 
     def camera(self, name: str) -> CameraStream:
-        """The frames of one camera.
+        """Return the frames of one camera.
 
         Raises:
             EpisodeError: There is no such camera.
         """
         if name not in self._streams:
-            raise EpisodeError(
-                f"{self.path.name}: no camera '{name}'; the recording has {', '.join(self.cameras) or 'none'}"
-            )
+            raise EpisodeError(f"{self.path.name}: has no camera '{name}', only {', '.join(self.cameras) or 'none'}")
         return self._streams[name]
 
     def camera_place(self, name: str) -> str:
-        """Dataset of a camera in the file, for messages."""
+        """Return the quoted name of a camera's dataset, for messages."""
         return f"'{IMAGES}/{self._recorded_as[name]}'"
 
     def image(self, camera: str, t: int) -> Image:
-        """Frame `t` of a camera as RGB, a fresh array."""
+        """Return frame `t` of a camera as RGB, in a new array."""
         return self.camera(camera).image(t)
 
     def encoded_image(self, camera: str, t: int) -> bytes | None:
-        """The JPEG as recorded; None when the recording is raw, or has swapped colours and must be encoded anew."""
+        """Return the JPEG as recorded, or None.
+
+        None means that the frame must be encoded first, because the recording is raw or has swapped colors.
+        """
         stream = self.camera(camera)
         return stream.jpeg_bytes(t) if stream.keeps_encoding else None
 
@@ -188,7 +201,7 @@ class Episode:
         )
 
     def _check_form(self) -> None:
-        """Raise one error that names every dataset which is missing or has a wrong shape."""
+        """Raise one error that names every missing or misshapen dataset."""
         problems = [_missing(self._file, name) for name in (QPOS, ACTION) if not _is_dataset(self._file, name)]
         if not isinstance(self._file.get(IMAGES), h5py.Group):
             problems.append(_missing(self._file, IMAGES))
@@ -198,6 +211,7 @@ class Episode:
             for name, data in vectors.items()
             if data.ndim != 2 or data.shape[1] != spec.NUM_DIMS or data.dtype.kind not in "fiu"
         ]
+        # Lengths are compared only if everything to compare is there.
         if not problems:
             cameras = {f"{IMAGES}/{camera}": self._file[IMAGES][camera] for camera in self._file[IMAGES]}
             problems += _length_problems({**vectors, **cameras})
@@ -210,10 +224,10 @@ def _is_dataset(group: h5py.Group, name: str) -> bool:
 
 
 def _missing(file: h5py.File, name: str) -> str:
-    """Say that `name` is missing, with the nearest name that is there."""
+    """Say that `name` is missing, and name the closest match."""
     names: list[str] = []
     file.visit(names.append)
-    others = [n for n in names if not name.startswith(f"{n}/")]  # the group in which it is missing is no candidate
+    others = [n for n in names if not name.startswith(f"{n}/")]  # not the groups in which it should be
     near = difflib.get_close_matches(name, others, n=1)
     return f"'{name}' is missing" + (f" (found '{near[0]}')" if near else "")
 
@@ -230,17 +244,20 @@ def _length_problems(datasets: dict[str, h5py.Dataset]) -> list[str]:
 
 
 def _camera_names(images: h5py.Group, options: RawOptions, place: str) -> dict[str, str]:
-    """Name in the file of every camera by the name it shall have; the contract's cameras first and in its order."""
+    """Map each camera's wanted name to its name in the file.
+
+    The contract's cameras come first, in the contract's order.
+    """
     renamed = dict(options.camera_map)
     if unknown := sorted(set(renamed) - set(images)):
         names = ", ".join(f"'{camera}'" for camera in unknown)
-        raise EpisodeError(f"{place}: no camera {names} to rename; recorded: {', '.join(images) or 'none'}")
+        raise EpisodeError(f"{place}: has no camera {names} to rename, only {', '.join(images) or 'none'}")
     pairs = [(renamed.get(camera, camera), camera) for camera in sorted(images)]
     recorded_as = dict(pairs)
     if len(recorded_as) < len(pairs):
         twice = next(name for name, camera in pairs if recorded_as[name] != camera)
         raise EpisodeError(
-            f"{place}: two cameras would be called '{twice}'; rename the other as well, --camera-map {twice}=..."
+            f"{place}: two cameras would be called '{twice}'. Rename the other as well: --camera-map {twice}=..."
         )
     known = [camera for camera in spec.CAMERAS if camera in recorded_as]
     return {camera: recorded_as[camera] for camera in [*known, *(c for c in recorded_as if c not in known)]}
@@ -253,19 +270,22 @@ def _stated_fps(file: h5py.File, options: RawOptions, name: str) -> int | None:
     if recorded < 1 or recorded != round(recorded):
         raise EpisodeError(f"{name}: attribute '{FPS}' is {recorded:g}, expected a whole number of frames per second")
     if options.fps is not None and options.fps != recorded:
-        raise EpisodeError(f"{name}: recorded at {recorded:g} fps, but --fps says {options.fps}; leave --fps out")
+        raise EpisodeError(f"{name}: recorded at {recorded:g} fps, but --fps says {options.fps}. Leave --fps out")
     return int(recorded)
 
 
 def _stated_task(file: h5py.File, options: RawOptions, name: str) -> str | None:
     recorded = next((text for key in TASK_NAMES if (text := _text(file, key, name))), None)
     if options.task is not None and recorded is not None and options.task.strip() != recorded:
-        raise EpisodeError(f"{name}: its task is '{recorded}', but --task says '{options.task}'; leave --task out")
+        raise EpisodeError(f"{name}: its task is '{recorded}', but --task says '{options.task}'. Leave --task out")
     return recorded if options.task is None else options.task.strip()
 
 
 def _text(file: h5py.File, key: str, name: str) -> str | None:
-    """A text kept as attribute or dataset; one text per frame is accepted when all are the same."""
+    """Return the text kept as an attribute or dataset, or None.
+
+    One text per frame is accepted if all are the same.
+    """
     if key in file.attrs:
         value = file.attrs[key]
     elif _is_dataset(file, key):

@@ -1,4 +1,7 @@
-"""The flags by which every command that reads recordings is told what a recording cannot say about itself."""
+"""Flags that describe what a recording does not say about itself.
+
+Every command that reads recordings has them.
+"""
 
 import dataclasses
 
@@ -12,29 +15,29 @@ from realman.data.raw.options import parse_gripper_range
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReadingFlags:
-    """Base of the flags of a command that reads recordings."""
+    """Flags shared by all commands that read recordings."""
 
     angle_unit: AngleUnit = "rad"
     """Unit of the recorded joint angles."""
     gripper_range: str = "0:1"
-    """Recorded gripper value when closed and when open, such as 0:1000 or, inverted, 1000:0."""
+    """Recorded gripper values when closed and when open, such as 0:1000, or 1000:0 if inverted."""
     raw_arm_order: ArmOrder = "right_left"
     """Which arm comes first in the recordings."""
     color: ColorOrder = "rgb"
-    """Channel order of raw frames, or what an ordinary JPEG decoder makes of encoded ones."""
+    """Channel order of raw frames, or of encoded frames after an ordinary JPEG decoder."""
     fps: int | None = None
-    """Frames per second, for recordings that do not state it."""
+    """Frames per second, for recordings that do not state them."""
     task: str | None = None
-    """Task text of all recordings, for recordings that do not state it."""
+    """Task text, for recordings that do not state it."""
     camera_map: tuple[str, ...] = ()
-    """Cameras to rename, as RECORDED=NAME, such as cam_top=cam_high; two that were exchanged need both pairs."""
+    """Cameras to rename, as RECORDED=NAME, such as cam_top=cam_high. To swap two cameras, give both pairs."""
 
     @property
     def options(self) -> RawOptions:
-        """How to read recordings.
+        """The reading options these flags describe.
 
         Raises:
-            EpisodeError: A flag cannot be read.
+            EpisodeError: A flag is malformed.
         """
         return RawOptions(
             self.angle_unit,

@@ -1,4 +1,7 @@
-"""The few bytes of a JPEG that tell, without decoding it, whether it is whole and how large its picture is."""
+"""Check a JPEG and read its size without decoding it.
+
+A few bytes at its start and end are enough.
+"""
 
 from typing import NamedTuple
 
@@ -11,13 +14,14 @@ _END = b"\xff\xd9"
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 _TAILS = (256, 16 * 1024)
-"""Bytes at the end of a padded buffer to search first: most paddings are short."""
+"""Sizes in bytes of the buffer's end that is searched first, because most padding is short."""
 
 
 class Header(NamedTuple):
-    """What comes before the pixels, to the end of the frame header."""
+    """The bytes of a JPEG before its pixels, and its size."""
 
     data: bytes
+    """All bytes up to the end of the frame header."""
     height: int
     """px"""
     width: int
@@ -25,12 +29,15 @@ class Header(NamedTuple):
 
 
 def is_whole(data: Bytes) -> bool:
-    """Whether `data` starts and ends as a JPEG does."""
+    """Return whether `data` starts and ends as a JPEG does."""
     return data[:2].tobytes() == _START and data[-2:].tobytes() == _END
 
 
 def without_padding(data: Bytes) -> Bytes:
-    """A view of `data` without the zeros at its end; a JPEG ends with ffd9, so they are never part of it."""
+    """Return a view of `data` without the zeros at its end.
+
+    A JPEG ends with ffd9, so zeros at the end are never part of it.
+    """
     for size in (*_TAILS, len(data)):
         start = max(0, len(data) - size)
         if tail := data[start:].tobytes().rstrip(b"\0"):
@@ -39,18 +46,21 @@ def without_padding(data: Bytes) -> Bytes:
 
 
 def starts_like(data: Bytes, header: Header) -> bool:
-    """Whether `data` is a whole JPEG with this very header, as most pictures of a camera are."""
+    """Return whether `data` is a whole JPEG with exactly this header.
+
+    Most frames of a camera share one header.
+    """
     return data[: len(header.data)].tobytes() == header.data and data[-2:].tobytes() == _END
 
 
 def read_header(data: bytes) -> Header:
-    """Find the size of the picture in the frame header.
+    """Read the image size from the frame header.
 
     Raises:
-        ValueError: Not a JPEG, cut off, or not a colour picture; the text says which.
+        ValueError: Not a JPEG, cut off, or not in color. The message says which.
     """
     if not data.startswith(_START):
-        raise ValueError(f"is no JPEG (starts with {data[:4].hex() or 'nothing'}, expected ffd8)")
+        raise ValueError(f"is not a JPEG (starts with {data[:4].hex() or 'nothing'}, expected ffd8)")
     if not data.endswith(_END):
         raise ValueError(f"is a JPEG cut off after {len(data)} bytes")
     at = len(_START)

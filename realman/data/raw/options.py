@@ -1,6 +1,7 @@
-"""What a recording cannot say about itself, and the maps from its numbers to the contract's layout and units.
+"""Options for reading a recording, and the conversion of its numbers.
 
-Detection never changes a number: `realman.data.checks` only stops when data contradict these options.
+The options describe what a recording does not say about itself. With them its numbers are brought into the contract's layout and
+units. Nothing is detected and then changed silently: `realman.data.checks` only stops if the data contradict the options.
 """
 
 from collections.abc import Sequence
@@ -30,47 +31,49 @@ Traj = Float32[np.ndarray, "t 14"]
 
 @dataclasses.dataclass(frozen=True)
 class RawOptions:
-    """How to read a recording. The defaults are the contract's own layout and units, so they change nothing.
+    """How to read a recording.
+
+    The defaults are the contract's own layout and units, so they change nothing.
 
     Raises:
-        EpisodeError: A value makes no sense.
+        EpisodeError: A value is invalid.
     """
 
     angle_unit: AngleUnit = "rad"
-    """Unit of the joint angles in the file; velocities are in the same unit per second."""
+    """Unit of the joint angles in the file. Velocities are in this unit per second."""
     gripper_range: tuple[float, float] = (0.0, 1.0)
-    """Recorded gripper value when closed and when open; the first may be the larger one."""
+    """Recorded gripper values when closed and when open. The first may be the larger one."""
     raw_arm_order: ArmOrder = "right_left"
-    """Which arm has the first seven of the 14 numbers."""
+    """Which arm the first seven of the 14 numbers belong to."""
     color: ColorOrder = "rgb"
-    """Channel order of raw frames, or what an ordinary JPEG decoder makes of encoded ones."""
+    """Channel order of raw frames, or of encoded frames after an ordinary JPEG decoder."""
     fps: int | None = None
-    """Frames per second; None takes the recording's own."""
+    """Frames per second. None means the recording's own."""
     task: str | None = None
-    """Task text; None takes the recording's own."""
+    """Task text. None means the recording's own."""
     camera_map: tuple[tuple[str, str], ...] = ()
-    """Pairs of a camera's name in the file and the name it should have; other cameras keep theirs."""
+    """Pairs of a camera's name in the file and the name it should have. Other cameras keep their names."""
 
     def __post_init__(self) -> None:
         low, high = self.gripper_range
         if not (math.isfinite(low) and math.isfinite(high)) or low == high:
             raise EpisodeError(
-                f"gripper range {low:g}:{high:g} is empty; give the closed and the open value, such as 0:1000"
+                f"gripper range {low:g}:{high:g} is empty. Give the closed and the open value, such as 0:1000"
             )
         if self.fps is not None and self.fps < 1:
-            raise EpisodeError(f"fps {self.fps} is not positive; give frames per second, such as 50")
+            raise EpisodeError(f"fps {self.fps} is not positive. Give frames per second, such as 50")
         if self.task is not None and not self.task.strip():
-            raise EpisodeError("task text is empty; say what the robot does, such as 'fold the towel'")
+            raise EpisodeError("task text is empty. Say what the robot does, such as 'fold the towel'")
         for names in zip(*self.camera_map, strict=True):
             if twice := [name for name in names if names.count(name) > 1]:
-                raise EpisodeError(f"camera map names '{twice[0]}' twice; give each camera once, as RECORDED=NAME")
+                raise EpisodeError(f"camera map names '{twice[0]}' twice. Give each camera once, as RECORDED=NAME")
 
 
 def parse_gripper_range(text: str) -> tuple[float, float]:
-    """Read `CLOSED:OPEN`, such as `0:1000` or, inverted, `1000:0`.
+    """Parse `CLOSED:OPEN`, such as `0:1000`, or `1000:0` if inverted.
 
     Raises:
-        EpisodeError: The text is not of that form.
+        EpisodeError: The text does not have this form.
     """
     try:
         closed, opened = (float(part) for part in text.split(":"))
@@ -80,10 +83,10 @@ def parse_gripper_range(text: str) -> tuple[float, float]:
 
 
 def parse_camera_map(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Read `RECORDED=NAME` pairs, such as `cam_top=cam_high`.
+    """Parse `RECORDED=NAME` pairs, such as `cam_top=cam_high`.
 
     Raises:
-        EpisodeError: A text is not of that form.
+        EpisodeError: A text does not have this form.
     """
     parsed = []
     for pair in pairs:
@@ -95,9 +98,9 @@ def parse_camera_map(pairs: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 
 def positions(recorded: RawTraj, options: RawOptions) -> Traj:
-    """Recorded positions as rad and gripper fraction, right arm first.
+    """Convert recorded positions to rad and gripper fractions, right arm first.
 
-    Grippers are scaled but not clipped: sensors read slightly beyond both ends, and checks need to see by how much.
+    Grippers are scaled but not clipped. Sensors read slightly beyond both ends, and the checks need to see by how much.
     """
     low, high = options.gripper_range
     values = _right_arm_first(recorded, options)
@@ -107,7 +110,10 @@ def positions(recorded: RawTraj, options: RawOptions) -> Traj:
 
 
 def velocities(recorded: RawTraj, options: RawOptions) -> Traj:
-    """Recorded velocities as rad/s and gripper fraction per second (positive opens), right arm first."""
+    """Convert recorded velocities to rad/s, right arm first.
+
+    Grippers are in fractions per second, and positive means opening.
+    """
     low, high = options.gripper_range
     values = _right_arm_first(recorded, options)
     values[:, _JOINTS] *= _rad_per_unit(options)
@@ -116,25 +122,28 @@ def velocities(recorded: RawTraj, options: RawOptions) -> Traj:
 
 
 def efforts(recorded: RawTraj, options: RawOptions) -> Traj:
-    """Recorded efforts, right arm first; their unit is the recorder's."""
+    """Return recorded efforts, right arm first, in the recorder's unit."""
     return _to_float32(_right_arm_first(recorded, options))
 
 
 def clip_grippers(values: Traj) -> Traj:
-    """Return a copy with both grippers inside 0..1; NaN stays NaN."""
+    """Return a copy with both grippers clipped to 0..1. NaN stays NaN."""
     clipped = values.copy()
     clipped[:, _GRIPPERS] = np.clip(values[:, _GRIPPERS], 0.0, 1.0)
     return clipped
 
 
 def _to_float32(values: Float64[np.ndarray, "t 14"]) -> Traj:
-    # A damaged number too large for float32 becomes infinite, which the checks report with its place.
+    # A damaged number that is too large for float32 becomes infinite, and the checks report where it is.
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
 
 
 def _right_arm_first(recorded: RawTraj, options: RawOptions) -> Float64[np.ndarray, "t 14"]:
-    """A float64 copy in the contract's arm order; float64 so that the scaling rounds once, at the end."""
+    """Return a float64 copy in the contract's arm order.
+
+    With float64, scaling rounds only once, at the end.
+    """
     values = np.array(recorded, np.float64)
     return np.roll(values, _ARM_DIMS, axis=1) if options.raw_arm_order == "left_right" else values
 

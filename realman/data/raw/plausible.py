@@ -1,6 +1,7 @@
-"""Doubts about a recording that can be read without an error: did the robot, the clock and the cameras work?
+"""Doubts about a readable recording: did robot, clock and cameras work?
 
-Everything here may be accepted by name (`Doubt`), because a person may know better; the other checks may not.
+You can accept each of these findings by name (`Doubt`), because you may know better. The findings of all other checks cannot be
+accepted.
 """
 
 from collections.abc import Iterator
@@ -19,37 +20,49 @@ Doubt = Literal["jump", "timestamps", "frozen", "black"]
 ALL_DOUBTS: tuple[Doubt, ...] = get_args(Doubt)
 
 JUMP_SPEED = 2.0
-"""A step between two frames faster than this many times the joint's top speed is a fault: one frame may have been lost at full speed."""
+"""A step between two frames faster than this many times the joint's top speed is a fault.
+
+Two, because one frame may have been lost at full speed.
+"""
 
 _JUMP_MARGIN_RAD = np.deg2rad(1.0)
-"""Noise of encoders and leaders on top, which matters at high frame rates."""
+"""Allowance for the noise of encoders and leader arms, which matters at high frame rates."""
 
 _RATE_TOLERANCE = 0.1
 _LONGEST_GAP_FRAMES = 5
 _LONGEST_GAP_S = 0.1
-"""A gap between timestamps must exceed both: schedulers stutter, but half a chunk of missing motion is a wrong motion."""
+"""A gap between timestamps is a fault if it exceeds both limits.
+
+Schedulers stutter, but with half an action chunk missing the motion is wrong.
+"""
 
 _SECONDS_PER_UNIT = (1.0, 1e-3, 1e-6, 1e-9)
-"""Recorders count in s, ms, us or ns."""
+"""Recorders count time in s, ms, us or ns."""
 
 FROZEN_S = 1.0
-"""A camera at a lower rate than the recording repeats its frames for less."""
+"""A run of equal frames this long is a fault. A camera slower than the recording repeats its frames for less time."""
 _FROZEN_MOTION_RAD = 0.1
-"""Meanwhile a joint that the camera should see moves at least this far; a simulated camera shows a still scene as equal frames."""
+"""Equal frames are a fault only if a joint that the camera should see moves at least this far meanwhile.
+
+A simulated camera shows a still scene as equal frames.
+"""
 
 _BLACK_MEAN = 16.0
 _BLACK_STD = 4.0
-"""A covered or unpowered camera: no brighter than the black of limited-range video, and without any structure (levels of 255)."""
+"""A frame darker and flatter than this comes from a covered or unpowered camera (levels of 255).
+
+The limit is the black of limited-range video, without any structure.
+"""
 
 _JOINTS = list(spec.JOINT_DIMS)
 _SIDE_OF_CAMERA = {f"cam_{side}_wrist": side for side in spec.SIDES}
 
 
 def jump_problems(name: str, values: Traj, fps: int) -> Iterator[str]:
-    """Steps that no joint can make.
+    """Describe steps that no joint can make.
 
     Args:
-        name: Dataset of the values, for the message.
+        name: Name of the dataset, for the message.
         values: Positions, rad.
         fps: Frames per second.
     """
@@ -62,40 +75,46 @@ def jump_problems(name: str, values: Traj, fps: int) -> Iterator[str]:
     times = step[frame, column] * fps / speed[column]
     yield (
         f"'{name}' {spec.DIM_NAMES[_JOINTS[column]]} jumps by {step[frame, column]:.3f} rad at frame {frame + 1}, {times:.1f} times "
-        f"the joint's top speed ({int((excess > 0).sum())} such steps); --accept jump keeps it"
+        f"the joint's top speed ({int((excess > 0).sum())} such steps). Keep it with --accept jump"
     )
 
 
 def timestamp_problems(times: Float64[np.ndarray, " t"], fps: int, *, has_fps: bool) -> Iterator[str]:
-    """Clocks that run backwards, at another rate, or with holes.
+    """Describe a clock that runs backwards, at another rate, or with gaps.
 
     Args:
         times: Time of each frame, in s, ms, us or ns.
         fps: Frames per second.
-        has_fps: Whether the rate is stated; an assumed one is no yardstick.
+        has_fps: Whether the rate is stated. An assumed rate is not compared with the timestamps.
     """
     if len(times) < 2:
         return
-    remedy = "; --accept timestamps keeps it"
+    remedy = ". Keep it with --accept timestamps"
     if not np.isfinite(times).all():
         yield f"timestamps are not finite at frame {int(np.argmin(np.isfinite(times)))}{remedy}"
         return
+    # Without a strictly growing clock there is no rate to measure.
     steps = np.diff(times)
     if steps.min() <= 0:
         yield f"timestamps do not grow at frame {int(np.argmin(steps)) + 1} (step {steps.min():g}){remedy}"
         return
+    # The recorder's unit is the one that comes closest to the frame rate.
     usual = float(np.median(steps))
     unit_s = min(_SECONDS_PER_UNIT, key=lambda unit: abs(np.log(usual * unit * fps)))
     rate = 1 / (usual * unit_s)
     if has_fps and abs(rate / fps - 1) > _RATE_TOLERANCE:
-        yield f"timestamps are {rate:.1f} frames per second apart, the recording states {fps}{remedy}"
+        yield f"timestamps are {rate:.1f} frames per second apart, expected {fps} as the recording states{remedy}"
     longest = steps.max() * unit_s
     if longest > max(_LONGEST_GAP_S, _LONGEST_GAP_FRAMES / rate):
         yield f"no frames for {longest:.2f} s before frame {int(np.argmax(steps)) + 1}, by its timestamps{remedy}"
 
 
 def is_black(counts: Int64[np.ndarray, "3 256"]) -> bool:
-    """Whether a picture shows nothing at all, by its number of pixels of each level in each colour channel."""
+    """Return whether an image shows nothing at all.
+
+    Args:
+        counts: Number of pixels of each level in each color channel.
+    """
     levels, of_level = np.arange(counts.shape[1]), counts.sum(0)
     mean = of_level @ levels / of_level.sum()
     variance = of_level @ (levels - mean) ** 2 / of_level.sum()
@@ -103,13 +122,13 @@ def is_black(counts: Int64[np.ndarray, "3 256"]) -> bool:
 
 
 class CameraWatch:
-    """Looks at the frames of one camera while they pass by."""
+    """Watch the frames of one camera for doubts while they are copied."""
 
     def __init__(self, camera: str, state: Traj, fps: int) -> None:
-        """Prepare for the frames of an episode, from the first to the last.
+        """Prepare to watch an episode from its first to its last frame.
 
         Args:
-            camera: Its name, which tells the arm it is on.
+            camera: Its name, which says which arm it is mounted on.
             state: Measured positions of the episode.
             fps: Frames per second.
         """
@@ -123,7 +142,7 @@ class CameraWatch:
         self._black: list[int] = []
 
     def add_frame(self, t: int, frame: StoredFrame) -> None:
-        """See frame `t` as it is stored; frames come in order."""
+        """Add frame `t` as stored. Add frames in order."""
         if self._last is None or not np.array_equal(frame, self._last):
             self._end_run(t)
             self._since = t
@@ -134,21 +153,24 @@ class CameraWatch:
         self._black.append(t)
 
     def problems(self) -> dict[Doubt, str]:
-        """What was found, in words; call it when all frames have passed by."""
+        """Describe what was found. Call this after all frames have been added."""
         self._end_run(len(self._motion))
         found: dict[Doubt, str] = {}
         if self._frozen is not None:
             start, end = self._frozen
             found["frozen"] = (
-                f"shows the same picture for {(end - start) / self._fps:.1f} s from frame {start} while the arm moves; "
-                "--accept frozen keeps it"
+                f"shows the same image for {(end - start) / self._fps:.1f} s from frame {start} while the arm moves. "
+                "Keep it with --accept frozen"
             )
         if self._black:
-            found["black"] = f"is black at frame {min(self._black)}; --accept black keeps it"
+            found["black"] = f"is black at frame {min(self._black)}. Keep it with --accept black"
         return found
 
     def _end_run(self, end: int) -> None:
-        """Judge the run of equal frames that lasted to before frame `end`; the longest is kept."""
+        """Judge the run of equal frames that ended before frame `end`.
+
+        Only the longest run is kept.
+        """
         start, length = self._since, end - self._since
         longest = 0 if self._frozen is None else self._frozen[1] - self._frozen[0]
         if length < FROZEN_S * self._fps or length <= longest:

@@ -1,1 +1,1 @@
-"""The official lerobot library as referee: it loads a dataset, and every item is compared with the recordings."""
+"""Compare every item that the official lerobot loads with the recordings."""

@@ -1,7 +1,7 @@
-"""Verify a dataset with the official library: realman verify --data RECORDINGS --repo-id realman/dual_arm.
+"""Verify a dataset with the official lerobot: `realman verify --data RECORDINGS`.
 
-The official lerobot, in its own environment, loads the dataset and walks every item; each is compared with the recordings, read
-as they were for the conversion. Exit code 1 when a feature does not agree.
+lerobot runs in its own environment and loads every item of the dataset. Each item is compared with the recordings, which are read
+with the options of the conversion. The exit code is 1 if a feature differs.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ import tyro
 from realman import cli
 from realman.data.convert import dataset_dir
 from realman.data.dataset import layout
-from realman.errors import DatasetError
 from realman.data.verify import compare
 from realman.data.verify import environment
+from realman.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +33,23 @@ class Args:
     """Flags of the verification."""
 
     data: Annotated[Path, tyro.conf.arg(aliases=["--raw-dir"])]
-    """Folder of the recordings that the dataset was made of."""
+    """Folder of the recordings from which the dataset was made."""
     repo_id: str = "realman/dual_arm"
-    """Name of the dataset: its folder below the root."""
+    """Name of the dataset, which is its folder below the root."""
     root: Path | None = None
-    """Where datasets live; by default $HF_LEROBOT_HOME, or data/lerobot."""
+    """Folder of all datasets. Default: $HF_LEROBOT_HOME, or data/lerobot if that is not set."""
     lerobot_python: Path | None = None
-    """Python of an environment that has lerobot; by default .venv-lerobot, installed on demand."""
+    """Python of an environment with lerobot. Default: .venv-lerobot, which is installed on demand."""
 
 
 def main(args: Args) -> int:
-    """Compare every item that the official lerobot loads with the recordings; exit code 1 when they differ."""
+    """Compare every item that the official lerobot loads with the recordings.
+
+    The exit code is 1 if they differ.
+    """
     root = dataset_dir(args.root, args.repo_id)
     if not (root / layout.INFO).is_file():
-        raise DatasetError(f"{root}: no LeRobot dataset; make it with 'make convert DATA={args.data}'")
+        raise DatasetError(f"{root}: no LeRobot dataset. Make it with 'make convert DATA={args.data}'")
     python = args.lerobot_python or environment.lerobot_python()
     with tqdm(desc="verify", unit=" items") as bar:
 
@@ -55,11 +58,11 @@ def main(args: Args) -> int:
             bar.update()
 
         verdict = compare.compare(compare.ConvertedDataset(root, args.data), python, on_item=on_item)
-    # Names of features are long, and a pipe has no width.
+    # Feature names are long, and a pipe has no width.
     Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(_table(verdict, root))
     for key, agreement in verdict.features.items():
         if not agreement.is_good:
-            logger.error("%s differs, first worst at %s", key, agreement.worst)
+            logger.error("%s differs, first and most at %s", key, agreement.worst)
     sys.stdout.write(f"{'all features agree' if verdict.is_good else 'the dataset differs from its recordings'}\n")
     return 0 if verdict.is_good else 1
 

@@ -1,4 +1,4 @@
-"""Compares what the official library shows of a dataset with what the recordings hold, item by item."""
+"""Compare the items that the official library loads with the recordings."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -15,40 +15,40 @@ import numpy as np
 
 from realman import spec
 from realman.data.dataset import layout
-from realman.errors import DatasetError
 from realman.data.raw import Episode
 from realman.data.raw import open_episode
 from realman.data.raw.options import RawOptions
 from realman.data.verify import environment
 from realman.data.verify import stream_items
+from realman.errors import DatasetError
 
 MIN_PSNR_DB = 20.0
-"""Pictures that were stored with loss must come out at least this close; another scene is 10 to 15 dB away."""
+"""Images stored with loss must be at least this close. Images of different scenes have 10 to 15 dB."""
 
 
 @dataclasses.dataclass
 class Agreement:
-    """How well one feature agrees, over all items."""
+    """How well one feature agrees over all items."""
 
     is_lossless: bool = True
     """Whether every number must be the same."""
     num_items: int = 0
     num_equal: int = 0
     largest: float = 0.0
-    """Largest difference: in the feature's unit, or in levels of 255 for pictures."""
+    """Largest difference, in the feature's unit, or in levels of 255 for images."""
     worst: str = ""
-    """Where the first item of the largest difference is."""
+    """Place of the first item with the largest difference."""
     square_error: float = 0.0
-    """Sum over the items of the mean square error, for pictures."""
+    """Sum of the mean square errors of all items, for images."""
 
     @property
     def psnr_db(self) -> float:
-        """Peak signal to noise ratio of pictures over all items."""
+        """Peak signal-to-noise ratio of images over all items."""
         return 10 * math.log10(255**2 * self.num_items / self.square_error) if self.square_error else math.inf
 
     @property
     def is_good(self) -> bool:
-        """Whether the feature agrees as well as its way of storage allows."""
+        """Whether the feature agrees as well as its storage allows."""
         if math.isinf(self.largest):
             return False
         return self.num_equal == self.num_items if self.is_lossless else self.psnr_db >= MIN_PSNR_DB
@@ -86,7 +86,7 @@ class Agreement:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Outcome of a comparison."""
+    """Result of a comparison."""
 
     lerobot_version: str
     num_items: int
@@ -100,16 +100,16 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class ConvertedDataset:
-    """A dataset and the recordings that it was made of."""
+    """A dataset and the recordings from which it was made."""
 
     root: Path
     raw_dir: Path
 
     def episodes(self) -> Iterator[tuple[Path, RawOptions]]:
-        """Recording of each episode, and how it was read.
+        """Yield the recording of each episode and how it was read.
 
         Raises:
-            DatasetError: The dataset is not one that the converter made of these recordings.
+            DatasetError: The converter did not make the dataset from these recordings.
         """
         options = self._options()
         sources = layout.read_json_lines(self.root / layout.SOURCES)
@@ -117,12 +117,17 @@ class ConvertedDataset:
         folder = self.raw_dir.parent if self.raw_dir.is_file() else self.raw_dir
         missing = [line["source"] for line in sources if not (folder / line["source"]).is_file()]
         if missing:
-            raise DatasetError(f"{folder}: has no '{missing[0]}'; give the folder that {self.root} was made of")
+            raise DatasetError(f"{folder}: has no '{missing[0]}'. Give the folder from which {self.root} was made")
         for line, task in zip(sources, tasks, strict=True):
             yield folder / line["source"], dataclasses.replace(options, task=task)
 
     def is_lossless(self, key: str, stored_as: str) -> bool:
-        """Whether the pictures of a camera, in a column or a file of this name, must be those of the recording."""
+        """Return whether a camera's images must equal the recorded ones.
+
+        Args:
+            key: Feature of the camera.
+            stored_as: "jpg" if the recorded JPEGs can be copied, else "raw".
+        """
         is_video = self._info()["features"][key]["dtype"] == layout.VIDEO
         return not is_video and not (self._conversion()["storage"]["image_format"] == "jpg" and stored_as == "raw")
 
@@ -135,7 +140,7 @@ class ConvertedDataset:
     def _conversion(self) -> dict[str, Any]:
         path = self.root / layout.CONVERSION
         if not path.is_file():
-            raise DatasetError(f"{self.root}: has no {layout.CONVERSION}; convert the recordings again")
+            raise DatasetError(f"{self.root}: has no {layout.CONVERSION}. Convert the recordings again")
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _info(self) -> dict[str, Any]:
@@ -144,17 +149,17 @@ class ConvertedDataset:
 
 @contextlib.contextmanager
 def official_items(python: Path, root: Path) -> Iterator[tuple[dict[str, Any], Iterator[dict[str, Any]]]]:
-    """Start the official library on a dataset.
+    """Load a dataset with the official library.
 
     Args:
         python: Interpreter of its environment.
         root: The dataset.
 
     Yields:
-        What the library says of itself, and its items in order: arrays by key, and texts.
+        The header that the library sends, and its items in order, each with arrays and texts by key.
 
     Raises:
-        DatasetError: The library refuses the dataset, or cannot be started.
+        DatasetError: The library cannot be started or does not load the dataset.
     """
     with tempfile.TemporaryDirectory() as cache, tempfile.TemporaryFile() as log:
         settings = environment.offline_settings(Path(cache))
@@ -192,23 +197,26 @@ def _read_items(
 
 
 def _end(process: subprocess.Popen[bytes], log: IO[bytes]) -> str:
-    """The last line that a process has logged; its stream has ended, so it is about to end itself."""
+    """Return the last line that a process has logged.
+
+    Its stream has ended, so the process is about to end too.
+    """
     process.wait()
     log.seek(0)
     lines = log.read().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it ended without a word"
+    return lines[-1] if lines else "it ended without a message"
 
 
 def compare(dataset: ConvertedDataset, python: Path, *, on_item: Callable[[int], None] | None = None) -> Verdict:
-    """Walk every item of a dataset.
+    """Compare every item of a dataset with its recordings.
 
     Args:
         dataset: The dataset and its recordings.
         python: Interpreter of lerobot's environment.
-        on_item: Called with the number of all items, after each of them.
+        on_item: Called after each item, with the number of all items.
 
     Raises:
-        DatasetError: The library does not load the dataset, or it is not of these recordings.
+        DatasetError: The library does not load the dataset, or the recordings are not those of the dataset.
         EpisodeError: A recording cannot be read.
     """
     features: dict[str, Agreement] = {}
@@ -216,26 +224,32 @@ def compare(dataset: ConvertedDataset, python: Path, *, on_item: Callable[[int],
         for expected in _expected_items(dataset):
             item = next(items, None)
             if item is None:
-                raise DatasetError(f"{dataset.root}: has {header['num_items']} items, the recordings have more frames")
+                raise DatasetError(
+                    f"{dataset.root}: has {header['num_items']} items, expected one per frame: the recordings have more"
+                )
             _compare_item(item, expected, features)
             if on_item is not None:
                 on_item(header["num_items"])
         if next(items, None) is not None:
-            raise DatasetError(f"{dataset.root}: has {header['num_items']} items, more than the recordings have frames")
+            raise DatasetError(
+                f"{dataset.root}: has {header['num_items']} items, expected one per frame: the recordings have fewer"
+            )
         return Verdict(header["lerobot"], header["num_items"], features)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Expected:
-    """What one item should hold."""
+    """What one item should contain."""
 
     place: str
     task: str | None
     arrays: dict[str, Shaped[np.ndarray, "..."]]
     lossy: frozenset[str]
+    """Keys of images stored with loss."""
 
 
 def _expected_items(dataset: ConvertedDataset) -> Iterator[_Expected]:
+    # Both are counted over all episodes, as in the dataset.
     index = 0
     task_indices: dict[str | None, int] = {}
     for episode_index, (path, options) in enumerate(dataset.episodes()):

@@ -1,4 +1,4 @@
-"""lerobot's own Python environment, made on demand from its hash-pinned lock."""
+"""Install lerobot's own Python environment from its hash-pinned lock."""
 
 import logging
 import os
@@ -16,17 +16,19 @@ LOCK = _PROJECT / "requirements" / "lerobot.lock"
 
 
 def lerobot_python() -> Path:
-    """The environment's interpreter; the first call, and the first after a change of the lock, installs (about 3 GB to load).
+    """Return the environment's interpreter, and install it if needed.
+
+    The first call and the first one after a change of the lock install it, which downloads about 3 GB.
 
     Raises:
         DatasetError: It cannot be installed.
     """
     python, ready = VENV / "bin" / "python", VENV / ".ready"
     if not LOCK.is_file():
-        raise DatasetError(f"{LOCK}: is missing; run from a checkout, or give --lerobot-python")
+        raise DatasetError(f"{LOCK}: is missing. Run from a checkout, or give --lerobot-python")
     if ready.is_file() and ready.stat().st_mtime > LOCK.stat().st_mtime:
         return python
-    logger.info("installing lerobot into %s: about 3 GB to load, 5 GB of disk", VENV)
+    logger.info("installing lerobot into %s: downloads about 3 GB and needs 5 GB of disk", VENV)
     if not python.exists():
         _run([sys.executable, "-m", "venv", str(VENV)])
     uv = Path(sys.executable).with_name("uv")
@@ -40,7 +42,10 @@ def lerobot_python() -> Path:
 
 
 def offline_settings(cache: Path) -> dict[str, str]:
-    """Environment variables with which the library stays off the network and keeps its copies in `cache`."""
+    """Return environment variables that keep the library offline.
+
+    It then keeps its copies in `cache`.
+    """
     return {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "HF_DATASETS_CACHE": str(cache / "datasets")}
 
 
@@ -49,5 +54,5 @@ def _run(command: list[str]) -> None:
         subprocess.run(command, check=True, stdout=sys.stderr)
     except (OSError, subprocess.CalledProcessError) as e:
         raise DatasetError(
-            f"{VENV}: lerobot could not be installed ({e}); mend that, or give --lerobot-python of another environment"
+            f"{VENV}: lerobot could not be installed ({e}). Fix that, or give --lerobot-python of another environment"
         ) from e
