@@ -63,7 +63,7 @@ class Args(ReadingFlags):
     repo_id: str = "realman/dual_arm"
     """Name of the dataset, which is its folder below the root."""
     root: Path | None = None
-    """Folder of all datasets. Default: $HF_LEROBOT_HOME, or data/lerobot if that is not set."""
+    """Folder of all datasets. None means $HF_LEROBOT_HOME, or data/lerobot if that is not set."""
     mode: Mode = "image"
     """Store single images (recorded JPEGs stay untouched) or videos."""
     image_format: ImageFormat = "png"
@@ -77,20 +77,19 @@ class Args(ReadingFlags):
     cameras: tuple[str, ...] = spec.CAMERAS
     """Cameras to convert. Every recording must have all of them."""
     episodes: tuple[int, ...] | None = None
-    """Numbers of the recordings to convert, as in episode_<n>.hdf5. Default: all."""
+    """Numbers of the recordings to convert, as in episode_<n>.hdf5. None means all."""
     robot_type: str | None = None
-    """Robot name in info.json. Default: "realman", or the name in the dataset to upgrade."""
+    """Robot name in info.json. None means "realman", or the name in the dataset to upgrade."""
     overwrite: bool = False
     """Replace the dataset if it already exists."""
     skip_bad: bool = False
     """Leave out bad recordings and list them in meta/rejected.json, instead of stopping."""
     accept: tuple[Doubt, ...] = ()
-    """Doubts that do not make a recording bad: jump (faster than the joint can move), timestamps (gaps or another rate), frozen
-    or black (images)."""
+    """Doubts to accept: jump (faster than the joint can move), timestamps (gaps, another rate), frozen and black images."""
     dry_run: bool = False
     """Check everything but write nothing."""
     workers: int | None = None
-    """Number of worker processes. Default: one per core."""
+    """Number of worker processes. None means one per core."""
     dask: str | None = None
     """Address of a Dask scheduler, such as tcp://10.0.0.5:8786. Its workers convert instead."""
     shard: str | None = None
@@ -110,10 +109,7 @@ class Args(ReadingFlags):
 
 
 def main(args: Args) -> int:
-    """Convert RealMan recordings to a LeRobot v2.1 dataset.
-
-    The path of the dataset is printed to stdout.
-    """
+    """Convert RealMan recordings to a LeRobot v2.1 dataset and print its path."""
     _check_args(args)
     check_target(args.target, overwrite=args.overwrite)
     started = time.monotonic()

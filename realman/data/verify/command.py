@@ -16,7 +16,6 @@ from rich.table import Table
 from tqdm import tqdm
 import tyro
 
-from realman import cli
 from realman.data.convert import dataset_dir
 from realman.data.dataset import layout
 from realman.data.verify import compare
@@ -37,16 +36,13 @@ class Args:
     repo_id: str = "realman/dual_arm"
     """Name of the dataset, which is its folder below the root."""
     root: Path | None = None
-    """Folder of all datasets. Default: $HF_LEROBOT_HOME, or data/lerobot if that is not set."""
+    """Folder of all datasets. None means $HF_LEROBOT_HOME, or data/lerobot if that is not set."""
     lerobot_python: Path | None = None
-    """Python of an environment with lerobot. Default: .venv-lerobot, which is installed on demand."""
+    """Python of an environment with lerobot. None means .venv-lerobot, which is installed on demand."""
 
 
 def main(args: Args) -> int:
-    """Compare every item that the official lerobot loads with the recordings.
-
-    The exit code is 1 if they differ.
-    """
+    """Compare lerobot's items with the recordings. Exit code 1 if they differ."""
     root = dataset_dir(args.root, args.repo_id)
     if not (root / layout.INFO).is_file():
         raise DatasetError(f"{root}: no LeRobot dataset. Make it with 'make convert DATA={args.data}'")
