@@ -53,6 +53,7 @@ class Session:
         self._service = service
         self._peer = peer_name(websocket)
         self._policy = service.new_client_policy()
+        self._survives_errors = websocket.request is not None and endpoints.survives_errors(websocket.request)
         self._under_way: collections.deque[_Exchange] = collections.deque()
         self._arrived: asyncio.Queue[_Exchange] = asyncio.Queue(_MAX_UNDER_WAY)
         self._prev_total_ms: float | None = None
@@ -122,7 +123,7 @@ class Session:
                 reply = await self._reply(exchange)
             except Exception as e:
                 await self._send_error(e)
-                if not endpoints.survives_errors(self._websocket.request):
+                if not self._survives_errors:
                     await self._websocket.close(CloseCode.INTERNAL_ERROR, "the error is in the previous message")
                     return
             else:
@@ -182,7 +183,7 @@ class Session:
         else:
             logger.error("%s: request failed", self._peer, exc_info=error)
         details = "".join(traceback.format_exception(error)) if self._service.debug else ""
-        if endpoints.survives_errors(self._websocket.request):
+        if self._survives_errors:
             body = {"code": code, "message": message} | ({"traceback": details} if details else {})
             await self._websocket.send(json.dumps({protocol.ERROR_KEY: body}))
         else:

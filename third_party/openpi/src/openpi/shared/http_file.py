@@ -70,7 +70,7 @@ def fetch(
         generation: Version to fetch, if the store numbers its versions.
 
     Raises:
-        OSError: The download is incomplete, or its checksum is wrong, and then the file is deleted.
+        OSError: The download is incomplete, or its checksum is wrong. A file with a wrong checksum is deleted.
         HTTPError: The server refuses the request, for example with "not found".
     """
     # Keep what has arrived only if it is the start of the wanted version.
@@ -124,7 +124,7 @@ class _Download:
         while block := file.read(_BLOCK_BYTES):
             self._digest.update(block)
         if file.tell():
-            logger.info("%s: resuming after %d bytes that have arrived before", version.url, file.tell())
+            logger.info("%s: resuming after %d bytes that arrived earlier", version.url, file.tell())
             progress.update(file.tell())
 
     @property

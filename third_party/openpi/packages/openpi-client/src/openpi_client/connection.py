@@ -1,4 +1,4 @@
-"""One websocket connection to a policy server, without unlimited waits."""
+"""One connection to a policy server, with time limits on all waits."""
 
 import contextlib
 import inspect
