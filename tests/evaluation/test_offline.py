@@ -248,7 +248,7 @@ def test_records_that_cannot_be_replayed_are_reported_in_one_line(example, recor
     with serving(Oracle()) as server:
         args = example.Args(data=folder, port=server.port, out_dir=tmp_path / "out")
         first.write_bytes(first.read_bytes()[:1000])
-        with pytest.raises(DatasetError, match=r"step_0\.npz: not a whole record"):
+        with pytest.raises(DatasetError, match=r"step_0\.npz: not a complete record"):
             example.main(args)
         np.savez(first, **{"time_s": 1.0, "inputs/x": np.zeros(3), "outputs/actions": np.zeros((50, 14))})
         with pytest.raises(DatasetError, match=r"step_0\.npz: found x, actions, expected a request of this robot"):

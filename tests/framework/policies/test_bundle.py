@@ -283,7 +283,7 @@ def test_adapters_that_cannot_be_merged_leave_nothing(tmp_path, monkeypatch):
 
 def test_adapters_that_the_config_does_not_know_are_not_dropped_in_silence(tmp_path):
     folder = step_folder(tmp_path / "run" / "3", GOLDEN / "pi0_lora_params")
-    with pytest.raises(UserError, match=r"holds adapters \(LoRA\), but config 'tiny_realman' has none"):
+    with pytest.raises(UserError, match=r"found adapters \(LoRA\), but config 'tiny_realman' has none"):
         bundle_writer.export(train_config(tiny_pi0()), folder, tmp_path / "bundle")
     with pytest.raises(UserError, match="parameters do not fit the model"):
         bundle_writer.export(train_config(lora_pi0()), CHECKPOINT, tmp_path / "bundle")
@@ -312,9 +312,9 @@ DAMAGE = {
     ),
     "no weights": (
         lambda folder: shutil.rmtree(folder / "params"),
-        r"'params/' is missing \(found 'assets', 'bundle.json'",
+        r"'params/' not found \(found 'assets', 'bundle.json'",
     ),
-    "no manifest": (lambda folder: (folder / "bundle.json").unlink(), "incomplete bundle, 'bundle.json' is missing"),
+    "no manifest": (lambda folder: (folder / "bundle.json").unlink(), "incomplete bundle, 'bundle.json' not found"),
     "half a manifest": (lambda folder: os.truncate(folder / "bundle.json", 100), "not a bundle's manifest"),
     "another file": (lambda folder: (folder / "bundle.json").write_text("[]"), "not a bundle's manifest"),
     "a missing entry": (lambda folder: edit_manifest(folder, files={}), "not a bundle's manifest"),
@@ -325,7 +325,7 @@ DAMAGE = {
     "no known scale": (lambda folder: edit_manifest(folder, normalization="minmax"), "'normalization' is 'minmax'"),
     "the future": (
         lambda folder: edit_manifest(folder, version=99),
-        "version 99, this program reads up to 1; update it",
+        "found version 99, expected at most 1. Update this program",
     ),
 }
 
@@ -343,7 +343,7 @@ def test_a_damaged_bundle_is_told_in_one_line(own_bundle, kind):
 
 def test_a_bundle_is_served_by_its_own_config_only_and_as_it_was_made(own_bundle, caplog):
     caplog.set_level(logging.INFO)
-    with pytest.raises(UserError, match=r"a bundle of config 'tiny_realman', found 'other'; leave the config out"):
+    with pytest.raises(UserError, match=r"found config 'other', expected the bundle's 'tiny_realman'. Omit the config"):
         load(own_bundle, dataclasses.replace(quick_config(), name="other"))
     changed = dataclasses.replace(
         quick_config(action_horizon=20), data=realman_config.LeRobotRealmanDataConfig(arm_order="left_right")
@@ -396,7 +396,7 @@ def test_a_checkpoint_is_served_and_exported_with_the_flags_of_its_run(tmp_path,
         with caplog.at_level(logging.INFO):
             assert served.load_checkpoint(served.Args(policy=checkpoint)).metadata["action_horizon"] == 6
         # Said once, only what a policy depends on, and nothing to worry about.
-        assert caplog.text.count("as it was trained") == caplog.text.count("base_camera 'cam_low'") == 1
+        assert caplog.text.count("settings of the training run") == caplog.text.count("base_camera 'cam_low'") == 1
         assert not re.search("validation|WARNING", caplog.text)
     # Of another config nothing is taken over; a damaged file is no reason to guess.
     assert load(run, dataclasses.replace(registered, name="other")).metadata["action_horizon"] == 10
@@ -410,14 +410,14 @@ def test_statistics_are_applied_as_recorded_whatever_the_config_says_now(own_bun
     obs = example()
     answers = [load(folder).infer(obs, noise=some_noise())["actions"] for folder in (CHECKPOINT, own_bundle)]
     assert not np.allclose(answers[0], answers[1])
-    assert "normalises by quantiles, as recorded; its config says z-scores now" in caplog.text
+    assert "normalizes by quantiles, as recorded, although its config now says z-scores" in caplog.text
 
 
 def test_a_bundle_is_neither_overwritten_nor_made_of_a_bundle(own_bundle):
     before = (own_bundle / "bundle.json").read_bytes()
-    with pytest.raises(UserError, match="exists already; choose another folder, or replace it with --overwrite"):
+    with pytest.raises(UserError, match=r"already exists\. Choose another folder, or replace it with --overwrite"):
         bundle_writer.export(quick_config(), CHECKPOINT, own_bundle)
-    with pytest.raises(UserError, match="a bundle already"):
+    with pytest.raises(UserError, match="found a bundle, expected a checkpoint"):
         bundle_writer.export(quick_config(), own_bundle, own_bundle.with_name("again"))
     assert (own_bundle / "bundle.json").read_bytes() == before
     (own_bundle / "old").touch()
@@ -430,7 +430,7 @@ def test_a_bundle_is_neither_overwritten_nor_made_of_a_bundle(own_bundle):
 def test_a_full_disk_leaves_what_was_there(own_bundle, monkeypatch):
     usage = shutil.disk_usage(own_bundle)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match=r"0\.00 GB free, the bundle takes 0\.07 GB; make room"):
+    with pytest.raises(UserError, match=r"0\.00 GB free, the bundle needs 0\.07 GB. Free space"):
         bundle_writer.export(quick_config(), CHECKPOINT, own_bundle, overwrite=True)
     monkeypatch.undo()
 
@@ -473,8 +473,8 @@ def test_the_script_exports_and_the_server_takes_the_bundle_without_being_told_i
     out = tmp_path / "exports/tiny_realman/pi0_checkpoint-7"
     assert capsys.readouterr().out == f"{out}\n"
     for name, folder, message in (
-        (None, CHECKPOINT, "not a bundle, so its config must be named; give --policy.config"),
-        ("pi0_realman", out, "a bundle of config 'tiny_realman'"),
+        (None, CHECKPOINT, "not a bundle, so its config must be named. Add --policy.config"),
+        ("pi0_realman", out, "expected the bundle's 'tiny_realman'"),
     ):
         with pytest.raises(UserError, match=message):
             serve.load_checkpoint(serve.Args(policy=serve.Checkpoint(config=name, dir=str(folder))))

@@ -36,7 +36,7 @@ def make_sample(**changes):
 
 
 def levels(inputs):
-    return {slot: int(picture[0, 0, 0]) for slot, picture in inputs["image"].items()}
+    return {slot: int(pixels[0, 0, 0]) for slot, pixels in inputs["image"].items()}
 
 
 def test_the_left_arm_comes_first_in_the_model():
@@ -121,12 +121,12 @@ def test_a_missing_wrist_camera_is_black_and_masked_except_for_fast(model_type, 
 
 @settings(max_examples=30, deadline=None)
 @given(hnp.arrays(np.uint8, (5, 7, 3)), st.booleans(), st.booleans())
-def test_layout_and_dtype_of_an_image_make_no_difference(picture, is_float, is_channels_first):
-    given_picture = picture.astype(np.float32) / 255 if is_float else picture
-    given_picture = np.moveaxis(given_picture, -1, 0) if is_channels_first else given_picture
-    inputs = RealmanInputs(ModelType.PI0)(make_sample(images={"cam_high": given_picture}))
+def test_layout_and_dtype_of_an_image_make_no_difference(pixels, is_float, is_channels_first):
+    given_pixels = pixels.astype(np.float32) / 255 if is_float else pixels
+    given_pixels = np.moveaxis(given_pixels, -1, 0) if is_channels_first else given_pixels
+    inputs = RealmanInputs(ModelType.PI0)(make_sample(images={"cam_high": given_pixels}))
     assert inputs["image"]["base_0_rgb"].dtype == np.uint8
-    np.testing.assert_array_equal(inputs["image"]["base_0_rgb"], picture)
+    np.testing.assert_array_equal(inputs["image"]["base_0_rgb"], pixels)
 
 
 def test_prompt_and_actions_are_passed_on_only_if_they_are_there():
@@ -186,7 +186,7 @@ def test_a_number_is_named_in_the_order_of_the_data():
 
 
 def test_everything_that_is_missing_is_named_at_once():
-    with pytest.raises(ValueError, match="observation: 'state' is missing; 'images' is missing"):
+    with pytest.raises(ValueError, match="observation: 'state' is missing, 'images' is missing"):
         RealmanInputs(ModelType.PI0)({"prompt": "go"})
 
 

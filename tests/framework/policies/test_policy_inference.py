@@ -234,7 +234,7 @@ def test_a_run_folder_stands_for_its_newest_step(tmp_path, caplog):
     (tmp_path / "12.orbax-checkpoint-tmp-0" / "params").mkdir(parents=True)
     with caplog.at_level(logging.INFO):
         assert checkpoint_folder.resolve(tmp_path) == tmp_path / "10"
-    assert "using the newest, step 10" in caplog.text
+    assert "using the newest: step 10" in caplog.text
     assert checkpoint_folder.resolve(str(tmp_path / "9")) == tmp_path / "9"
 
 
@@ -254,8 +254,8 @@ def test_folders_that_are_no_checkpoints_are_told_apart(tmp_path):
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
     for folder, message in {
-        tmp_path / "run" / "5" / "params": r"give the folder above it: '.*5'",
-        tmp_path / "torch": r"a PyTorch checkpoint \('model.safetensors'\), expected a JAX one",
+        tmp_path / "run" / "5" / "params": r"use the folder above it: '.*5'",
+        tmp_path / "torch": r"found a PyTorch checkpoint \('model.safetensors'\), expected a JAX one",
         tmp_path / "notes.txt": "it is a file",
         tmp_path / "empty": "it is empty",
         tmp_path / "absent": "absent",
@@ -278,7 +278,7 @@ def test_statistics_come_from_the_checkpoint_and_training_assets_are_never_touch
 def test_the_only_statistics_of_a_checkpoint_are_used_under_any_name(caplog):
     with caplog.at_level(logging.WARNING):
         stats = checkpoint_folder.load_norm_stats(CHECKPOINT, "realman/other")
-    assert "no norm stats of 'realman/other'; using its only ones, of 'realman/demo'" in caplog.text
+    assert "no norm stats of 'realman/other' found, using the only ones, of 'realman/demo'" in caplog.text
     np.testing.assert_array_equal(stats["state"].mean, normalize.load(CHECKPOINT / "assets/realman/demo")["state"].mean)
 
 

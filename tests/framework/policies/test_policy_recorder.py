@@ -64,14 +64,14 @@ def test_what_went_in_and_came_out_is_read_back_exactly(tmp_path):
     assert record.outputs["policy_timing"] == {"infer_ms": 1.5}
 
 
-def test_records_are_plain_arrays_and_pictures_that_any_viewer_shows_in_their_colours(tmp_path):
+def test_records_are_plain_arrays_and_images_that_any_viewer_shows_in_their_colors(tmp_path):
     red = np.zeros((8, 9, 3), np.uint8)
     red[..., 0] = 200
     with _recording(tmp_path) as recorder:
         recorder.infer({**_state(1), "images": {"cam": red}})
     with np.load(tmp_path / "step_0.npz", allow_pickle=False) as file:
-        picture = cv2.imdecode(file["inputs/images/cam.hwc.png"], cv2.IMREAD_COLOR)
-    np.testing.assert_array_equal(picture[0, 0], [0, 0, 200])  # this library's order is blue, green, red
+        image = cv2.imdecode(file["inputs/images/cam.hwc.png"], cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(image[0, 0], [0, 0, 200])  # this library's order is blue, green, red
 
 
 def test_numbers_go_on_after_a_restart(tmp_path):
@@ -148,7 +148,7 @@ def test_a_slow_disk_loses_records_and_holds_nobody_up(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not a zip file at all"])
 def test_a_damaged_record_is_named(tmp_path, content):
     (tmp_path / "step_0.npz").write_bytes(content)
-    with pytest.raises(UserError, match=r"step_0\.npz: not a whole record"):
+    with pytest.raises(UserError, match=r"step_0\.npz: not a complete record"):
         _recorder.read_record(tmp_path / "step_0.npz")
 
 

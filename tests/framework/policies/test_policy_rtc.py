@@ -156,7 +156,7 @@ ROWS = np.zeros((3, 14), np.float32)
     ("value", "message"),
     [
         (ROWS, "found a ndarray, expected a dict with"),
-        ({}, "'left_over' is missing; 'delay' is missing"),
+        ({}, "'left_over' is missing, 'delay' is missing"),
         ({"left_over": ROWS, "delay": 1, "s": 2}, "'s' is unknown, expected some of"),
         ({"left_over": [[1.0], [1.0, 2.0]], "delay": 1}, "'left_over' is a ragged list"),
         ({"left_over": ROWS[0], "delay": 1}, r"'left_over' is float32 \[14\], expected rows of numbers"),
@@ -210,20 +210,22 @@ def test_a_model_without_guidance_says_so():
     assert policy.left_over.metadata == {}
     state = {"state": np.zeros(3, np.float32), "image": {"base_0_rgb": np.zeros((4, 4, 3), np.uint8)}}
     assert policy.warm_up_requests(state, policy.infer(state)) == []
-    with pytest.raises(DataError, match="this policy cannot do real-time chunking"):
+    with pytest.raises(DataError, match="this policy does not support real-time chunking"):
         policy.infer({**state, "rtc": {}})
-    with pytest.raises(ConfigError, match=r"the model cannot do \['identity'\], only \[\]; pi0-FAST has none"):
+    with pytest.raises(
+        ConfigError, match=r"found methods \['identity'\], expected some of \[\]. pi0-FAST supports none"
+    ):
         _policy.Policy(model, rtc_methods=("identity",))
-    with pytest.raises(ConfigError, match=r"the model cannot do \['prefix'\]"):
+    with pytest.raises(ConfigError, match=r"found methods \['prefix'\]"):
         make_policy(rtc_methods=("prefix", "identity"))
-    with pytest.raises(DataError, match="cannot do real-time chunking"):
+    with pytest.raises(DataError, match="does not support real-time chunking"):
         make_policy(rtc_methods=()).infer(request())
 
 
 def test_a_policy_whose_clients_use_other_names_says_that_it_cannot_go_on():
     repack = _transforms.RepackTransform({"state": "state", "images": "images", "prompt": "prompt"})
     keep = _transforms.Group(inputs=[lambda data: {key: data[key] for key in repack.structure}])
-    with pytest.raises(DataError, match="the policy's transforms take no actions"):
+    with pytest.raises(DataError, match="the policy's transforms accept no actions"):
         make_policy(repack_transforms=keep).infer(request())
 
 

@@ -1,9 +1,11 @@
-"""What a policy reads from and says to an ALOHA robot: two arms, left first, up to four cameras.
+"""Convert between an ALOHA robot and the model.
 
-The released base models were trained on ALOHA data in another convention than the robot's own software has (signs of four
-joints, gripper as joint angle). `adapt_to_pi` converts; the numbers below are part of those models.
+The robot has two arms, left first, and up to four cameras. The released base models were trained on ALOHA data with
+another convention than the robot's own software: the signs of four joints differ, and the gripper is a joint angle.
+`adapt_to_pi` converts. The numbers below are part of those models.
 """
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any, ClassVar
 
@@ -43,7 +45,7 @@ def _rescale(x: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _gripper_state_to_pi(gripper: np.ndarray) -> np.ndarray:
-    """Turn an opening 0..1 of linear travel into the base models' joint angle."""
+    """Convert an opening 0..1 of linear travel to the models' joint angle."""
     low, high = _LINEAR_RANGE
     travel = low + gripper * (high - low)
     sine = (_CRANK_ARM**2 + travel**2 - _CRANK_ROD**2) / (2 * _CRANK_ARM * travel)
@@ -51,8 +53,8 @@ def _gripper_state_to_pi(gripper: np.ndarray) -> np.ndarray:
 
 
 def _gripper_action_to_robot(gripper: np.ndarray) -> np.ndarray:
-    """Turn a predicted gripper angle into the robot's command 0..1."""
-    # Only the offset of the model's range counts here, not its width: a quirk that the base models were trained with.
+    """Convert a predicted gripper angle to the robot's command 0..1."""
+    # Uses only the offset of the model's range, not its width, because the base models were trained with this quirk.
     return _rescale(gripper + _PI_RANGE[0], *_ROBOT_RANGE)
 
 
@@ -62,8 +64,11 @@ def _gripper_action_to_pi(gripper: np.ndarray) -> np.ndarray:
     return low + gripper * (high - low) - _PI_RANGE[0]
 
 
-def _adapt(x: np.ndarray, convert_gripper: Any) -> np.ndarray:
-    """Flip the signs of joints and convert the grippers of [..., 14]; both directions flip the same way."""
+def _adapt(x: np.ndarray, convert_gripper: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Flip the signs of joints and convert the grippers of [..., 14].
+
+    The signs are the same in both directions.
+    """
     adapted = _JOINT_SIGNS * x.astype(np.result_type(x, np.float32))
     adapted[..., _GRIPPERS] = convert_gripper(adapted[..., _GRIPPERS])
     return adapted
@@ -78,10 +83,10 @@ def _check_width(name: str, value: Any) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class AlohaInputs(transforms.DataTransformFn):
-    """Turn a sample of the robot into what the model reads.
+    """Convert a sample of the robot to the model's inputs.
 
     A sample has `state` [14], `images` {camera: [3, h, w] or [h, w, 3]} with at least `cam_high`, and optionally `actions`
-    [h, 14] and `prompt`. `cam_low` may be there and is not used.
+    [ah, 14] and `prompt`. `cam_low` may be present and is not used.
     """
 
     # Whether to convert joints and grippers to the convention of the base models.
@@ -90,20 +95,23 @@ class AlohaInputs(transforms.DataTransformFn):
     EXPECTED_CAMERAS: ClassVar[tuple[str, ...]] = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
 
     def __call__(self, data: dict) -> dict:
-        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if they were there."""
+        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if present."""
         _images.require_keys(data, "state", "images")
         cameras = data["images"]
         if set(cameras) - set(self.EXPECTED_CAMERAS):
             raise ValueError(f"images: expected some of {self.EXPECTED_CAMERAS}, found {tuple(cameras)}")
         _images.require_keys(cameras, "cam_high")
 
+        # A missing wrist camera is a black image that the model does not see.
         base = _images.parse_image("cam_high", cameras["cam_high"])
-        image, image_mask = {"base_0_rgb": base}, {"base_0_rgb": np.True_}
+        image: dict[str, np.ndarray] = {"base_0_rgb": base}
+        image_mask: dict[str, np.bool_] = {"base_0_rgb": np.True_}
         for slot, camera in (("left_wrist_0_rgb", "cam_left_wrist"), ("right_wrist_0_rgb", "cam_right_wrist")):
             is_seen = camera in cameras
             image[slot] = _images.parse_image(camera, cameras[camera]) if is_seen else np.zeros_like(base)
             image_mask[slot] = np.bool_(is_seen)
 
+        # State and actions in the convention of the base models.
         state = _check_width("state", data["state"])
         inputs = {
             "image": image,
@@ -120,12 +128,15 @@ class AlohaInputs(transforms.DataTransformFn):
 
 @dataclasses.dataclass(frozen=True)
 class AlohaOutputs(transforms.DataTransformFn):
-    """Turn the model's actions [..., d] with d >= 14 into the robot's [..., 14]."""
+    """Convert the model's actions [..., d] to the robot's [..., 14].
 
-    # Whether the model speaks the convention of the base models.
+    d is at least 14.
+    """
+
+    # Whether the model uses the convention of the base models.
     adapt_to_pi: bool = True
 
     def __call__(self, data: dict) -> dict:
-        """Return `actions` alone."""
+        """Return only `actions`."""
         actions = np.asarray(data["actions"])[..., :NUM_DIMS]
         return {"actions": _adapt(actions, _gripper_action_to_robot) if self.adapt_to_pi else actions}

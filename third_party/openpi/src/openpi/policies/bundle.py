@@ -1,11 +1,13 @@
-"""An offline bundle: one folder with all that serving a policy needs, so that a robot's machine needs no network and no cache.
+"""An offline bundle: one folder with everything that serving a policy needs.
+
+A robot's machine then needs no network and no cache.
 
     bundle.json              what it is, how it was made, size and SHA-256 of every other file
     params/                  weights for inference (orbax), averaged if training averaged, adapters (LoRA) merged
-    assets/<asset_id>/       normalisation statistics
+    assets/<asset_id>/       normalization statistics
     tokenizer/               files of the tokenizer
 
-It has the layout of a step's folder and can be used as one. `bundle_writer` makes it.
+It has the layout of a step's folder, and you can use it as one. `bundle_writer` makes it.
 """
 
 from collections.abc import Mapping
@@ -33,18 +35,21 @@ TOKENIZER_DIR = "tokenizer"
 
 FORMAT = "openpi-bundle"
 VERSION = 1
-"""Raised when an older program could not read the folder any more."""
+"""Increased when older programs can no longer read the folder."""
 
 QUANTILES, Z_SCORES = "quantiles", "z-scores"
-"""How statistics are applied; said by the bundle, because nothing else that lies in a checkpoint tells it."""
+"""How statistics are applied. The bundle records it, because nothing else in a checkpoint does."""
 
 _HASH_THREADS = 4
-_REMEDY = "copy or export it again"
+_REMEDY = "Copy or export it again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A bundle whose manifest has been read; `verify` looks at the other files."""
+    """A bundle whose manifest has been read.
+
+    `verify` checks the other files.
+    """
 
     folder: pathlib.Path
     manifest: Mapping[str, Any]
@@ -56,17 +61,17 @@ class Bundle:
 
     @property
     def checkpoint(self) -> str:
-        """Run and step that it was made from, such as "run1/20000"."""
+        """Run and step from which it was made, such as "run1/20000"."""
         return self.manifest["source"]["checkpoint"]
 
     @property
     def step(self) -> int | None:
-        """Training step that it was made from."""
+        """Training step from which it was made."""
         return self.manifest["source"]["step"]
 
     @property
     def asset_id(self) -> str | None:
-        """Where below its assets the statistics are."""
+        """Subfolder of its assets that has the statistics."""
         start, end = f"{checkpoint_folder.ASSETS_DIR}/", f"/{normalize.FILE_NAME}"
         names = [name for name in self.manifest["files"] if name.startswith(start) and name.endswith(end)]
         return names[0].removeprefix(start).removesuffix(end) if names else None
@@ -75,14 +80,14 @@ class Bundle:
         """Compare every file with its size and SHA-256.
 
         Raises:
-            DataError: Names the files that are missing or damaged.
+            DataError: Files are missing or damaged. The message names them.
         """
         with concurrent.futures.ThreadPoolExecutor(_HASH_THREADS) as executor:
             found = executor.map(self._problem, *zip(*self.manifest["files"].items(), strict=True))
             problems = [problem for problem in found if problem is not None]
         if problems:
             raise errors.DataError(
-                f"{self.folder}: {len(problems)} files of the bundle are missing or damaged: {'; '.join(problems[:3])}; "
+                f"{self.folder}: {len(problems)} files of the bundle are missing or damaged: {', '.join(problems[:3])}. "
                 + _REMEDY
             )
 
@@ -95,14 +100,16 @@ class Bundle:
         return None if sha256_of(path) == expected["sha256"] else f"'{name}' has another SHA-256"
 
     def fit(self, config: TrainConfig) -> TrainConfig:
-        """Return the training config with the bundle's model and settings, whatever its defaults have become since.
+        """Return the training config with the bundle's model and settings.
+
+        The current defaults of the config do not matter.
 
         Raises:
-            ConfigError: It is not the config that the bundle was made with, or has other fields.
+            ConfigError: It is not the config of the bundle, or has other fields.
         """
         if config.name != self.config:
             raise errors.ConfigError(
-                f"{self.folder}: a bundle of config '{self.config}', found '{config.name}'; leave the config out"
+                f"{self.folder}: found config '{config.name}', expected the bundle's '{self.config}'. Omit the config"
             )
         config = run_settings.apply(config, self.manifest["model"], self.manifest["data"], source=str(self.folder))
         if self.manifest["adapters"] is None:
@@ -110,11 +117,11 @@ class Bundle:
         return dataclasses.replace(config, model=lora_merge.without_adapters(config.model))
 
     def fit_data(self, data_config: DataConfig) -> DataConfig:
-        """Return the data config with the bundle's tokenizer and its way to normalise."""
+        """Return the data config with the bundle's tokenizer and normalization."""
         recorded = self.manifest["normalization"]
         if recorded != (by_config := normalization_of(data_config)):
             logger.warning(
-                "%s: normalises by %s, as recorded; its config says %s now", self.folder, recorded, by_config
+                "%s: normalizes by %s, as recorded, although its config now says %s", self.folder, recorded, by_config
             )
         return dataclasses.replace(
             data_config,
@@ -125,64 +132,74 @@ class Bundle:
 
 
 def find(folder: pathlib.Path) -> Bundle | None:
-    """Read the manifest of a bundle; None for any other folder.
+    """Read the manifest of a bundle. Return None for any other folder.
 
     Raises:
-        DataError: It was to be a bundle, but the manifest is missing or damaged, or of a newer version.
+        DataError: The bundle is incomplete, or its manifest is damaged or has a newer version.
     """
+    # Only bundles have a tokenizer folder, so without a manifest one of them is incomplete.
     path = folder / MANIFEST_FILE
     if not path.exists():
         if (folder / TOKENIZER_DIR).is_dir():
-            raise errors.DataError(f"{folder}: an incomplete bundle, '{MANIFEST_FILE}' is missing; {_REMEDY}")
+            raise errors.DataError(f"{folder}: incomplete bundle, '{MANIFEST_FILE}' not found. {_REMEDY}")
         return None
+    # Format and version come first, because another version may have other fields.
     try:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
             raise ValueError(f"found format {manifest['format']!r:.40}, expected '{FORMAT}'")
         if manifest["version"] > VERSION:
             raise errors.DataError(
-                f"{path}: version {manifest['version']}, this program reads up to {VERSION}; update it"
+                f"{path}: found version {manifest['version']}, expected at most {VERSION}. Update this program"
             )
         _check_manifest(manifest)
     except errors.DataError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise errors.DataError(f"{path}: not a bundle's manifest ({type(e).__name__}: {e}); {_REMEDY}") from e
+        raise errors.DataError(f"{path}: not a bundle's manifest ({type(e).__name__}: {e}). {_REMEDY}") from e
     return Bundle(folder, manifest)
 
 
 def config_name(folder: pathlib.Path, given: str | None) -> str:
-    """Return the name of the training config of a step's folder: as given, or as a bundle says.
+    """Return the name of the training config of a step's folder.
+
+    It is the given name, or the one in the bundle.
 
     Raises:
-        ConfigError: None is given, and the folder is no bundle.
+        ConfigError: No name is given, and the folder is not a bundle.
     """
     if given is not None:
         return given
     if (found := find(folder)) is None:
-        raise errors.ConfigError(f"{folder}: not a bundle, so its config must be named; give --policy.config")
+        raise errors.ConfigError(f"{folder}: not a bundle, so its config must be named. Add --policy.config")
     return found.config
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that are plain values, dataclasses, or lists and dicts of those, for JSON."""
+    """Return the fields of a dataclass that JSON can hold.
+
+    They are plain values, dataclasses, and lists and dicts of those.
+    """
     fields = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
     return {name: value for name, value in fields.items() if value is not _NOT_PLAIN}
 
 
 def describe_data(config: TrainConfig) -> dict[str, Any]:
-    """Return what a config says about data that serving depends on: not which dataset it was."""
+    """Return the settings of the data config that serving depends on.
+
+    The dataset is not one of them.
+    """
     left_out = {*run_settings.ONLY_TRAINING, "repo_id", "assets", "base_config"}
     return {name: value for name, value in describe(config.data).items() if name not in left_out}
 
 
 def normalization_of(data_config: DataConfig) -> str:
-    """Name the way in which statistics are applied."""
+    """Return how statistics are applied."""
     return QUANTILES if data_config.use_quantile_norm else Z_SCORES
 
 
 def tokenizers_of(group: _transforms.Group) -> list[Any]:
-    """Return the different tokenizers of the transforms of a group."""
+    """Return the different tokenizers in the transforms of a group."""
     found = {id(t.tokenizer): t.tokenizer for t in (*group.inputs, *group.outputs) if hasattr(t, "tokenizer")}
     return list(found.values())
 
@@ -221,6 +238,10 @@ def _with_tokenizer(group: _transforms.Group, folder: pathlib.Path) -> _transfor
 
 
 def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Raise an error if the manifest is incomplete.
+
+    It may not name files outside the bundle either.
+    """
     for key, kind in {"config": str, "model": dict, "data": dict, "source": dict, "files": dict}.items():
         if not isinstance(manifest[key], kind):
             raise TypeError(f"'{key}' is {manifest[key]!r:.40}")

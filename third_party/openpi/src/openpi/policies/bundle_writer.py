@@ -1,4 +1,4 @@
-"""Makes an offline bundle of a checkpoint; see `bundle` for what it holds."""
+"""Make an offline bundle of a checkpoint. See `bundle` for its contents."""
 
 import datetime as dt
 import importlib.metadata
@@ -29,14 +29,14 @@ from openpi.training.configs.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-# Beside the files themselves, for the file system and whatever else writes meanwhile.
+# Free space in addition to the files, for the file system and for other programs that write at the same time.
 _SPARE_BYTES = 64 * 2**20
 
 _PACKAGES = ("jax", "flax", "orbax-checkpoint", "numpy")
 
 
 class BundleExistsError(errors.UserError, FileExistsError):
-    """There is something at the bundle's place already."""
+    """The bundle's folder already exists."""
 
 
 def export(
@@ -47,32 +47,34 @@ def export(
     dtype: at.DTypeLike | None = None,
     overwrite: bool = False,
 ) -> _bundle.Bundle:
-    """Write a bundle; it appears at its place when it is whole.
+    """Write a bundle. Its folder appears only when it is complete.
 
     Args:
-        config: The config that the checkpoint was trained with; what its run changed of it is known.
-        checkpoint_dir: A step's folder, or a run's for its newest step.
+        config: The config that the checkpoint was trained with. Changes by its run are found automatically.
+        checkpoint_dir: A step's folder, or a run's folder for its newest step.
         out: Folder to make.
-        dtype: Type of the weights; by default the one that the model computes in (bfloat16 unless the config says more),
-            in which the policy then answers exactly as from the checkpoint.
-        overwrite: Replace what is at `out`.
+        dtype: Type of the weights. By default the one that the model computes in (bfloat16 unless the config sets
+            another). The policy then answers exactly as from the checkpoint.
+        overwrite: Replace an existing `out`.
 
     Raises:
-        UserError: The checkpoint does not fit the config, merging its adapters changes what the model computes, there is
-            something at `out`, or too little room. Nothing is left behind.
+        UserError: The checkpoint does not fit the config, merging its adapters changes the model's outputs, `out` exists,
+            or there is not enough free space. Nothing is left behind.
     """
+    # Everything that can go wrong with the source is checked before anything is written.
     out = pathlib.Path(out).expanduser().absolute()
     step_dir = checkpoint_folder.resolve(checkpoint_dir)
     if _bundle.find(step_dir) is not None:
-        raise errors.DataError(f"{step_dir}: a bundle already; give the folder of a checkpoint")
+        raise errors.DataError(f"{step_dir}: found a bundle, expected a checkpoint. Use the folder of a checkpoint")
     if out.exists() and not overwrite:
-        raise BundleExistsError(f"{out}: exists already; choose another folder, or replace it with --overwrite")
+        raise BundleExistsError(f"{out}: already exists. Choose another folder, or replace it with --overwrite")
     config = run_settings.as_trained(config, step_dir)
     data_config = config.data.create(None, config.model)
     files = _other_files(step_dir, data_config)
     params, adapters = _inference_params(config, step_dir, dtype or policy_config.compute_dtype(config.model))
     out.parent.mkdir(parents=True, exist_ok=True)
     _check_room(out.parent, params, files)
+    # Written next to its place and renamed, so that nobody meets half a bundle.
     staging = _fresh_staging(out)
     try:
         _write(staging, params, files)
@@ -89,13 +91,13 @@ def export(
 def _other_files(step_dir: pathlib.Path, data_config: DataConfig) -> dict[str, pathlib.Path]:
     """Return statistics and tokenizer files, by their name in the bundle."""
     stats_dir = checkpoint_folder.find_norm_stats(step_dir, data_config.asset_id)
-    normalize.load(stats_dir)  # damaged ones are of no use elsewhere
+    normalize.load(stats_dir)  # raises an error if they are damaged
     files = {path.relative_to(step_dir).as_posix(): path for path in stats_dir.iterdir() if path.is_file()}
     tokenizers = _bundle.tokenizers_of(data_config.model_transforms)
     for tokenizer in tokenizers:
         if len(tokenizers) > 1 or not hasattr(tokenizer, "files"):
             raise errors.ConfigError(
-                f"a bundle holds one tokenizer of this project, found {', '.join(type(t).__name__ for t in tokenizers)}"
+                f"tokenizers: found {', '.join(type(t).__name__ for t in tokenizers)}, expected one tokenizer of this project"
             )
         files |= {f"{_bundle.TOKENIZER_DIR}/{name}": path for name, path in tokenizer.files().items()}
     return files
@@ -104,23 +106,26 @@ def _other_files(step_dir: pathlib.Path, data_config: DataConfig) -> dict[str, p
 def _inference_params(
     config: TrainConfig, step_dir: pathlib.Path, dtype: at.DTypeLike
 ) -> tuple[at.Params, dict[str, Any] | None]:
-    """Return the weights, and how merging the adapters went if there are any."""
+    """Return the weights, and how adapters were merged.
+
+    The latter is None if there are no adapters.
+    """
     path = step_dir / checkpoint_folder.PARAMS_DIR
     params = checkpoint_params.restore_params(path, restore_type=np.ndarray)
     adapters = None
     model_config = lora_merge.without_adapters(config.model)
     if model_config != config.model:
-        config.model.load(params)  # says what is missing, before anything is merged
+        config.model.load(params)  # reports missing weights before anything is merged
         merged = lora_merge.merge(params, config.model)
         check = lora_merge.check(params, merged, config.model)
         logger.info("adapters (LoRA) merged: %s", check)
         if not check.is_good:
-            raise errors.DataError(f"{path}: adapters cannot be merged into the weights: {check}; nothing was written")
+            raise errors.DataError(f"{path}: adapters cannot be merged into the weights: {check}. Nothing was written")
         adapters = {"merged": True, "difference": check.difference, "effect": check.effect}
         params = merged
     elif lora_merge.has_adapters(params):
         raise errors.DataError(
-            f"{path}: holds adapters (LoRA), but config '{config.name}' has none; name the config that it was trained with"
+            f"{path}: found adapters (LoRA), but config '{config.name}' has none. Use the config that it was trained with"
         )
     model_config.load(params, remove_extra_params=False)
     return _cast(params, dtype), adapters
@@ -128,7 +133,7 @@ def _inference_params(
 
 def _cast(params: at.Params, dtype: at.DTypeLike) -> at.Params:
     flat = flax.traverse_util.flatten_dict(params)
-    # One by one, and the given ones let go, so that little is held twice.
+    # One by one, and without keeping the originals, so that little memory is used twice.
     return flax.traverse_util.unflatten_dict({path: np.asarray(flat.pop(path)).astype(dtype) for path in list(flat)})
 
 
@@ -138,12 +143,15 @@ def _check_room(folder: pathlib.Path, params: at.Params, files: dict[str, pathli
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise errors.UserError(
-            f"{folder}: {free / 1e9:.2f} GB free, the bundle takes {needed / 1e9:.2f} GB; make room or choose another disk"
+            f"{folder}: {free / 1e9:.2f} GB free, the bundle needs {needed / 1e9:.2f} GB. Free space or use another disk"
         )
 
 
 def _fresh_staging(out: pathlib.Path) -> pathlib.Path:
-    """Make a hidden folder beside the bundle's place; those that killed exports left there go away."""
+    """Make a hidden folder next to the bundle's place.
+
+    Those left by killed exports are deleted.
+    """
     prefix = f".{out.name}.partial-"
     for left in out.parent.glob(f"{prefix}*"):
         pid = left.name.removeprefix(prefix)
@@ -171,17 +179,20 @@ def _manifest(
     adapters: dict[str, Any] | None,
     folder: pathlib.Path,
 ) -> dict[str, Any]:
+    """Describe the bundle whose other files are in `folder`."""
     leaves = flax.traverse_util.flatten_dict(params).values()
     written = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         "format": _bundle.FORMAT,
         "version": _bundle.VERSION,
+        # What a server needs to run the policy as it was trained.
         "config": config.name,
         "model": _bundle.describe(config.model),
         "data": _bundle.describe_data(config),
         "normalization": _bundle.normalization_of(data_config),
         "weights": {"dtype": str(jnp.dtype(next(iter(leaves)).dtype)), "count": sum(leaf.size for leaf in leaves)},
         "adapters": adapters,
+        # Where it comes from, for people.
         "source": {
             "checkpoint": f"{step_dir.parent.name}/{step_dir.name}",
             "step": checkpoint_folder.step_of(step_dir),
@@ -191,6 +202,7 @@ def _manifest(
             "python": platform.python_version(),
             **{package: importlib.metadata.version(package) for package in _PACKAGES},
         },
+        # For `Bundle.verify`.
         "files": {
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _bundle.sha256_of(path)}
             for path in written
@@ -199,7 +211,10 @@ def _manifest(
 
 
 def _move(staging: pathlib.Path, out: pathlib.Path) -> None:
-    """Put the bundle at its place; what was there goes away only now."""
+    """Move the bundle to its place.
+
+    An old bundle is deleted only after that.
+    """
     old = staging.with_name(f"{staging.name}-old")
     if out.exists():
         out.rename(old)

@@ -1,4 +1,7 @@
-"""What a policy reads from and says to a DROID robot: one Franka arm, two cameras."""
+"""Convert between a DROID robot and the model.
+
+The robot has one Franka arm and two cameras.
+"""
 
 import dataclasses
 from typing import Any
@@ -31,17 +34,18 @@ def make_droid_example() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class DroidInputs(transforms.DataTransformFn):
-    """Turn a sample of the robot into what the model reads.
+    """Convert a sample of the robot to the model's inputs.
 
     A sample has an exterior and a wrist image ([h, w, 3] or [3, h, w]), joint positions [7], a gripper position (scalar or
-    [1]), and optionally `actions` [h, 8] and `prompt` (text or UTF-8 bytes).
+    [1]), and optionally `actions` [ah, 8] and `prompt` (text or UTF-8 bytes).
     """
 
-    # Decides the names of the image slots, and whether the slot without a camera counts as seen.
+    # Determines the names of the image slots, and whether the slot without a camera counts as seen.
     model_type: _model.ModelType
 
     def __call__(self, data: dict) -> dict:
-        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if they were there."""
+        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if present."""
+        # Images, with a black one in the slot without a camera.
         _images.require_keys(data, _EXTERIOR, _WRIST, _JOINTS, _GRIPPER)
         exterior = _images.parse_image(_EXTERIOR, data[_EXTERIOR])
         wrist = _images.parse_image(_WRIST, data[_WRIST])
@@ -56,6 +60,7 @@ class DroidInputs(transforms.DataTransformFn):
             case _:
                 raise ValueError(f"model_type: found {self.model_type!r}, expected a ModelType")
 
+        # Numbers and text.
         inputs = {
             "state": np.concatenate([data[_JOINTS], np.atleast_1d(data[_GRIPPER])]),
             "image": image,
@@ -74,5 +79,5 @@ class DroidOutputs(transforms.DataTransformFn):
     """Keep the robot's 8 numbers of the model's actions [..., d]."""
 
     def __call__(self, data: dict) -> dict:
-        """Return `actions` alone."""
+        """Return only `actions`."""
         return {"actions": np.asarray(data["actions"])[..., :_NUM_ACTION_DIMS]}

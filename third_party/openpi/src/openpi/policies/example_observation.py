@@ -19,16 +19,19 @@ _EXAMPLES: dict[type, Callable[[], dict[str, Any]]] = {
 }
 
 
-# Robots whose state is passed on as it is, of any size, by its key.
+# Robots whose state may have any size and is passed on unchanged, with its key.
 _STATE_OF_ANY_SIZE = {libero_policy.LiberoInputs: "observation/state"}
 
 
 def for_transforms(data_transforms: _transforms.Group, state_size: int | None = None) -> dict[str, Any] | None:
-    """Return an example for the robot that these transforms belong to; None for an unknown robot.
+    """Return an example for the robot to which these transforms belong.
 
     Args:
-        data_transforms: Of the robot.
-        state_size: Numbers of the state that the policy was trained with; counts where the robot leaves it open.
+        data_transforms: Transforms of the robot.
+        state_size: Size of the state that the policy was trained with. Only used if the robot does not fix it.
+
+    Returns:
+        None for an unknown robot.
     """
     for transform in data_transforms.inputs:
         if (kind := type(transform)) in _EXAMPLES:

@@ -1,4 +1,4 @@
-"""Camera images of requests and datasets, brought to the one form that policies hand on."""
+"""Convert camera images of requests and datasets to one form."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def parse_image(name: str, value: Any) -> np.ndarray:
 
     Args:
         name: Name to use in errors.
-        value: [h, w, 3] or [3, h, w], uint8 or float in [0, 1]. Three rows and three channels: channels are last.
+        value: [h, w, 3] or [3, h, w], uint8 or float in [0, 1]. If both ends are 3, channels are last.
 
     Raises:
         ValueError: Another shape or dtype, or floats outside [0, 1].
@@ -22,7 +22,7 @@ def parse_image(name: str, value: Any) -> np.ndarray:
         raise ValueError(f"image '{name}': found shape {list(image.shape)}, expected [h, w, 3] or [3, h, w]")
     if image.dtype.kind != "f" and image.dtype != np.uint8:
         raise ValueError(f"image '{name}': found {image.dtype}, expected uint8, or floats from 0 to 1")
-    # Written so that NaN is refused as well.
+    # The comparisons are False for NaN, so it is refused too.
     if image.dtype.kind == "f" and not (image.min() >= 0.0 and image.max() <= 1.0):
         raise ValueError(f"image '{name}': found floats from {image.min()} to {image.max()}, expected 0 to 1")
     image = image_tools.convert_to_uint8(image)
@@ -30,6 +30,6 @@ def parse_image(name: str, value: Any) -> np.ndarray:
 
 
 def require_keys(data: dict[str, Any], *keys: str) -> None:
-    """Raise a ValueError that names every one of `keys` that `data` lacks."""
+    """Raise a ValueError that names all `keys` missing in `data`."""
     if missing := [key for key in keys if key not in data]:
-        raise ValueError(f"observation: {missing} are missing; found {sorted(data)}")
+        raise ValueError(f"observation: found {sorted(data)}, expected also {missing}")

@@ -1,16 +1,16 @@
-"""What a request for real-time chunking says, checked, and what the model is given of it.
+"""Check requests for real-time chunking and convert them for the model.
 
 A request's optional key "rtc" is a dict:
 
-    "left_over": (k, d) float          # rows of the previous chunk from the observation's moment on, as the robot's actions
+    "left_over": (k, d) float          # rows of the previous chunk from the time of the observation, as robot actions
     "delay": int                       # rows that will have been executed when the answer arrives, 0 <= delay <= k
-    "method": "identity" | "vjp" | "prefix"     # optional, as are the next two; by default what fits the model best
-    "schedule": "exp" | "linear" | "ones" | "zeros"
-    "max_guidance_weight": float
+    "method": "identity" | "vjp" | "prefix"     # optional, by default what fits the model best
+    "schedule": "exp" | "linear" | "ones" | "zeros"     # optional
+    "max_guidance_weight": float       # optional
 
-The left-over travels as the robot's own actions and goes through the transforms of training actions together with the state
-of the same request: differences are then to the state of now, whatever the previous chunk was relative to. Nothing is kept
-between requests.
+The left-over arrives as the robot's own actions. It passes through the transforms of training actions together with the
+state of the same request. Relative actions are thus relative to the current state, and the state of the previous chunk
+does not matter. Nothing is kept between requests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,11 @@ from openpi_client import protocol
 _KEYS = ("left_over", "delay", "method", "schedule", "max_guidance_weight")
 _REQUIRED = ("left_over", "delay")
 
-# Beyond it a correction overshoots at any number of steps.
+# A larger correction overshoots at any number of steps.
 _MAX_WEIGHT = 1000.0
 
-# The published settings. "vjp": the paper's. "identity": of its author's advice to LeRobot, the weight rises to the number of
-# steps, so that the last one lands on the rows to be kept.
+# The published settings. "vjp": from the paper. "identity": its author's advice to LeRobot. The weight rises to the number
+# of steps, so that the last step reaches the rows to be kept.
 _VJP_MAX_WEIGHT, _VJP_PRIOR_STD = 5.0, 1.0
 _IDENTITY_PRIOR_STD = 0.2
 
@@ -48,18 +48,21 @@ class LeftOver:
     method: rtc.Method
     schedule: str
     max_weight: float | None
-    """None: as the method is published."""
+    """None: the published value of the method."""
 
 
 def methods_of(model: _model.BaseModel) -> tuple[rtc.Method, ...]:
-    """Return the methods that a model can do, the one to be preferred first."""
+    """Return the methods that a model supports, the preferred one first."""
     if "guidance" not in inspect.signature(model.sample_actions).parameters:
         return ()
     return rtc.METHODS if getattr(model, "rtc_max_delay", 0) else tuple(m for m in rtc.METHODS if m != "prefix")
 
 
 class LeftOverReader:
-    """Knows what a model can do about a left-over; reads it from requests and gives it the model's form."""
+    """Reads the left-over from requests and converts it for the model.
+
+    It accepts only methods that the model supports.
+    """
 
     def __init__(
         self, model: _model.BaseModel, methods: Sequence[rtc.Method] | None, num_steps: int | None = None
@@ -67,19 +70,19 @@ class LeftOverReader:
         """Read for a model.
 
         Args:
-            model: As the policy's.
-            methods: Those to allow, the preferred one first; None allows those that cost no time.
-            num_steps: Steps that the policy samples with; None: the model's default.
+            model: The policy's model.
+            methods: Allowed methods, the preferred one first. None allows those that take no extra time.
+            num_steps: Number of sampling steps of the policy. None: the model's default.
 
         Raises:
-            ConfigError: The model lacks a method.
+            ConfigError: The model does not support one of the methods.
         """
         possible = methods_of(model)
         self.methods = tuple(m for m in possible if m != "vjp") if methods is None else tuple(methods)
         if lacking := [method for method in self.methods if method not in possible]:
             raise ConfigError(
-                f"real-time chunking: the model cannot do {lacking}, only {list(possible)}; pi0-FAST has none, and "
-                "'prefix' needs a model trained with rtc_max_delay"
+                f"real-time chunking: found methods {lacking}, expected some of {list(possible)}. pi0-FAST supports none, "
+                "and 'prefix' needs a model trained with rtc_max_delay"
             )
         self._horizon = model.action_horizon
         self._max_prefix_delay = getattr(model, "rtc_max_delay", 0)
@@ -88,14 +91,19 @@ class LeftOverReader:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What clients are told; empty when there is nothing to tell."""
+        """Metadata for clients. Empty if no method is allowed."""
         if not self.methods:
             return {}
         limits = {"max_prefix_delay": self._max_prefix_delay} if "prefix" in self.methods else {}
         return {protocol.RTC_KEY: {"methods": list(self.methods), "schedules": list(rtc.SCHEDULES), **limits}}
 
     def examples(self, example: Mapping[str, Any], actions: np.ndarray) -> list[dict[str, Any]]:
-        """Return a request for each program, made of a plain one and the actions that answered it."""
+        """Return a request for each program.
+
+        Args:
+            example: A plain request.
+            actions: The actions that answered it.
+        """
         delay = min(1, self._max_prefix_delay)
         return [
             {**example, protocol.RTC_KEY: {"left_over": actions, "delay": delay, "method": method}}
@@ -103,10 +111,10 @@ class LeftOverReader:
         ]
 
     def split(self, obs: Mapping[str, Any]) -> tuple[dict[str, Any], LeftOver | None]:
-        """Take the left-over out of an observation, if one is there.
+        """Take the left-over, if any, out of an observation.
 
         Raises:
-            DataError: This policy cannot use it, or it is not as the module's docstring says.
+            DataError: This policy cannot use it, or it is not as described in the module's docstring.
         """
         if protocol.RTC_KEY not in obs:
             return dict(obs), None
@@ -116,14 +124,16 @@ class LeftOverReader:
     def _read(self, request: Any) -> LeftOver:
         if not self.methods:
             raise DataError(
-                "rtc: this policy cannot do real-time chunking, as its server's metadata says; leave it out"
+                "rtc: this policy does not support real-time chunking, as its server's metadata says. Omit 'rtc'"
             )
+        # The keys.
         if not isinstance(request, Mapping):
             raise DataError(f"rtc: found a {type(request).__name__}, expected a dict with {list(_REQUIRED)}")
         problems = [f"'{key}' is missing" for key in _REQUIRED if key not in request]
         problems += [f"'{key!s:.40}' is unknown, expected some of {list(_KEYS)}" for key in request if key not in _KEYS]
         if problems:
-            raise DataError(f"rtc: {'; '.join(problems)}")
+            raise DataError(f"rtc: {', '.join(problems)}")
+        # The values.
         actions = self._read_actions(request["left_over"])
         delay = _read_delay(request["delay"], len(actions))
         method = self._choose(request.get("method"), delay)
@@ -140,13 +150,15 @@ class LeftOverReader:
         if actions.ndim != 2 or actions.dtype.kind not in "iuf" or not actions.shape[1]:
             raise DataError(f"rtc: 'left_over' is {actions.dtype} {list(actions.shape)}, expected rows of numbers")
         if not 1 <= len(actions) <= self._horizon:
-            raise DataError(f"rtc: 'left_over' has {len(actions)} rows, expected 1 to {self._horizon}, a chunk's")
+            raise DataError(
+                f"rtc: 'left_over' has {len(actions)} rows, expected 1 to {self._horizon}, those of a chunk"
+            )
         if not np.isfinite(actions).all():
-            raise DataError("rtc: 'left_over' is not finite")
+            raise DataError("rtc: 'left_over' is not finite, expected finite numbers")
         return actions.astype(np.float32)
 
     def _choose(self, method: Any, delay: int) -> rtc.Method:
-        """Return the method asked for, or the first that can do with the delay."""
+        """Return the requested method, or the first that supports the delay."""
         allowed = [m for m in self.methods if m != "prefix" or delay <= self._max_prefix_delay]
         if method is None and allowed:
             return allowed[0]
@@ -156,20 +168,20 @@ class LeftOverReader:
         if is_known or method is None:
             raise DataError(
                 f"rtc: 'delay' is {delay}, but the model was trained for delays up to {self._max_prefix_delay} "
-                "(method 'prefix'); use another method, or shorten the way to the server"
+                "(method 'prefix'). Use another method, or make the connection to the server faster"
             )
         raise DataError(f"rtc: 'method' is {method!r:.40}, this server offers {list(self.methods)}")
 
     def guidance(self, left_over: LeftOver, rows: np.ndarray) -> rtc.Guidance:
-        """Return the model's form, a batch of one.
+        """Return the model's form of a left-over, a batch of one.
 
         Args:
             left_over: The request.
-            rows: Its actions after the transforms (k, ad): normalised, relative where the model's are, padded.
+            rows: Its actions after the transforms (k, ad): normalized, relative where the model's are, padded.
         """
         is_vjp = left_over.method == "vjp"
         default = _VJP_MAX_WEIGHT if is_vjp else float(self._num_steps)
-        target = np.zeros((1, self._horizon, rows.shape[-1]), np.float32)
+        target = np.zeros((1, self._horizon, rows.shape[-1]), np.float32)  # [1, ah, ad]
         target[0, : len(rows)] = rows
         return rtc.Guidance(
             target=target,

@@ -1,4 +1,7 @@
-"""What a policy reads from and says to the LIBERO simulator: one arm, two cameras."""
+"""Convert between the LIBERO simulator and the model.
+
+The simulator has one arm and two cameras.
+"""
 
 import dataclasses
 from typing import Any
@@ -25,17 +28,17 @@ def make_libero_example() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class LiberoInputs(transforms.DataTransformFn):
-    """Turn a sample of the simulator into what the model reads.
+    """Convert a sample of the simulator to the model's inputs.
 
     A sample has `observation/state` [8], `observation/image` and `observation/wrist_image` ([h, w, 3] or [3, h, w]), and
-    optionally `actions` [h, 7] and `prompt`.
+    optionally `actions` [ah, 7] and `prompt`.
     """
 
-    # Decides whether the slot without a camera counts as seen: pi0-FAST was trained so.
+    # Determines whether the slot without a camera counts as seen. pi0-FAST was trained this way.
     model_type: _model.ModelType
 
     def __call__(self, data: dict) -> dict:
-        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if they were there."""
+        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if present."""
         _images.require_keys(data, "observation/state", "observation/image", "observation/wrist_image")
         base = _images.parse_image("observation/image", data["observation/image"])
         inputs = {
@@ -59,5 +62,5 @@ class LiberoOutputs(transforms.DataTransformFn):
     """Keep the simulator's 7 numbers of the model's actions [..., d]."""
 
     def __call__(self, data: dict) -> dict:
-        """Return `actions` alone."""
+        """Return only `actions`."""
         return {"actions": np.asarray(data["actions"])[..., :_NUM_ACTION_DIMS]}

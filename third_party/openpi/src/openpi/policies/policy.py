@@ -1,4 +1,4 @@
-"""A trained model together with the transforms between a robot's numbers and its own."""
+"""A trained model with the transforms between robot and model."""
 
 from collections.abc import Mapping, Sequence
 import inspect
@@ -23,7 +23,10 @@ from openpi_client import protocol
 
 
 class Policy(_base_policy.BasePolicy):
-    """Turns one unbatched observation of a robot into a chunk of its actions. Not safe to call from several threads."""
+    """Predicts a chunk of a robot's actions from one unbatched observation.
+
+    Do not call it from several threads.
+    """
 
     def __init__(
         self,
@@ -36,22 +39,23 @@ class Policy(_base_policy.BasePolicy):
         metadata: Mapping[str, Any] | None = None,
         rtc_methods: Sequence[rtc.Method] | None = None,
     ) -> None:
-        """Wrap a model; later changes of its parameters do not reach the policy.
+        """Wrap a model. Later changes of its parameters have no effect.
 
         Args:
             model: Samples the actions.
-            rng: Start of the random numbers, split once per call; key 0 by default.
+            rng: Start of the random numbers, split once per call. Key 0 by default.
             transforms: From the robot's observation to the model's, in order.
             output_transforms: From the model's state and actions to the robot's, in order.
             sample_kwargs: Fixed keyword arguments of the model's `sample_actions`, for example `num_steps`.
-            metadata: What a server tells its clients.
-            rtc_methods: Methods of real-time chunking that requests may use, the preferred one first; None: those of the
-                model that cost no time.
+            metadata: Metadata that a server sends to its clients.
+            rtc_methods: Methods of real-time chunking that requests may use, the preferred one first. None: the model's
+                methods that take no extra time.
 
         Raises:
-            ConfigError: The model lacks one of `rtc_methods`.
+            ConfigError: The model does not support one of `rtc_methods`.
         """
-        # Known when compiled: pi0-FAST's decides a shape, pi0's lets what depends on time alone be computed once.
+        # Known at compile time: pi0-FAST's determines a shape, pi0's lets everything that depends only on time be computed
+        # once.
         static = ("max_decoding_steps", "num_steps")
         self._sample_actions = nnx_utils.module_jit(model.sample_actions, static_argnames=static)
         self._noise_shape = (1, model.action_horizon, model.action_dim)
@@ -59,7 +63,7 @@ class Policy(_base_policy.BasePolicy):
         self._shapes = program_shapes.ProgramShapes(may_drop_images=model.takes_slots_without_image)
         self._sample_kwargs = dict(sample_kwargs or {})
         self.left_over = LeftOverReader(model, rtc_methods, self._sample_kwargs.get("num_steps"))
-        """What this policy can do about the left-over of a previous chunk."""
+        """Reads the left-over of a previous chunk, if the model supports it."""
         self._rng = jax.random.key(0) if rng is None else rng
         self._transform = _transforms.compose(transforms)
         self._output_transform = _transforms.compose(output_transforms)
@@ -67,7 +71,7 @@ class Policy(_base_policy.BasePolicy):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a server tells its clients."""
+        """Metadata that a server sends to its clients."""
         return self._metadata
 
     def infer(self, obs: Mapping[str, Any], *, noise: np.ndarray | None = None) -> dict[str, Any]:
@@ -75,15 +79,15 @@ class Policy(_base_policy.BasePolicy):
 
         Args:
             obs: One observation, unbatched, as the input transforms expect it, and optionally the left-over of the previous
-                chunk (see `openpi.policies.left_over`); not changed.
-            noise: The starting point of the flow, [ah, ad] or [1, ah, ad]; without it random.
+                chunk (see `openpi.policies.left_over`). It stays unchanged.
+            noise: Start of the flow, [ah, ad] or [1, ah, ad]. Random by default.
 
         Returns:
-            `actions` and whatever else the output transforms leave, and `policy_timing`: durations in ms of the model
-            (`infer_ms`, until its numbers are there) and of the transforms before and after it.
+            `actions`, everything else that the output transforms return, and `policy_timing`: durations in ms of the model
+            (`infer_ms`, until its numbers have arrived) and of the transforms before and after it.
 
         Raises:
-            DataError: the transforms refuse the observation, or leave something else than numbers.
+            DataError: The transforms refuse the observation, or return something other than numbers.
         """
         start_s = time.monotonic()
         inputs, guidance = self._prepare_guided(obs)
@@ -94,29 +98,37 @@ class Policy(_base_policy.BasePolicy):
         return self._sample([inputs], self._next_rng(), kwargs, 1, start_s)[0]
 
     def infer_batch(self, observations: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Answer several observations by one call of the model.
+        """Answer several observations with one call of the model.
 
-        The random numbers are those that as many calls of `infer` in this order would draw, so results differ by rounding
-        only. Batches are filled up to a power of two, so that few sizes have to be compiled. A model that cannot be given
-        its noise is asked one by one, and so are observations with a left-over among them. Timing is that of the whole batch.
+        The random numbers are the same as in single calls of `infer` in this order, so results differ only by rounding.
+        Batches are padded to a power of two, so that few sizes have to be compiled. The observations are answered one by one
+        if the model does not take its noise as an argument, or if one of them has a left-over. Timing is that of the whole
+        batch.
 
         Raises:
-            DataError: an observation is refused; no random numbers were used then.
+            DataError: An observation is refused. In that case no random numbers were used.
         """
+        # Answer one by one where a batch is not possible.
         has_left_over = any(protocol.RTC_KEY in obs for obs in observations)
         if not self._takes_noise or "noise" in self._sample_kwargs or has_left_over:
             return [self.infer(obs) for obs in observations]
+        # Prepare all observations before drawing noise, because any of them may be refused.
         start_s = time.monotonic()
         inputs = [self._prepare(obs) for obs in observations]
         count = len(inputs)
         padding = (1 << (count - 1).bit_length()) - count
         # formula: a flow model starts from normal noise of its rng.
-        noise = [jax.random.normal(self._next_rng(), self._noise_shape) for _ in range(count)]
+        noise = [jax.random.normal(self._next_rng(), self._noise_shape) for _ in range(count)]  # [1, ah, ad] each
         kwargs = {**self._sample_kwargs, "noise": jnp.concatenate(noise + noise[:1] * padding)}
         return self._sample(inputs + inputs[:1] * padding, self._rng, kwargs, count, start_s)
 
     def warm_up_requests(self, example: Mapping[str, Any], result: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return a request for each program beyond that of `example`, which `result` has answered."""
+        """Return a request for each program that `example` does not use.
+
+        Args:
+            example: A request.
+            result: Its answer.
+        """
         return self.left_over.examples(example, result["actions"])
 
     def _next_rng(self) -> at.KeyArrayLike:
@@ -126,17 +138,18 @@ class Policy(_base_policy.BasePolicy):
     def _sample(
         self, inputs: list[dict[str, Any]], rng: Any, kwargs: dict[str, Any], count: int, start_s: float
     ) -> list[dict[str, Any]]:
-        """Run the model and give the first `count` of the batch their robot's form."""
+        """Run the model and convert the first `count` results for the robot."""
+        # The last shape gives the answer. Others before it are only compiled.
         prepared_s = time.monotonic()
         kind = program_shapes.kind_of(len(inputs), kwargs)
         for shape in self._shapes.choose(kind, inputs):
             observation = _stack([program_shapes.cut(sample, shape) for sample in inputs])
-            # Computation is asynchronous: without the wait the time would be that of the dispatch.
+            # Computation is asynchronous. Without waiting, the measured time would be that of the dispatch.
             actions = jax.block_until_ready(self._sample_actions(rng, observation, **kwargs))
             self._shapes.has_run(kind, shape)
         sampled_s = time.monotonic()
-        # Copies, because a view of the device's memory could not be written to.
-        states, actions = np.array(observation.state), np.array(actions)
+        # Copies, because a view of the device's memory is not writable.
+        states, actions = np.array(observation.state), np.array(actions)  # [b, s], [b, ah, ad]
         outputs = [self._output_transform({"state": states[i], "actions": actions[i]}) for i in range(count)]
         timing = {
             "infer_ms": 1000 * (sampled_s - prepared_s),
@@ -146,7 +159,7 @@ class Policy(_base_policy.BasePolicy):
         return [{**output, protocol.POLICY_TIMING_KEY: dict(timing)} for output in outputs]
 
     def _prepare_guided(self, obs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the model's inputs, and the further arguments that make it go on from a left-over."""
+        """Return the model's inputs, and its arguments for a left-over."""
         obs, left_over = self.left_over.split(obs)
         if left_over is None:
             return self._prepare(obs), {}
@@ -155,16 +168,16 @@ class Policy(_base_policy.BasePolicy):
         except DataError as e:
             raise DataError(f"with the 'left_over' of 'rtc' as actions: {e}") from e
         if "actions" not in inputs:
-            raise DataError("rtc: the policy's transforms take no actions, so it cannot go on from a left-over")
+            raise DataError("rtc: the policy's transforms accept no actions, so it cannot continue a left-over")
         return inputs, {"guidance": self.left_over.guidance(left_over, inputs.pop("actions"))}
 
     def _prepare(self, obs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the model's inputs, nested numpy arrays without a batch axis."""
-        # Transforms may add and remove keys; the caller's containers must not notice.
+        # Transforms may add and remove keys. The caller's containers must stay unchanged.
         containers = jax.tree.map(lambda leaf: leaf, dict(obs))
         try:
             inputs = self._transform(containers)
-        except ValueError as e:  # the robot's transforms refuse observations that they cannot use
+        except ValueError as e:  # from the robot's transforms, which refuse observations that they cannot use
             raise DataError(str(e)) from e
         return jax.tree_util.tree_map_with_path(_numbers, inputs)
 
@@ -185,5 +198,5 @@ def _stack(inputs: Sequence[dict[str, Any]]) -> _model.Observation:
     return _observation(jax.tree.map(lambda *leaves: np.stack(leaves), *inputs))
 
 
-# One program instead of a dozen small ones, whose dispatch takes as long as their work.
+# One program instead of a dozen small ones, whose dispatch would take as long as their work.
 _observation = jax.jit(_model.Observation.from_dict)

@@ -1,4 +1,4 @@
-"""Builds a policy from a training config and one of its checkpoints."""
+"""Build a policy from a training config and one of its checkpoints."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -22,30 +22,32 @@ from openpi.training import config as _config
 
 logger = logging.getLogger(__name__)
 
-# One for each camera slot.
+# One per camera slot.
 _MAX_RESIZE_THREADS = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedSettings:
-    """How the model in a folder was trained, as far as serving it depends on that."""
+    """Settings of a model's training that are needed to serve it."""
 
     step_dir: pathlib.Path
     """Folder of the step, or a bundle."""
     train_config: _config.TrainConfig
     data_config: _config.DataConfig
-    """Without statistics: those of the folder are meant, whatever the training set's have become since."""
+    """Has no statistics. Those in the folder are used, even if those of the training set have changed since."""
 
 
 def trained_settings(train_config: _config.TrainConfig, checkpoint_dir: pathlib.Path | str) -> TrainedSettings:
-    """Find out how the model in a folder was trained: a config's defaults, and what its run or bundle recorded.
+    """Find out how the model in a folder was trained.
+
+    The result has the config's defaults, replaced by the settings that its run or bundle recorded.
 
     Args:
         train_config: The config that the checkpoint was trained with.
-        checkpoint_dir: A step's folder, a run's folder for its newest step, or a bundle; local or remote.
+        checkpoint_dir: A step's folder, a run's folder for its newest step, or a bundle. Local or remote.
 
     Raises:
-        UserError: the folder is no checkpoint, or not one of this config.
+        UserError: The folder is not a checkpoint, or not one of this config.
     """
     step_dir = checkpoint_folder.resolve(checkpoint_dir)
     if (bundle := _bundle.find(step_dir)) is None:
@@ -62,17 +64,18 @@ def trained_settings(train_config: _config.TrainConfig, checkpoint_dir: pathlib.
 def create_trained_policy(
     train_config: _config.TrainConfig, checkpoint_dir: pathlib.Path | str, **options: Any
 ) -> _policy.Policy:
-    """Load a checkpoint or a bundle. Needs nothing but that folder: no dataset, no training assets.
+    """Load a checkpoint or a bundle. You need only its folder.
 
-    The tokenizer of a big model comes from the download cache, but from a bundle if it is one.
+    No dataset and no training assets are read. The tokenizer of a large model comes from the bundle, or else from the
+    download cache.
 
     Args:
         train_config: The config that the checkpoint was trained with.
-        checkpoint_dir: A step's folder, a run's folder for its newest step, or a bundle; local or remote.
+        checkpoint_dir: A step's folder, a run's folder for its newest step, or a bundle. Local or remote.
         options: `repack_transforms`, `sample_kwargs`, `default_prompt`, `norm_stats` and `rtc_methods` of `create_policy`.
 
     Raises:
-        UserError: the folder is no checkpoint, not one of this config, or has no statistics.
+        UserError: The folder is not a checkpoint, not one of this config, or has no statistics.
     """
     return create_policy(trained_settings(train_config, checkpoint_dir), **options)
 
@@ -90,15 +93,16 @@ def create_policy(
 
     Args:
         settings: See `trained_settings`.
-        repack_transforms: Around everything else, for clients with other keys.
+        repack_transforms: Outermost transforms, for clients with other keys.
         sample_kwargs: Fixed arguments of the model's `sample_actions`, for example `{"num_steps": 5}`.
-        default_prompt: For requests without one; comes before the config's own default.
-        norm_stats: Instead of those saved in the checkpoint.
-        rtc_methods: Methods of real-time chunking that requests may use; see `Policy`.
+        default_prompt: For requests without a prompt. Has priority over the config's default.
+        norm_stats: Used instead of those saved in the checkpoint.
+        rtc_methods: Methods of real-time chunking that requests may use. See `Policy`.
 
     Raises:
-        UserError: the parameters are not those of the config, or there are no statistics.
+        UserError: The parameters are not those of the config, or there are no statistics.
     """
+    # Small files first, because reading the weights takes longest.
     step_dir, train_config, data_config = settings.step_dir, settings.train_config, settings.data_config
     if norm_stats is None:
         norm_stats = checkpoint_folder.load_norm_stats(step_dir, data_config.asset_id)
@@ -106,6 +110,7 @@ def create_policy(
     params = _model.restore_params(
         step_dir / checkpoint_folder.PARAMS_DIR, restore_type=jax.Array, dtype=compute_dtype(train_config.model)
     )
+    # Outputs go through the inverse transforms in reverse order.
     repack = repack_transforms or _transforms.Group()
     data, model = data_config.data_transforms, data_config.model_transforms
     quantiles = data_config.use_quantile_norm
@@ -131,7 +136,10 @@ def create_policy(
 
 
 def with_resize_threads(transforms: Sequence[_transforms.DataTransformFn]) -> list[_transforms.DataTransformFn]:
-    """Let the cameras of one observation be resized at the same time: the robot waits for it."""
+    """Resize the cameras of one observation in parallel.
+
+    The robot waits for the result.
+    """
     num_threads = min(_MAX_RESIZE_THREADS, os.cpu_count() or 1)
     return [
         dataclasses.replace(t, num_threads=num_threads) if isinstance(t, _transforms.ResizeImages) else t
@@ -140,5 +148,8 @@ def with_resize_threads(transforms: Sequence[_transforms.DataTransformFn]) -> li
 
 
 def compute_dtype(model_config: _model.BaseModelConfig) -> Any:
-    """Return the type that weights are held in: the one that the model computes in, bfloat16 unless the config says more."""
+    """Return the type of a served model's weights.
+
+    It is the type that the model computes in: bfloat16 unless the config sets another.
+    """
     return jnp.dtype(getattr(model_config, "dtype", "bfloat16"))

@@ -1,10 +1,11 @@
-"""What a policy reads from and says to two RealMan RM65 arms: the owner of the learning contract.
+"""Convert between two RealMan RM65 arms and the model.
 
-A sample (dataset row or client request) has `state` [14], `images` {camera: uint8 or float, HWC or CHW}, and optionally
-`actions` [h, 14] and `prompt`. The 14 numbers are, right arm first, six joints in rad and a gripper in 0..1 (1 = open), then
-the same for the left arm. The model's layout has the left arm first, as pi0's other two-armed robots do.
+This module defines the learning contract. A sample (dataset row or client request) has `state` [14], `images` {camera:
+uint8 or float, HWC or CHW}, and optionally `actions` [ah, 14] and `prompt`. The 14 numbers are six joints in rad and a
+gripper in 0..1 (1 = open) of the right arm, then the same of the left arm. In the model's layout the left arm comes first,
+as with pi0's other two-armed robots.
 
-Uses only names that every openpi has, so that this file works unchanged in a checkout of the original.
+It uses only names that every openpi has, so this file also works unchanged in a checkout of the original.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,10 +27,10 @@ NUM_DIMS = len(DIM_NAMES)
 CAMERAS = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
 
 ACTION_CHUNK = 25
-"""Steps of a predicted chunk that a client executes before it asks for the next: half a second at 50 Hz."""
+"""Steps of a predicted chunk that a client executes before it requests the next: half a second at 50 Hz."""
 
 DELTA_MASK = transforms.make_bool_mask(6, -1, 6, -1)
-"""Which numbers of an action the model sees relative to the state: joints, not grippers."""
+"""Which numbers of an action are relative to the state for the model: joints, not grippers."""
 
 _WRIST_SLOTS = {"left_wrist_0_rgb": "cam_left_wrist", "right_wrist_0_rgb": "cam_right_wrist"}
 _BASE_SLOT = "base_0_rgb"
@@ -39,7 +40,10 @@ BaseCamera = Literal["cam_high", "cam_low"]
 
 
 def make_realman_example() -> dict[str, Any]:
-    """Return a random request as a client sends it: for tests, and to warm a server up."""
+    """Return a random request as a client sends it.
+
+    Tests use it, and servers to warm up.
+    """
     rng = np.random.default_rng()
     return {
         "state": rng.uniform(0.0, 1.0, NUM_DIMS),
@@ -49,7 +53,10 @@ def make_realman_example() -> dict[str, Any]:
 
 
 def _swap_arms(x: np.ndarray, arm_order: ArmOrder) -> np.ndarray:
-    """Exchange the arms of [..., 14] if the data have the right one first; doing it twice gives `x` again."""
+    """Swap the arms of [..., 14] if the right one comes first.
+
+    `arm_order` is that of the data, the model has the left arm first. Swapping twice returns the same numbers.
+    """
     if arm_order == "left_right":
         return x
     half = NUM_DIMS // 2
@@ -77,14 +84,17 @@ def _check_vectors(name: str, value: Any, axes: Sequence[str], arm_order: ArmOrd
 
 
 def _parse_image(name: str, value: Any) -> np.ndarray:
-    """Return uint8 [h, w, 3] of an image in either layout, uint8 or float in [0, 1]."""
+    """Return an image as uint8 [h, w, 3].
+
+    It may have either layout, and be uint8 or float in [0, 1].
+    """
     image = np.asarray(value)
     if image.ndim != 3 or image.size == 0 or 3 not in (image.shape[0], image.shape[-1]):
         raise ValueError(
             f"image '{name}': found shape {list(image.shape)}, expected [height, width, 3] or [3, height, width]"
         )
     if image.dtype.kind == "f":
-        # The comparison is False for NaN as well.
+        # The comparisons are False for NaN, so it is refused too.
         if not (image.min() >= 0.0 and image.max() <= 1.0):
             raise ValueError(f"image '{name}': found floats from {image.min()} to {image.max()}, expected 0 to 1")
         image = (255 * image).astype(np.uint8)
@@ -95,19 +105,21 @@ def _parse_image(name: str, value: Any) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class RealmanInputs(transforms.DataTransformFn):
-    """Turn a sample of the robot into what the model reads. Used in training and in serving alike.
+    """Convert a sample of the robot to the model's inputs.
+
+    Training and serving both use it.
 
     Raises:
-        ValueError: A key or the base camera is missing, a camera is unknown, a shape or a number is not possible.
+        ValueError: A key or the base camera is missing, a camera is unknown, a shape is wrong, or a number is not finite.
     """
 
-    # Decides whether the slot of a missing camera counts as seen: pi0-FAST was trained so.
+    # Determines whether the slot of a missing camera counts as seen. pi0-FAST was trained this way.
     model_type: _model.ModelType
 
     # Which arm comes first in the data.
     arm_order: ArmOrder = "right_left"
 
-    # Which camera fills the model's base slot; the other one may be there and is not used.
+    # Which camera fills the model's base slot. The other one may be present and is not used.
     base_camera: BaseCamera = "cam_high"
 
     def __post_init__(self) -> None:
@@ -115,10 +127,10 @@ class RealmanInputs(transforms.DataTransformFn):
         _check_choice("base_camera", self.base_camera, ("cam_high", "cam_low"))
 
     def __call__(self, data: dict) -> dict:
-        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if they were there."""
+        """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if present."""
         self._check_presence(data)
         image, image_mask = self._fill_slots(data["images"])
-        # Statistics are computed on many frames at once; a request, which has no actions, is always one.
+        # Statistics are computed on many frames at once. A request has no actions and is always one frame.
         batch = ["batch"] if np.ndim(data.get("actions", 0)) == 3 else []
         state = _check_vectors("state", data["state"], batch, self.arm_order)
         inputs = {
@@ -134,7 +146,7 @@ class RealmanInputs(transforms.DataTransformFn):
         return inputs
 
     def _check_presence(self, data: Mapping[str, Any]) -> None:
-        """Report every missing key and every wrong camera name at once."""
+        """Report all missing keys and wrong camera names together."""
         problems = [f"'{key}' is missing" for key in ("state", "images") if key not in data]
         cameras = data.get("images", {self.base_camera: None})
         if not isinstance(cameras, Mapping):
@@ -145,11 +157,12 @@ class RealmanInputs(transforms.DataTransformFn):
             if self.base_camera not in cameras:
                 problems.append(f"base camera '{self.base_camera}' is missing among {sorted(cameras)}")
         if problems:
-            raise ValueError("observation: " + "; ".join(problems))
+            raise ValueError("observation: " + ", ".join(problems))
 
     def _fill_slots(self, images: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.bool_]]:
         base = _parse_image(self.base_camera, images[self.base_camera])
-        image, image_mask = {_BASE_SLOT: base}, {_BASE_SLOT: np.True_}
+        image: dict[str, np.ndarray] = {_BASE_SLOT: base}
+        image_mask: dict[str, np.bool_] = {_BASE_SLOT: np.True_}
         for slot, camera in _WRIST_SLOTS.items():
             is_seen = camera in images
             image[slot] = _parse_image(camera, images[camera]) if is_seen else np.zeros_like(base)
@@ -159,10 +172,12 @@ class RealmanInputs(transforms.DataTransformFn):
 
 @dataclasses.dataclass(frozen=True)
 class RealmanOutputs(transforms.DataTransformFn):
-    """Turn the model's actions [..., d] with d >= 14 into the robot's [..., 14], in the data's arm order.
+    """Convert the model's actions [..., d] to the robot's [..., 14].
+
+    d is at least 14. The result has the data's arm order.
 
     Raises:
-        ValueError: The actions are narrower.
+        ValueError: d is less than 14.
     """
 
     # Which arm comes first in the data.
@@ -172,7 +187,7 @@ class RealmanOutputs(transforms.DataTransformFn):
         _check_choice("arm_order", self.arm_order, ("right_left", "left_right"))
 
     def __call__(self, data: dict) -> dict:
-        """Return `actions` alone."""
+        """Return only `actions`."""
         actions = np.asarray(data["actions"])
         if actions.shape[-1] < NUM_DIMS:
             raise ValueError(

@@ -1,9 +1,9 @@
-"""Keeps what went into a policy and what came out, for a look at it afterwards or to ask another policy the same.
+"""Record the inputs and outputs of a policy.
 
-A record is one file `step_<n>.npz`, readable by `numpy.load` without pickle: an array for each leaf, under keys like
-`inputs/state` and `outputs/actions`. Colour images are stored as PNG (lossless, about half the size) under their key and
-`.png`, with their axis order: `inputs/images/cam_high.hwc.png`. Beside the records, `metadata.json` is what the policy said of
-itself when it was last recorded.
+You can inspect the records later, or send the same requests to another policy. A record is one file `step_<n>.npz` that
+`numpy.load` reads without pickle. It has an array for each leaf, with keys like `inputs/state` and `outputs/actions`. Color
+images are stored as PNG (lossless, about half the size). Their keys end with the axis order and `.png`, such as
+`inputs/images/cam_high.hwc.png`. Next to the records, `metadata.json` has the metadata of the policy that was recorded last.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ from openpi_client import base_policy as _base_policy
 logger = logging.getLogger(__name__)
 
 DEFAULT_MAX_BYTES = 10 * 2**30
-"""About ten hours of two requests a second with three images of 224 x 224."""
+"""Enough for about ten hours of two requests per second with three images of 224 x 224."""
 
 METADATA_FILE = "metadata.json"
 
@@ -35,10 +35,10 @@ _STEP_FILE = re.compile(r"step_(\d+)\.npz")
 _IMAGE_KEY = re.compile(r"(.+)\.(hwc|chw)\.png")
 _TIME_KEY = "time_s"
 
-# Fast rather than small: the best level takes ten times as long and saves a tenth.
+# Fast rather than small. The best level takes ten times as long and saves a tenth.
 _PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
-# Records that wait for the disk. Beyond it they are left out: a robot waits for nobody's disk.
+# Maximum number of records that wait for the disk. Further ones are left out, because a robot must not wait for a disk.
 _MAX_WAITING = 16
 
 
@@ -50,15 +50,16 @@ class Record:
     time_s: float
     """Unix time of the answer."""
     inputs: dict[str, Any]
-    """The observation as the policy received it, texts as str."""
+    """The observation as the policy received it. Text is str."""
     outputs: dict[str, Any]
 
 
 class PolicyRecorder(_base_policy.BasePolicy):
-    """Writes each call of a policy to a folder and deletes the oldest records beyond its size limit.
+    """Writes each call of a policy to a folder.
 
-    Writing happens in a thread of its own. Numbers go on from what the folder already holds. A full disk ends the recording,
-    not the inference; records that the disk is too slow for are left out and counted.
+    The oldest records are deleted beyond a size limit. A separate thread writes. Numbers continue after the records already
+    in the folder. A full disk ends the recording, not the inference. If the disk is too slow, records are left out and
+    counted.
     """
 
     def __init__(
@@ -68,7 +69,13 @@ class PolicyRecorder(_base_policy.BasePolicy):
         *,
         max_bytes: int = DEFAULT_MAX_BYTES,
     ) -> None:
-        """Record `policy` to `record_dir`, of which records may fill `max_bytes`; the newest one is always kept."""
+        """Record `policy` to `record_dir`.
+
+        Args:
+            policy: The policy to record.
+            record_dir: Folder of the records.
+            max_bytes: Maximum size of all records. The newest one is always kept.
+        """
         if max_bytes < 1:
             raise ValueError(f"max_bytes is {max_bytes}, expected at least 1")
         self._policy = policy
@@ -79,7 +86,7 @@ class PolicyRecorder(_base_policy.BasePolicy):
         self.num_left_out = 0
         """Calls that were not recorded because the disk was too slow."""
         self.is_recording = True
-        """Calls are passed on without a record while this is False."""
+        """While this is False, calls are passed on without a record."""
         logger.info("recording requests and answers to %s, at most %.1f GB", record_dir, max_bytes / 1e9)
 
     @property
@@ -88,20 +95,20 @@ class PolicyRecorder(_base_policy.BasePolicy):
         return getattr(self._policy, "metadata", {})
 
     def infer(self, obs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Return the policy's answer, having noted it."""
+        """Return the policy's answer and record it."""
         results = self._policy.infer(obs, **kwargs)
         self._note(obs, results)
         return results
 
     def infer_batch(self, observations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the policy's answers, having noted them."""
+        """Return the policy's answers and record them."""
         results = self._policy.infer_batch(observations)  # type: ignore[attr-defined]
         for obs, result in zip(observations, results, strict=True):
             self._note(obs, result)
         return results
 
     def warm_up_requests(self, example: Mapping[str, Any], result: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return what the recorded policy wants to be warmed up with."""
+        """Return the warm-up requests of the recorded policy."""
         return getattr(self._policy, "warm_up_requests", lambda *_: [])(example, result)
 
     def reset(self) -> None:
@@ -109,18 +116,21 @@ class PolicyRecorder(_base_policy.BasePolicy):
         self._policy.reset()
 
     def close(self) -> None:
-        """Write what waits and stop recording; later calls are passed on without a record."""
+        """Write the waiting records and stop recording.
+
+        Later calls are passed on without a record.
+        """
         self.is_recording = False
         if self._writer.is_alive():
             self._waiting.put(None)
             self._writer.join()
         if self.num_left_out:
-            logger.warning("%d answers are not among the records: the disk was too slow", self.num_left_out)
+            logger.warning("%d answers were not recorded because the disk was too slow", self.num_left_out)
 
     def _note(self, obs: Mapping[str, Any], results: Mapping[str, Any]) -> None:
         if not self.is_recording:
             return
-        # The caller may change its arrays afterwards; those of a server's request are read-only and need no copy.
+        # The caller may change its arrays later, so they are copied. Those of a server's request are read-only.
         record = {_TIME_KEY: time.time(), "inputs": _frozen(obs), "outputs": _frozen(results)}
         try:
             self._waiting.put_nowait(record)
@@ -140,22 +150,24 @@ class PolicyRecorder(_base_policy.BasePolicy):
 
 
 def find_records(directory: str | pathlib.Path) -> list[pathlib.Path]:
-    """Return the records of a folder in the order in which they were made."""
+    """Return the records of a folder, the oldest first."""
     return sorted(filter(lambda path: _STEP_FILE.fullmatch(path.name), pathlib.Path(directory).iterdir()), key=_step_of)
 
 
 def read_record(path: pathlib.Path) -> Record:
-    """Read one record back; images are uint8 arrays in their original axis order.
+    """Read one record.
+
+    Images are uint8 arrays in their original axis order.
 
     Raises:
-        DataError: the file is damaged or no record.
+        DataError: The file is damaged or not a record.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             tree = _unflatten(dict(_decoded(file)))
         return Record(_step_of(path), float(tree[_TIME_KEY]), tree["inputs"], tree["outputs"])
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as e:
-        raise DataError(f"{path}: not a whole record of a policy ({type(e).__name__}: {e})") from e
+        raise DataError(f"{path}: not a complete record of a policy ({type(e).__name__}: {e})") from e
 
 
 def _step_of(path: pathlib.Path) -> int:
@@ -163,7 +175,7 @@ def _step_of(path: pathlib.Path) -> int:
 
 
 class _Folder:
-    """Numbered files that together stay below a size."""
+    """Numbered files whose total size is limited."""
 
     def __init__(self, path: pathlib.Path, max_bytes: int, metadata: Mapping[str, Any]) -> None:
         self.path = path
@@ -179,16 +191,17 @@ class _Folder:
             (self.path / METADATA_FILE).write_text(json.dumps(self._metadata, indent=2, default=str) + "\n")
             self._metadata = None
         file = self.path / f"step_{self._next_step}.npz"
-        # Under another name until it is whole, so that a reader never meets half a file.
+        # It has another name until it is complete, so that a reader never finds half a file.
         partial = file.with_suffix(".partial")
         with partial.open("wb") as stream:
-            # No leaf holds objects. (The argument allow_pickle would be stored as an array by numpy 1.26.)
-            np.savez(stream, **leaves)
+            # No leaf contains objects. numpy 1.26 would store the argument allow_pickle as an array.
+            np.savez(stream, **leaves)  # type: ignore[arg-type]  # keys are paths, never "allow_pickle"
         size = partial.stat().st_size
         partial.replace(file)
         self._next_step += 1
         self._files.append((file, size))
         self._bytes += size
+        # Delete the oldest records.
         while self._bytes > self._max_bytes and len(self._files) > 1:
             oldest, oldest_size = self._files.pop(0)
             oldest.unlink(missing_ok=True)
@@ -202,7 +215,10 @@ def _frozen(tree: Any) -> Any:
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Flatten nested dicts to arrays; None leaves nothing, anything that is no plain data is written as its text."""
+    """Flatten nested dicts to arrays.
+
+    None gives nothing. Objects are written as their text.
+    """
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _leaves(value, f"{path}/{key}" if path else str(key))
@@ -217,7 +233,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
 def _encoded(path: str, image: np.ndarray) -> tuple[str, np.ndarray]:
     layout = "hwc" if image.shape[-1] == 3 else "chw"
     rows = image if layout == "hwc" else np.moveaxis(image, 0, -1)
-    # The channels are stored in the order that the library expects, so that viewers show the right colours.
+    # The channels are stored in the order that the library expects, so that viewers show the right colors.
     _, png = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(rows), cv2.COLOR_RGB2BGR), _PNG_OPTIONS)
     return f"{path}.{layout}.png", png.reshape(-1)
 
@@ -227,7 +243,7 @@ def _decoded(file: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any]]:
         if match := _IMAGE_KEY.fullmatch(key):
             image = cv2.imdecode(value, cv2.IMREAD_COLOR)
             if image is None:
-                raise ValueError(f"'{key}' is no PNG")
+                raise ValueError(f"'{key}' is not a PNG")
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
             yield match[1], image if match[2] == "hwc" else np.moveaxis(image, -1, 0)
         else:

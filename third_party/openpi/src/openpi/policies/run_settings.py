@@ -1,7 +1,8 @@
-"""A policy is served as it was trained: with the model and data settings of its run, flags of the command line included.
+"""Serve a policy with the settings of its training run.
 
-A registered config holds defaults. What a run changed (another horizon, another base camera) is written down beside its
-checkpoints, and in a bundle; a server that took the defaults instead would send a robot other motions, without an error.
+These are the model and data settings. A registered config has defaults. The changes of a run, including its command line (another horizon, another base camera),
+are recorded next to its checkpoints and in bundles. A server that used the defaults instead would send other motions to the
+robot without an error.
 """
 
 from collections.abc import Mapping
@@ -20,22 +21,25 @@ from openpi.training.run import run_config
 logger = logging.getLogger(__name__)
 
 ONLY_TRAINING = frozenset(("mixture", "validation", "reduced_jpeg", "keep_images"))
-"""Fields of a data config that say how frames are chosen and read: a policy does not depend on them."""
+"""Fields of a data config that control how frames are chosen and read. A policy does not depend on them."""
 
 
 def as_trained(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
-    """Return the config with the settings of the run that a step's folder belongs to; as it is if nothing is known.
+    """Return the config with the settings of a step's training run.
+
+    It is unchanged if no settings are recorded.
 
     Raises:
         DataError: The run's file is damaged.
-        ConfigError: A setting is of a kind that this program does not know.
+        ConfigError: This program does not know a setting.
     """
     config = _as_its_run(config, step_dir)
-    # What the step itself says also holds for one that was copied alone.
+    # Recorded in the step itself, so that it is known even if only the step was copied.
     max_delay = checkpoint_folder.rtc_max_delay(step_dir)
     if max_delay is None or not hasattr(config.model, "rtc_max_delay"):
         return config
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, rtc_max_delay=max_delay))
+    changes: dict[str, Any] = {"rtc_max_delay": max_delay}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
 def _as_its_run(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
@@ -47,10 +51,10 @@ def _as_its_run(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
         name, parts = recorded["name"], {part: dict(recorded[part]) for part in ("model", "data")}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise errors.DataError(
-            f"{path}: not the config of a run ({type(e).__name__}: {e}); delete it to go on without"
+            f"{path}: not the config of a run ({type(e).__name__}: {e}). Delete it to continue without it"
         ) from e
     if name != config.name:
-        logger.warning("%s was trained with config '%s'; taking it as one of '%s'", step_dir, name, config.name)
+        logger.warning("%s: trained with config '%s', but used with '%s'", step_dir, name, config.name)
         return config
     return apply(config, parts["model"], parts["data"], source=str(path))
 
@@ -60,34 +64,39 @@ def apply(config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any]
 
     Args:
         config: Registered defaults.
-        model: Recorded fields of the model config, as JSON holds them; fields that are absent keep their default.
-        data: The same of the data config.
+        model: Recorded fields of the model config, as in JSON. Absent fields keep their default.
+        data: The same for the data config.
         source: Name of the record, for messages.
 
     Raises:
-        ConfigError: A recorded value cannot be that of a field.
+        ConfigError: A recorded value does not fit its field.
     """
+    # Model and data settings, under the names that their fields have now.
     changes: list[str] = []
     model, data = renamed.rename_fields(model), renamed.rename_fields(data)
     try:
         changed_model = _with(config.model, model, "model", changes)
         served = {name: value for name, value in data.items() if name not in ONLY_TRAINING}
         if getattr(config.data, "default_prompt", None) is not None:
-            served.pop("default_prompt", None)  # what a server says for its clients is decided today
+            served.pop("default_prompt", None)  # the current default of a server has priority
         changed_data = _with(config.data, served, "data", changes)
     except (errors.ConfigError, TypeError, ValueError) as e:
         raise errors.ConfigError(
-            f"{source}: does not fit config '{config.name}' ({e}); serve it with the program that it was made with"
+            f"{source}: does not fit config '{config.name}' ({e}). Serve it with the program version that made it"
         ) from e
     if not changes:
         return config
-    logger.info("as it was trained: %s", ", ".join(changes))
+    # The metadata repeats some of them for clients.
+    logger.info("settings of the training run: %s", ", ".join(changes))
     metadata = _metadata(config, changed_model.action_horizon, getattr(changed_data, "base_camera", None))
     return dataclasses.replace(config, model=changed_model, data=changed_data, policy_metadata=metadata)
 
 
 def _with(value: Any, recorded: Mapping[str, Any], place: str, changes: list[str]) -> Any:
-    """Put recorded values into a dataclass; what is no plain value (functions, transforms) stays as the program has it."""
+    """Replace fields of a dataclass with recorded values.
+
+    Fields that are not plain values (functions, transforms) keep the program's values.
+    """
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
     if unknown := sorted(recorded.keys() - fields.keys() - {"type"}):
         raise errors.ConfigError(f"{place} has no '{unknown[0]}'")
@@ -104,7 +113,7 @@ def _with(value: Any, recorded: Mapping[str, Any], place: str, changes: list[str
         elif isinstance(current, str) != isinstance(wanted, str) and (
             dataclasses.is_dataclass(current) or isinstance(wanted, Mapping)
         ):
-            # A size that was given by name, or the other way round.
+            # A size that was given by name and now is a dataclass, or the reverse.
             if not isinstance(wanted, str):
                 raise errors.ConfigError(f"{where} was not a registered name")
             changes.append(f"{where} {wanted!r}")
@@ -122,7 +131,10 @@ def _json(value: Any) -> Any:
 
 
 def _metadata(config: TrainConfig, action_horizon: int, base_camera: str | None) -> dict[str, Any] | None:
-    """What clients are told, where it follows from these settings."""
+    """Return the metadata for clients.
+
+    Values that follow from these settings are updated.
+    """
     if config.policy_metadata is None:
         return None
     metadata = dict(config.policy_metadata)
