@@ -145,13 +145,13 @@ def test_actions_beyond_the_smallest_coefficient_are_cut_with_a_warning(codec, c
 def test_actions_that_the_encoding_has_no_bytes_for_are_refused_not_dropped(tmp_path):
     codec = fast_codec.FastCodec.load(write_processor(tmp_path, alphabet=[]))
     codec.encode(make_chunk(0))
-    with pytest.raises(errors.DataError, match=r"coefficients from -?\d+ to \d+ lie outside what this FAST tokenizer"):
+    with pytest.raises(errors.DataError, match=r"coefficients from -?\d+ to \d+ are outside what this FAST tokenizer"):
         codec.encode(make_chunk(0, size=30.0))
 
 
 @pytest.mark.parametrize("actions", [np.full((3, 2), np.nan), np.zeros(3), np.zeros((1, 3, 2))])
 def test_actions_that_are_no_finite_chunk_are_refused(codec, actions):
-    with pytest.raises(errors.DataError, match=r"actions: found shape \[.*% finite; expected \[horizon, dimensions\]"):
+    with pytest.raises(errors.DataError, match=r"actions: found shape \[.*% finite, expected \[horizon, dimensions\]"):
         codec.encode(actions)
 
 
@@ -192,11 +192,11 @@ def test_the_published_processor_is_taken_from_the_download_cache(processor_dir,
 @pytest.mark.parametrize(
     ("files", "problem"),
     [
-        ({}, "no FAST processor, processor_config.json and tokenizer.json not found"),
-        ({"processor_config.json": "{}"}, "no FAST processor, tokenizer.json not found"),
+        ({}, "not a FAST processor, processor_config.json and tokenizer.json not found"),
+        ({"processor_config.json": "{}"}, "not a FAST processor, tokenizer.json not found"),
         (
             {"processor_config.json": "<html>", "tokenizer.json": ""},
-            "processor_config.json: no FAST processor, expected",
+            "processor_config.json: not a FAST processor, expected",
         ),
         ({"processor_config.json": '{"scale": 10}', "tokenizer.json": ""}, "KeyError: 'min_token'"),
         ({"processor_config.json": '{"scale": 0, "min_token": 0}', "tokenizer.json": ""}, "found scale 0"),
@@ -282,7 +282,7 @@ def test_in_the_full_vocabulary_action_ids_count_down_from_below_the_last_128(pr
 
 
 def test_action_tokens_that_meet_text_are_refused(processor_dir):
-    with pytest.raises(errors.ConfigError, match=r"the 400 action tokens 100 to 499 meet the tokens of text"):
+    with pytest.raises(errors.ConfigError, match=r"the 400 action tokens 100 to 499 overlap the tokens of text"):
         _tokenizer.fast_for_vocab(500, MAX_LEN, fast_tokenizer_path=processor_dir).tokenize("go", STATE, make_chunk(0))
 
 

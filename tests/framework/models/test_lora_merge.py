@@ -63,5 +63,5 @@ def test_adapters_that_cannot_be_placed_are_named():
     w, a, b = np.zeros((1, 6, 5)), np.zeros((1, 6, 2)), np.zeros((1, 2, 5))
     with pytest.raises(DataError, match="'attn/q_einsum/lora_b' is missing"):
         lora_merge.merge({"attn": {"q_einsum": {"w": w, "lora_a": a}}}, config)
-    with pytest.raises(DataError, match="found an adapter of 'llm/mlp/linear', but the config has none there"):
+    with pytest.raises(DataError, match="found an adapter of 'llm/mlp/linear', but the config has no adapter for it"):
         lora_merge.merge({"llm": {"mlp": {"linear": w, "linear_lora_a": a, "linear_lora_b": b}}}, config)

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from openpi.models import flow_time
 from openpi.models import gemma
 from openpi.models import gemma_layers
 from openpi.models import initializers
 from openpi.models import lora
 from openpi.models import paligemma
-from openpi.models import pi0
 from openpi.models import siglip
 from openpi.models import stacking
 from openpi.shared import nnx_utils
@@ -201,8 +201,8 @@ def test_fresh_lora_weights_change_nothing_and_trained_ones_do():
 
 def test_time_embedding_has_the_shortest_and_the_longest_period():
     time = jnp.array([0.0, 0.3, 1.0])
-    embedding = pi0.posemb_sincos(time, 8, min_period=4e-3, max_period=4.0)
+    embedding = flow_time.posemb_sincos(time, 8, min_period=4e-3, max_period=4.0)
     np.testing.assert_allclose(embedding[:, 3], jnp.sin(2 * jnp.pi * time / 4.0), atol=1e-6)
     np.testing.assert_allclose(embedding[:, 4], jnp.cos(2 * jnp.pi * time / 4e-3), atol=1e-3)
     with pytest.raises(ValueError, match="embedding_dim 7, expected an even number"):
-        pi0.posemb_sincos(time, 7, min_period=4e-3, max_period=4.0)
+        flow_time.posemb_sincos(time, 7, min_period=4e-3, max_period=4.0)

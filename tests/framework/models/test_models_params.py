@@ -72,7 +72,9 @@ def test_params_without_value_keys_are_read_too(tmp_path, params):
 def test_what_is_not_a_checkpoint_is_refused_with_its_path(tmp_path):
     with pytest.raises(errors.MissingFileError, match="nowhere: checkpoint folder not found"):
         _model.restore_params(tmp_path / "nowhere")
-    with pytest.raises(errors.DataError, match=rf"{tmp_path}: cannot read parameters .*no 'params' folder of a step"):
+    with pytest.raises(
+        errors.DataError, match=rf"{tmp_path}: cannot read parameters .*expected an undamaged 'params' folder of a step"
+    ):
         _model.restore_params(tmp_path)
 
 

@@ -223,4 +223,4 @@ def test_arrays_that_are_cut_off_are_told_of_in_one_line(tmp_path):
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path}/params: cannot read parameters (")
-    assert line.endswith("copy it again, or take another")
+    assert line.endswith("Copy it again or use another")

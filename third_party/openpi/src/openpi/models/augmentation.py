@@ -1,8 +1,8 @@
-"""Random crop, rotation and colour jitter of training images.
+"""Random crop, rotation and color jitter of training images.
 
-Everything geometric is one bilinear resample, so an image is read once. The random draws follow the chain of
-transforms that published models were trained with (crop to 95 %, resize back, rotate, colour jitter), key by key, so
-that a training run can be repeated.
+Crop and rotation are one bilinear resample, so each image is read once. The random draws follow the transforms that
+published models were trained with (crop to 95 %, resize back, rotate, color jitter), key by key. A training run can
+therefore be repeated.
 """
 
 import jax
@@ -13,26 +13,26 @@ from openpi.shared import array_typing as at
 # Side of the random crop as a fraction of the image.
 CROP_FRACTION = 0.95
 MAX_ROTATION_DEG = 5.0
-# Largest change of each colour property. Hue is a fraction of the full circle.
+# Largest change of each color property. Hue is a fraction of the full circle.
 MAX_BRIGHTNESS = 0.3
 MAX_CONTRAST = 0.4
 MAX_HUE = 0.1
-# Share of the images whose colours are changed at all.
+# Share of the images whose colors change.
 COLOR_PROBABILITY = 0.5
 
 
 def augment(
     rng: at.KeyArrayLike, images: at.Float[at.Array, "b h w 3"], *, geometric: bool
 ) -> at.Float[at.Array, "b h w 3"]:
-    """Augment each image of a batch on its own.
+    """Augment each image of a batch independently.
 
     Args:
-        rng: Random key; the same key gives the same crop, angle and colours whatever the images show.
+        rng: Random key. The same key gives the same crop, angle and colors for any images.
         images: RGB in [0, 1].
         geometric: Also crop and rotate. Off for wrist cameras, whose view moves with the hand.
 
     Returns:
-        RGB in [0, 1]; what was outside the image is black.
+        RGB in [0, 1]. Areas outside the original image are black.
     """
 
     def augment_one(key: at.KeyArrayLike, image: at.Float[at.Array, "h w 3"]) -> at.Float[at.Array, "h w 3"]:
@@ -50,14 +50,16 @@ def _crop_and_rotate(key: at.KeyArrayLike, image: at.Float[at.Array, "h w 3"]) -
     height, width, _ = image.shape
     crop = jnp.array([int(height * CROP_FRACTION), int(width * CROP_FRACTION)])
     size = jnp.array([height, width])
-    crop_key, _, rotation_key = jax.random.split(key, 3)  # the second belongs to the resize, which draws nothing
+    # The second key belonged to the resize, which draws nothing.
+    crop_key, _, rotation_key = jax.random.split(key, 3)
     margin = (size - crop) / 2
     offset = jax.random.uniform(crop_key, (2,), minval=-margin, maxval=margin)
     limit = jnp.deg2rad(MAX_ROTATION_DEG)
     angle = jax.random.uniform(rotation_key, minval=-limit, maxval=limit)
 
+    # For each output pixel, the place in the input to read from.
     center = (size - 1) / 2
-    y, x = jnp.meshgrid(jnp.arange(height) - center[0], jnp.arange(width) - center[1], indexing="ij")
+    y, x = jnp.meshgrid(jnp.arange(height) - center[0], jnp.arange(width) - center[1], indexing="ij")  # [h, w] each
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     scale = crop / size
     source_y = scale[0] * (cos * y + sin * x) + offset[0] + center[0]
@@ -71,13 +73,13 @@ def _crop_and_rotate(key: at.KeyArrayLike, image: at.Float[at.Array, "h w 3"]) -
 
 def _jitter_colors(key: at.KeyArrayLike, image: at.Float[at.Array, "h w 3"]) -> at.Float[at.Array, "h w 3"]:
     apply = jax.random.bernoulli(key, COLOR_PROBABILITY)
-    # Five draws are reserved; saturation (the fourth) never had an effect on published models and has none here.
+    # Five keys, as published models were trained with. The fourth (saturation) had no effect there and has none here.
     brightness_key, contrast_key, hue_key, _, _ = jax.random.split(key, 5)
 
     def draw(key: at.KeyArrayLike, limit: float) -> jax.Array:
         return jax.random.uniform(key, minval=-limit, maxval=limit)
 
-    hue, saturation, value = _rgb_to_hsv(image)
+    hue, saturation, value = _rgb_to_hsv(image)  # [h, w] each
     value = _change_brightness(value, draw(brightness_key, MAX_BRIGHTNESS))
     value = _change_contrast(value, draw(contrast_key, MAX_CONTRAST))
     hue = hue + draw(hue_key, MAX_HUE)
@@ -85,12 +87,18 @@ def _jitter_colors(key: at.KeyArrayLike, image: at.Float[at.Array, "h w 3"]) -> 
 
 
 def _change_brightness(value: jax.Array, amount: jax.Array) -> jax.Array:
-    """Move values towards black (amount < 0) or white; 0 and 1 are reached at amount -1 and 1."""
+    """Move values toward black (amount < 0) or white (amount > 0).
+
+    All values are 0 at amount -1 and 1 at amount 1.
+    """
     return jnp.where(amount < 0, value * (1 + amount), value * (1 - amount) + amount)
 
 
 def _change_contrast(value: jax.Array, amount: jax.Array) -> jax.Array:
-    """Piecewise linear curve through (0, 0), (1/2, 1/2), (1, 1) with slope tan((amount + 1) pi / 4) in the middle."""
+    """Apply a piecewise linear contrast curve.
+
+    It passes through (0, 0), (1/2, 1/2) and (1, 1). Its slope in the middle is tan((amount + 1) pi / 4).
+    """
     slope = jnp.tan((amount + 1) * jnp.pi / 4)
     knee = (slope - slope**2) / (2 * (1 - slope**2))
     dark, middle, bright = value / slope, slope * (value - 0.5) + 0.5, value / slope + 1 - 1 / slope
@@ -98,11 +106,11 @@ def _change_contrast(value: jax.Array, amount: jax.Array) -> jax.Array:
 
 
 def _rgb_to_hsv(rgb: at.Float[at.Array, "h w 3"]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    value, darkest = jnp.max(rgb, axis=-1), jnp.min(rgb, axis=-1)
+    value, darkest = jnp.max(rgb, axis=-1), jnp.min(rgb, axis=-1)  # [h, w]
     spread = value - darkest
-    # The denominators are made safe before dividing: a masked division by zero would still be undefined.
+    # Replace zero denominators before dividing. A masked division by zero would still be undefined.
     saturation = jnp.where(value > 0, spread / jnp.where(value > 0, value, 1), 0)
-    largest = jnp.argmax(rgb, axis=-1)
+    largest = jnp.argmax(rgb, axis=-1)  # [h, w]
     following, previous = (
         jnp.take_along_axis(rgb, ((largest + step) % 3)[..., None], axis=-1)[..., 0] for step in (1, 2)
     )
@@ -111,6 +119,6 @@ def _rgb_to_hsv(rgb: at.Float[at.Array, "h w 3"]) -> tuple[jax.Array, jax.Array,
 
 
 def _hsv_to_rgb(hue: jax.Array, saturation: jax.Array, value: jax.Array) -> at.Float[at.Array, "h w 3"]:
-    k = (jnp.array([5.0, 3.0, 1.0]) + 6 * hue[..., None]) % 6
+    k = (jnp.array([5.0, 3.0, 1.0]) + 6 * hue[..., None]) % 6  # [h, w, 3]
     share = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
     return value[..., None] * (1 - saturation[..., None] * share)

@@ -1,4 +1,8 @@
-"""Whether the parts of a batch fit each other and the model: said here by name, before a product of matrices fails."""
+"""Check that the parts of a batch fit together.
+
+They must fit each other and the model. The errors name the parts. Without these checks you would see a failing matrix
+product instead.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -8,16 +12,16 @@ import jax.numpy as jnp
 from openpi.shared import errors
 
 Part: TypeAlias = tuple[Any, Sequence[int | None], str]
-"""An array, the shape that it must have (None: any size), and the kind of its numbers, a key of `_KINDS`."""
+"""An array, its expected shape (None: any size), and the kind of its numbers, a key of `_KINDS`."""
 
 _KINDS = {"": jnp.generic, "float": jnp.floating, "integer": jnp.integer, "bool": jnp.bool_}
 
 
 def check(parts: Mapping[str, Part]) -> None:
-    """Compare arrays (or ShapeDtypeStructs) with what they must be.
+    """Compare arrays (or ShapeDtypeStructs) with their expected shapes and kinds.
 
     Raises:
-        DataError: Names every part that differs, with what was found and what was expected.
+        DataError: Some parts differ. The message names each with what was found and expected.
     """
     problems = [
         f"'{name}' is {x.dtype} {list(x.shape)}, expected {kind} {_text(shape)}".replace("  ", " ")
@@ -29,11 +33,13 @@ def check(parts: Mapping[str, Part]) -> None:
 
 
 def check_observation(observation: Any, image_keys: Sequence[str]) -> None:
-    """Check that the parts of an `Observation` are of one batch, that of its state, and of their kinds.
+    """Check the shapes and kinds of the parts of an `Observation`.
+
+    All parts must have the batch size of the state.
 
     Args:
-        observation: Images may be absent, and every part but the state.
-        image_keys: Camera slots that are looked at.
+        observation: Every part except the state may be absent.
+        image_keys: Camera slots to check.
 
     Raises:
         DataError: See `check`.

@@ -1,4 +1,4 @@
-"""Reading the parameters of a model from a checkpoint folder."""
+"""Read the parameters of a model from a checkpoint folder."""
 
 from collections.abc import Iterator
 import contextlib
@@ -31,20 +31,20 @@ def restore_params(
 ) -> at.Params:
     """Read the parameter tree of a checkpoint's `params` folder.
 
-    Trees written by the training script (every path ends in "value") and released ones are read alike.
+    Reads both trees written by the training script, where every path ends in "value", and released ones.
 
     Args:
-        params_path: The folder; a `gs://` address is handed to orbax as it is.
+        params_path: The folder. A `gs://` address is passed to orbax unchanged.
         restore_type: Kind of array to return.
-        dtype: Type to convert to while reading; None keeps the stored types.
-        sharding: Placement of `jax.Array` leaves; by default a copy on every device.
+        dtype: Type to convert to while reading. None keeps the stored types.
+        sharding: Placement of `jax.Array` leaves. By default every device holds a copy.
 
     Returns:
-        Nested dicts of arrays, paths as in the model.
+        Nested dicts of arrays, with the paths of the model.
 
     Raises:
         MissingFileError: The folder does not exist.
-        DataError: The folder is not a checkpoint of parameters, or some of them are no floating-point numbers.
+        DataError: The folder is not a checkpoint of parameters, or some of them are not floating-point numbers.
     """
     path = _resolve(params_path)
     if restore_type is jax.Array and sharding is None:
@@ -52,14 +52,17 @@ def restore_params(
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def describe(reason: str) -> str:
-        return f"{path}: cannot read parameters ({reason}); damaged, or no '{PARAMS_KEY}' folder of a step: copy it again, or take another"
+        return (
+            f"{path}: cannot read parameters ({reason}), expected an undamaged '{PARAMS_KEY}' folder of a step. "
+            "Copy it again or use another"
+        )
 
     with storage_errors.explained(describe):
         return _without_value_keys(_restore(path, sharding=sharding, restore_type=restore_type, dtype=dtype))
 
 
 def _restore(path: str, **array_options: Any) -> at.Params:
-    import orbax.checkpoint as ocp  # 0.3 s of every start, and statistics or --help read no parameters
+    import orbax.checkpoint as ocp  # takes 0.3 s, and statistics or --help read no parameters
 
     restore_args = ocp.ArrayRestoreArgs(**array_options)
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -68,7 +71,7 @@ def _restore(path: str, **array_options: Any) -> at.Params:
         # Newer orbax wraps the tree in the metadata of a step.
         tree = getattr(metadata, "item_metadata", metadata)
         if tree is None or PARAMS_KEY not in tree:
-            raise ValueError(f"found no tree '{PARAMS_KEY}' in it")
+            raise ValueError(f"tree '{PARAMS_KEY}' not found")
         item = {PARAMS_KEY: tree[PARAMS_KEY]}
         _check_types(item[PARAMS_KEY])
         args = ocp.args.PyTreeRestore(item=item, restore_args=jax.tree.map(lambda _: restore_args, item))
@@ -77,7 +80,10 @@ def _restore(path: str, **array_options: Any) -> at.Params:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence orbax, which misses metadata of its own in the folder of an item, where the original's layout has none."""
+    """Silence orbax while it looks for its own metadata.
+
+    It warns when an item's folder has none, and the layout of the original project never has any.
+    """
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.ERROR)
@@ -88,7 +94,10 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _check_types(tree: Any) -> None:
-    """Refuse what a conversion while reading would turn into weights without a word, such as quantised ones."""
+    """Refuse leaves that are not floating-point, such as quantized ones.
+
+    The conversion while reading would silently turn them into weights.
+    """
     wrong = [
         f"'{'/'.join(path)}' is {leaf.dtype}"
         for path, leaf in traverse_util.flatten_dict(tree).items()

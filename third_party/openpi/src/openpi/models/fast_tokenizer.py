@@ -1,4 +1,7 @@
-"""Tokens of pi0-FAST: prompt, state and actions in one sequence, and actions from the tokens that the model writes."""
+"""Tokens of pi0-FAST: prompt, state and actions in one sequence.
+
+Also reads the actions out of the tokens that the model writes.
+"""
 
 from collections.abc import Sequence
 import functools
@@ -20,7 +23,7 @@ from openpi.shared import errors
 logger = logging.getLogger(__name__)
 
 _NUM_RESERVED = 128
-"""Last ids of PaliGemma's vocabulary that no action takes (the model's segmentation tokens)."""
+"""Number of the last ids of PaliGemma's vocabulary that actions do not use (the model's segmentation tokens)."""
 
 _FAST_DIR = "fast"
 
@@ -29,10 +32,10 @@ _ANSWER_END = "|"
 
 
 class FASTTokenizer:
-    """Tokenises prompts, states and actions as pi0-FAST expects them.
+    """Tokenizes prompts, states and actions as pi0-FAST expects them.
 
-    Action ids count down from `first_action_token`, in place of the vocabulary's rarest words. The text model and the
-    FAST processor are read on first use, so that work which needs no tokens needs no download either.
+    Action ids count down from `first_action_token` and replace the vocabulary's rarest words. The text model and the
+    FAST processor are read on first use, so you need no download if you need no tokens.
     """
 
     def __init__(
@@ -43,13 +46,13 @@ class FASTTokenizer:
         model_path: pathlib.Path | str | None = None,
         first_action_token: int | None = None,
     ) -> None:
-        """Set the length of every result and where the two tokenizers are read.
+        """Set the length of every result and the sources of both tokenizers.
 
         Args:
             max_len: Number of tokens of a result, at least 1.
             fast_tokenizer_path: A FAST processor: a folder, a URL, or a name on the Hugging Face hub.
-            model_path: A SentencePiece model; None takes PaliGemma's, from the download cache.
-            first_action_token: Token of FAST id 0; None places it as the released models have it.
+            model_path: A SentencePiece model. None uses PaliGemma's, from the download cache.
+            first_action_token: Token of FAST id 0. None uses the token of the released models.
         """
         self._max_len = max_len
         self._fast_tokenizer_path = fast_tokenizer_path
@@ -59,7 +62,7 @@ class FASTTokenizer:
         self._has_warned = False
 
     def files(self) -> dict[str, pathlib.Path]:
-        """Return the local files that it reads, by their names in a folder for `from_folder`."""
+        """Return the local files that it reads, by name for `from_folder`."""
         config_path, bpe_path = fast_codec.locate(self._fast_tokenizer_path)
         return {
             TEXT_MODEL_FILE: locate_sentencepiece(self._model_path),
@@ -68,7 +71,7 @@ class FASTTokenizer:
         }
 
     def from_folder(self, folder: pathlib.Path) -> "FASTTokenizer":
-        """Return the same tokenizer, reading the files of `folder`."""
+        """Return the same tokenizer, but reading the files of `folder`."""
         return FASTTokenizer(
             self._max_len,
             folder / _FAST_DIR,
@@ -102,7 +105,7 @@ class FASTTokenizer:
         taken = {0, self._processor.eos_id(), *self._start_mark, *self._end_mark}
         if tokens[-1] < 0 or not taken.isdisjoint(tokens):
             raise errors.ConfigError(
-                f"FAST: the {len(tokens)} action tokens {tokens[-1]} to {first} meet the tokens of text; expected a model "
+                f"FAST: the {len(tokens)} action tokens {tokens[-1]} to {first} overlap the tokens of text. Use a model "
                 "with a larger vocab_size, or a FAST tokenizer with a smaller one"
             )
         return tokens
@@ -110,19 +113,19 @@ class FASTTokenizer:
     def tokenize(
         self, prompt: str, state: np.ndarray, actions: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Turn a prompt, a state and, in training, a chunk of actions into tokens.
+        """Convert prompt, state and (in training) actions to tokens.
 
-        What is too long loses the end of the prompt; state, actions and end mark stay whole, and a warning says so once
-        per prompt. Only a chunk of actions that is too long by itself loses its end, with a warning as well.
+        If a sequence is too long, the prompt loses its end. State, actions and end mark stay whole, and a warning says so
+        once per prompt. Only actions that are too long by themselves lose their end, also with a warning.
 
         Args:
-            prompt: An instruction; case is ignored and "_" counts as a space.
-            state: Normalised, unpadded state [s].
-            actions: Normalised actions [h, d], or None to leave the answer to the model.
+            prompt: An instruction. Case is ignored and "_" counts as a space.
+            state: Normalized, unpadded state [number of dimensions].
+            actions: Normalized actions [ah, ad], or None to leave the answer to the model.
 
         Returns:
-            Token ids (int64), which of them are valid (bool), which see only what precedes them (int64, 1 for the answer) and
-            which the loss counts (bool, the answer); each [max_len] and 0 after the end.
+            Four arrays [max_len], 0 after the end: token ids (int64), which of them are valid (bool), which see only
+            earlier tokens (int64, 1 for the answer), and which the loss counts (bool, the answer).
 
         Raises:
             ConfigError: `max_len` cannot hold even the text around the prompt.
@@ -130,16 +133,17 @@ class FASTTokenizer:
         """
         text = prompt.strip().lower().replace("_", " ")
         answer = [] if actions is None else self._encode_answer(actions)
+        # The answer has priority over the prompt.
         num_fixed = len(self._encode_prefix("", state)) + len(answer)
         room = self._max_len - len(answer)
         if answer and num_fixed > self._max_len:
-            # The actions cannot be whole whatever the prompt. What is left of them is still a right example.
+            # No prompt is short enough for the whole answer. The part of it that fits is still a correct example.
             self._warn_of_long_actions(num_fixed)
             room = self._max_len
         prefix = self._fitter.encode(text, lambda text: self._encode_prefix(text, state), room)
         answer = answer[: self._max_len - len(prefix)]
         padding = [0] * (self._max_len - len(prefix) - len(answer))
-        is_answer = np.asarray([0] * len(prefix) + [1] * len(answer) + padding, dtype=np.int64)
+        is_answer = np.asarray([0] * len(prefix) + [1] * len(answer) + padding, dtype=np.int64)  # [l]
         return (
             np.asarray(prefix + answer + padding, dtype=np.int64),
             np.arange(self._max_len) < len(prefix) + len(answer),
@@ -151,21 +155,21 @@ class FASTTokenizer:
         """Return the actions that the model has written.
 
         Args:
-            tokens: Token ids [n]; what follows the end mark is ignored.
+            tokens: Token ids [number of tokens]. Those after the end mark are ignored.
             action_horizon: Number of actions.
             action_dim: Numbers per action.
 
         Returns:
-            Normalised actions, float32 [action_horizon, action_dim].
+            Normalized actions, float32 [action_horizon, action_dim].
 
         Raises:
-            DataError: The tokens are not a chunk of this shape. Nothing is put in its place: zeros would be a motion.
+            DataError: The tokens are not a chunk of this shape. There is no default, because zeros would be a motion.
         """
         answer = self._find_answer(tokens.tolist())
-        strange = [token for token in answer if token not in self._action_tokens]
-        if strange:
+        unknown = [token for token in answer if token not in self._action_tokens]
+        if unknown:
             raise errors.DataError(
-                f"model output: found token {strange[0]} among the actions, expected {self._action_tokens[-1]} to "
+                f"model output: found token {unknown[0]} among the actions, expected {self._action_tokens[-1]} to "
                 f"{self._action_tokens[0]}"
             )
         return self._codec.decode([self._action_tokens[0] - token for token in answer], action_horizon, action_dim)
@@ -179,11 +183,14 @@ class FASTTokenizer:
         return [*self._start_mark, *action_tokens, *self._end_mark, self._processor.eos_id()]
 
     def _find_answer(self, tokens: list[int]) -> list[int]:
-        """Return the tokens between the marks; the end token, or the end of `tokens`, counts as an end mark too."""
+        """Return the tokens between the marks.
+
+        The end token and the end of `tokens` count as end marks too.
+        """
         start = _find(tokens, self._start_mark)
         if start is None:
             raise errors.DataError(
-                f"model output: '{_ANSWER_START}' not found in {len(tokens)} tokens, so there are no actions in it"
+                f"model output: '{_ANSWER_START}' not found in {len(tokens)} tokens, so there are no actions"
             )
         answer = tokens[start + len(self._start_mark) :]
         for mark in (self._end_mark, [self._processor.eos_id()]):
@@ -195,7 +202,7 @@ class FASTTokenizer:
             self._has_warned = True
             logger.warning(
                 "actions cut at their end: state and actions take %d tokens without a prompt, expected at most "
-                "max_token_len=%d; raise max_token_len of the model",
+                "max_token_len=%d. Increase max_token_len of the model",
                 num_needed,
                 self._max_len,
             )

@@ -1,6 +1,6 @@
-"""Gemma: a decoder with one or several experts, shared by pi0, pi0.5 and pi0-FAST.
+"""Gemma: a decoder with one or several experts.
 
-Attribute names are those of the parameter tree of published checkpoints.
+pi0, pi0.5 and pi0-FAST share it. Attribute names are those in the parameter tree of published checkpoints.
 """
 
 from collections.abc import Sequence
@@ -26,19 +26,25 @@ from openpi.shared import errors
 
 
 class Embedder(nnx.Module):
-    """Token table, used in both directions."""
+    """Token table, used both to embed tokens and to score them."""
 
     def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs):
         init = initializers.normal(0.01)
         self.input_embedding = nnx.Param(init(rngs.params(), (vocab_size, width)))
 
     def encode(self, tokens: at.Int[at.Array, "*b"]) -> at.Float[at.Array, "*b d"]:
-        """Look tokens up and multiply by sqrt(width), in the type of the table."""
-        table = self.input_embedding[...]
-        return table[tokens] * jnp.sqrt(table.shape[-1]).astype(table.dtype)
+        """Look up tokens and multiply by sqrt(width).
+
+        The result has the type of the table.
+        """
+        table = self.input_embedding[...]  # [v, d]
+        return table[tokens] * jnp.sqrt(table.shape[-1]).astype(table.dtype)  # [*b, d]
 
     def decode(self, x: at.Float[at.Array, "*b d"]) -> at.Float[at.Array, "*b v"]:
-        """Score every token of the vocabulary, in float32: bfloat16 logits would tie and coarsen the argmax."""
+        """Score every token of the vocabulary in float32.
+
+        In bfloat16 different logits would become equal, and the argmax coarse.
+        """
         return jnp.einsum("...d,vd->...v", x, self.input_embedding[...], preferred_element_type=jnp.float32)
 
 
@@ -51,7 +57,10 @@ class Modulation(NamedTuple):
 
 
 class Module(nnx.Module):
-    """The transformer. Expert 0 embeds text; further experts only have layers."""
+    """The transformer.
+
+    Expert 0 embeds text. The other experts only have layers.
+    """
 
     def __init__(
         self,
@@ -65,14 +74,14 @@ class Module(nnx.Module):
         """Create the parameters (float32).
 
         Args:
-            configs: Size of each expert; depth, heads and head_dim must agree.
+            configs: Size of each expert. Depth, heads and head_dim must agree.
             embed_dtype: Type of the token streams, and so of all products with weights.
             adaptive_norms: For each expert, whether its norms take a condition.
-            float32_queries: Do not round rotated queries to the streams' type (pi0-FAST was trained so).
+            float32_queries: Do not round rotated queries to the streams' type (pi0-FAST was trained this way).
             rngs: Source of random keys.
 
         Raises:
-            ConfigError: The experts do not fit together.
+            ConfigError: The sizes of the experts do not agree.
         """
         _check_experts_agree(configs)
         self.dtype = embed_dtype
@@ -90,15 +99,19 @@ class Module(nnx.Module):
 
     def embed(self, tokens: at.Int[at.Array, "*b"]) -> at.Float[at.Array, "*b d"]:
         """Embed text tokens for expert 0."""
-        return self.embedder.encode(tokens).astype(self.dtype)
+        return self.embedder.encode(tokens).astype(self.dtype)  # [*b, d]
 
     def decode(self, x: at.Float[at.Array, "*b d"]) -> at.Float[at.Array, "*b v"]:
         """Score the vocabulary for outputs of expert 0 (float32)."""
-        return self.embedder.decode(x)
+        return self.embedder.decode(x)  # [*b, v]
 
     def modulate(self, adarms_cond: Sequence[at.Float[at.Array, "b _"] | None]) -> Modulation:
-        """Make beforehand what `__call__` would make of `adarms_cond`, for calls that share a condition."""
+        """Compute scale, shift and gate of all norms from their condition.
+
+        Calls that share a condition then share this work. `__call__` does the same with its `adarms_cond`.
+        """
         cond = tuple(adarms_cond)
+        # Leaves [layer, b, 3 d].
         _, layers = stacking.scan_layers(self.layers, lambda block, carry, _: (carry, block.modulate(cond)), None)
         return Modulation(layers, gemma_layers.modulate_norms(self, "final_norm", cond))
 
@@ -115,29 +128,31 @@ class Module(nnx.Module):
         """Run all layers.
 
         Args:
-            embedded: Tokens of each expert, [b, tokens, width]; None leaves an expert out.
+            embedded: Tokens of each expert, [b, tokens, width]. None leaves an expert out.
             positions: Positions of the tokens of all experts, concatenated in order.
-            mask: Which key each token may see; the s keys are the cached ones, then the new ones.
-            adarms_cond: Condition of each expert's norms; None for experts with plain norms.
-            modulation: Result of `modulate`, instead of `adarms_cond`; its batch may be 1.
+            mask: Which keys each token may see. The s keys are the cached ones, then the new ones.
+            adarms_cond: Condition of each expert's norms. None for experts with plain norms.
+            modulation: Result of `modulate`, instead of `adarms_cond`. Its batch may be 1.
             kv_cache: Keys and values of earlier tokens, each [layer, b, s, kv heads, head_dim].
 
         Returns:
-            Outputs of each expert after its final norm, and the keys and values of the new tokens
-            (without the given cache: the caller knows whether to append, store or drop them).
+            Outputs of each expert after its final norm, and the keys and values of the new tokens. The given cache is
+            not part of them: the caller knows whether to append, store or drop them.
         """
         cond = tuple(adarms_cond) if adarms_cond is not None else (None,) * len(embedded)
-        streams = tuple(None if x is None else x.astype(self.dtype) for x in embedded)
+        streams = tuple(None if x is None else x.astype(self.dtype) for x in embedded)  # [b, tokens, width] each
 
         def step(block: gemma_layers.Block, xs: Streams, inputs: tuple) -> tuple[Streams, KVCache]:
-            cache, given = inputs
-            # Made inside the layer unless given: training then holds the weights of one layer at a time.
+            cache, given = inputs  # without the layer axis
+            # Computed inside the layer unless given, so that training holds the weights of one layer at a time.
             return block(xs, positions, mask, block.modulate(cond) if given is None else given, cache)
 
         given, final = (
             (None, gemma_layers.modulate_norms(self, "final_norm", cond)) if modulation is None else modulation
         )
-        streams, new = stacking.scan_layers(self.layers, step, streams, (kv_cache, given))
+        streams, new = stacking.scan_layers(
+            self.layers, step, streams, (kv_cache, given)
+        )  # new: [layer, b, t, k, h] x 2
         outputs, _ = gemma_layers.apply_norms(self, "final_norm", streams, final)
         return outputs, new
 

@@ -1,4 +1,4 @@
-"""Sizes of the Gemma transformers, by name or spelled out."""
+"""Sizes of the Gemma transformers, by name or as a `Config`."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -27,7 +27,11 @@ class Config:
     lora_configs: Mapping[str, lora.LoRAConfig] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        """Check what the types cannot say."""
+        """Check what the types cannot express.
+
+        Raises:
+            ConfigError: The sizes do not fit together.
+        """
         if self.num_heads % self.num_kv_heads:
             raise errors.ConfigError(f"gemma: {self.num_heads} heads cannot share {self.num_kv_heads} kv heads evenly")
         if self.head_dim % 2:
@@ -54,7 +58,9 @@ VARIANTS: dict[str, Config] = {
 
 
 def get_config(variant: str | Config) -> Config:
-    """Return the size of a registered variant; a `Config` is returned as it is.
+    """Return the size of a registered variant.
+
+    A `Config` is returned unchanged.
 
     Raises:
         ConfigError: The name is unknown.
@@ -68,11 +74,11 @@ def get_config(variant: str | Config) -> Config:
 
 
 def uses_lora(variant: str | Config) -> bool:
-    """Tell whether any weight of the variant has a low-rank update."""
+    """Return whether any weight of the variant has a low-rank update."""
     return bool(get_config(variant).lora_configs)
 
 
-# On the command line a variant is one of the registered names; a Config can be given in code only.
+# On the command line a variant is one of the registered names. A Config can only be given in code.
 Variant = Annotated[
     str | Config,
     tyro.constructors.PrimitiveConstructorSpec(

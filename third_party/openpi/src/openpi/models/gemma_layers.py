@@ -1,8 +1,10 @@
-"""Parts of a Gemma layer for several experts: norms, rotary positions, joint attention, the layer itself.
+"""A Gemma layer for several experts, and its parts.
 
-An expert is a set of weights with its own token stream. All experts of a layer attend jointly over the concatenation
-of their tokens. Letters in shapes: b batch, t query tokens, s key tokens, k kv heads, g query heads per kv head,
-n = k * g query heads, h head_dim, d width.
+The parts are norms, rotary positions and joint attention. An expert is a set of weights with its own token stream. All
+experts of a layer attend jointly over the concatenation of their tokens.
+
+Letters in shapes, in addition to those in `model`: t query tokens, s key tokens, k kv heads, g query heads per kv head,
+n = k * g query heads, h head_dim.
 """
 
 from collections.abc import Sequence
@@ -17,74 +19,104 @@ from openpi.models.gemma_config import Config
 from openpi.shared import array_typing as at
 from openpi.training import sharding
 
-# Logit of a key that may not be seen. Finite, so that a row without any visible key gives uniform weights, not NaN.
+# Logit of a hidden key. It is finite, so that a row without any visible key gives uniform weights, not NaN.
 MASKED_LOGIT = -2.3819763e38
 
 ROPE_MAX_WAVELENGTH = 10_000
 
 Streams = tuple[jax.Array | None, ...]
-"""Tokens of each expert, [b, tokens, width of the expert]; None leaves the expert out."""
+"""Tokens of each expert, [b, tokens, width of the expert]. None leaves the expert out."""
 KVCache = tuple[jax.Array, jax.Array]
-"""Keys (after rotation) and values; [b, s, k, h] in one layer, with a leading layer axis for all of them."""
+"""Keys (after rotation) and values: [b, s, k, h] in one layer, [layer, b, s, k, h] in all."""
 LayerModulation = dict[str, Streams]
-"""By norm of a layer: scale, shift and gate of each expert, [b, 3 d] or one for each token [b, s, 3 d]; None where the
-expert's norms are plain."""
+"""By norm of a layer: scale, shift and gate of each expert, [b, 3 d] or per token [b, s, 3 d].
+
+None where the expert's norms are plain.
+"""
 
 _NORMS = ("pre_attention_norm", "pre_ffw_norm")
 
 
 def expert_name(name: str, index: int) -> str:
-    """Name of a weight of an expert in the parameter tree: expert 0 has the plain name, expert 1 the suffix `_1`."""
+    """Return the name of an expert's weight in the parameter tree.
+
+    Expert 0 has the plain name, expert 1 the suffix `_1`.
+    """
     return name if index == 0 else f"{name}_{index}"
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm with a learned scale or, if adaptive, scale, shift and gate made from a condition."""
+    """Root-mean-square norm with a learned scale.
+
+    An adaptive norm has scale, shift and gate instead, computed from a condition.
+    """
 
     def __init__(self, width: int, *, adaptive: bool, dtype: at.DTypeLike, rngs: nnx.Rngs):
-        self.adaptive = adaptive
         if adaptive:
-            # Zeros: an untrained condition leaves the norm plain and the gates closed.
+            # Zeros, so that an untrained condition leaves the norm plain and the gates closed.
             self.Dense_0 = nnx.Linear(width, 3 * width, kernel_init=initializers.zeros, dtype=dtype, rngs=rngs)
         else:
             self.scale = nnx.Param(jnp.zeros((width,)))
 
     def modulate(self, cond: jax.Array) -> jax.Array:
-        """Make scale, shift and gate, [b, 3 d] or [b, s, 3 d], from a condition [b, d] or one for each token [b, s, d]."""
+        """Compute scale, shift and gate from a condition.
+
+        Args:
+            cond: [b, d], or one per token [b, s, d].
+
+        Returns:
+            [b, 3 d], or [b, s, 3 d].
+        """
         return self.Dense_0(cond)
 
     def __call__(self, x: jax.Array, modulation: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
-        """Normalise [b, s, d] in float32; return it in the type of `x`, and if adaptive the gate, [b, 1 or s, d]."""
-        x32 = x.astype(jnp.float32)
+        """Normalize [b, s, d] in float32.
+
+        Returns:
+            The result in the type of `x`, and the gate [b, 1 or s, d] if the norm is adaptive.
+        """
+        x32 = x.astype(jnp.float32)  # [b, s, d]
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
-        if not self.adaptive:
+        if modulation is None:
             return (normed * (1 + self.scale[...])).astype(x.dtype), None
-        per_token = modulation[:, None, :] if modulation.ndim == 2 else modulation
-        scale, shift, gate = jnp.split(per_token, 3, axis=-1)
+        per_token = modulation[:, None, :] if modulation.ndim == 2 else modulation  # [b, 1 or s, 3 d]
+        scale, shift, gate = jnp.split(per_token, 3, axis=-1)  # [b, 1 or s, d] each
         return (normed * (1 + scale) + shift).astype(x.dtype), gate
 
 
 def apply_rope(x: at.Float[at.Array, "b t n h"], positions: at.Int[at.Array, "b t"]) -> at.Float[at.Array, "b t n h"]:
-    """Rotate the halves of each head by angles that grow with the position (half-split layout); result in float32.
+    """Rotate each head by angles that grow with the position.
+
+    Number i of a head's first half and number i of its second half are a pair. The result is float32.
 
     Formula: pair i of the h/2 pairs turns by position / 10000^(2i/h).
     """
     half = x.shape[-1] // 2
-    timescale = ROPE_MAX_WAVELENGTH ** (jnp.arange(half, dtype=jnp.float32) / half)
+    timescale = ROPE_MAX_WAVELENGTH ** (jnp.arange(half, dtype=jnp.float32) / half)  # [h/2]
     angle = positions[..., None, None].astype(jnp.float32) / timescale  # [b, t, 1, h/2]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # [b, t, n, h/2] each
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)  # [b, t, n, h]
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: at.Bool[at.Array, "b t s"]) -> jax.Array:
-    """Grouped-query attention; logits and softmax in float32, result [b, t, n, h] in the type of `v`."""
+    """Apply grouped-query attention.
+
+    Args:
+        q: Queries [b, t, n, h].
+        k: Keys [b, s, k, h].
+        v: Values [b, s, k, h].
+        mask: Which keys each query may see.
+
+    Returns:
+        [b, t, n, h] in the type of `v`. Logits and softmax are computed in float32.
+    """
     b, t, n, h = q.shape
     q = q.reshape(b, t, k.shape[2], -1, h)  # [b, t, k, g, h]
-    logits = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)  # [b, k, g, t, s]
     logits = jnp.where(mask[:, None, None], logits, MASKED_LOGIT)
-    probs = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", probs, v).reshape(b, t, n, h)
+    probs = jax.nn.softmax(logits, axis=-1).astype(v.dtype)  # [b, k, g, t, s]
+    return jnp.einsum("bkgts,bskh->btkgh", probs, v).reshape(b, t, n, h)  # [b, t, n, h]
 
 
 class Attention(nnx.Module):
@@ -94,15 +126,15 @@ class Attention(nnx.Module):
         """Create the projections.
 
         Args:
-            configs: Sizes of the experts; same number of heads and same head_dim.
-            float32_queries: Keep queries in float32 after the rotation (keys are always rounded to the stream's type).
+            configs: Sizes of the experts, with the same number of heads and the same head_dim.
+            float32_queries: Keep queries in float32 after the rotation. Keys are always rounded to the stream's type.
             rngs: Source of random keys.
         """
         self.float32_queries = float32_queries
         self.head_dim = configs[0].head_dim
         self.fused = configs[0].num_heads == configs[0].num_kv_heads
         for i, c in enumerate(configs):
-            # Shape, and the axes that are summed over when the weight is applied.
+            # By name: the shape, and the axes that are summed over when the weight is applied.
             queries = {
                 "q_einsum": ((c.num_heads, c.width, c.head_dim), (-2,)),
                 "kv_einsum": ((2, c.num_kv_heads, c.width, c.head_dim), (-2,)),
@@ -121,36 +153,45 @@ class Attention(nnx.Module):
         mask: at.Bool[at.Array, "b t s"],
         cache: KVCache | None,
     ) -> tuple[Streams, KVCache]:
-        """Attend over the cache (if any) followed by the tokens of all experts.
+        """Attend over the cache and the tokens of all experts.
 
         Args:
-            xs: Normalised tokens of each expert.
+            xs: Normalized tokens of each expert.
             positions: Positions of the concatenated tokens.
-            mask: Which key each token may see; s = cached + new keys.
-            cache: Keys and values of earlier tokens.
+            mask: Which keys each token may see. The s keys are the cached ones, then the new ones.
+            cache: Keys and values of earlier tokens, or None.
 
         Returns:
             The update of each stream, and the keys and values of the new tokens alone.
         """
+        # Each expert projects its own tokens. From here on they are one sequence.
         projected = [self._project(i, x) for i, x in enumerate(xs) if x is not None]
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))
+        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))  # [b, t, n or k, h]
         dtype = v.dtype
         q = apply_rope(q, positions)
         q = (q if self.float32_queries else q.astype(dtype)) * self.head_dim**-0.5
         k = apply_rope(k, positions).astype(dtype)
         new = (k, v)
         if cache is not None:
-            k, v = (jnp.concatenate([old, fresh], axis=1) for old, fresh in zip(cache, new, strict=True))
+            k, v = (
+                jnp.concatenate([old, fresh], axis=1) for old, fresh in zip(cache, new, strict=True)
+            )  # [b, s, k, h]
         return self._split_output(attend(q, k, v, mask), xs), new
 
     def _project(self, index: int, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Project an expert's tokens [b, t, d].
+
+        Returns:
+            Queries [b, t, n, h], keys and values [b, t, k, h].
+        """
         if self.fused:
-            q, k, v = getattr(self, expert_name("qkv_einsum", index))("BSD,CNDH->CBSNH", x)
+            q, k, v = getattr(self, expert_name("qkv_einsum", index))("BSD,CNDH->CBSNH", x)  # [b, t, n, h] each
             return q, k, v
-        k, v = getattr(self, expert_name("kv_einsum", index))("BSD,CKDH->CBSKH", x)
+        k, v = getattr(self, expert_name("kv_einsum", index))("BSD,CKDH->CBSKH", x)  # [b, t, k, h] each
         return getattr(self, expert_name("q_einsum", index))("BTD,NDH->BTNH", x), k, v
 
     def _split_output(self, encoded: jax.Array, xs: Streams) -> Streams:
+        """Project [b, t, n, h] back to the width of each expert."""
         outs: list[jax.Array | None] = []
         start = 0
         for i, x in enumerate(xs):
@@ -158,13 +199,17 @@ class Attention(nnx.Module):
                 outs.append(None)
                 continue
             end = start + x.shape[1]
+            # [b, tokens, n, h] -> [b, tokens, d]
             outs.append(getattr(self, expert_name("attn_vec_einsum", i))("BTNH,NHD->BTD", encoded[:, start:end]))
             start = end
         return tuple(outs)
 
 
 class Block(nnx.Module):
-    """One layer: joint attention and a feed-forward block per expert, both pre-normed and residual."""
+    """One layer: joint attention, then a feed-forward block per expert.
+
+    Both are pre-normed and residual.
+    """
 
     def __init__(
         self,
@@ -183,7 +228,7 @@ class Block(nnx.Module):
             setattr(self, expert_name("mlp", i), mlp)
 
     def modulate(self, cond: Streams) -> LayerModulation:
-        """Make what the adaptive norms need of each expert's condition [b, d]."""
+        """Compute what the adaptive norms need from each expert's condition [b, d]."""
         return {name: modulate_norms(self, name, cond) for name in _NORMS}
 
     def __call__(
@@ -194,10 +239,10 @@ class Block(nnx.Module):
         modulation: LayerModulation,
         cache: KVCache | None,
     ) -> tuple[Streams, KVCache]:
-        """Return the streams after the layer, and the keys and values of their tokens."""
-        xs = _constrain(xs)
+        """Return the streams after the layer, and their keys and values."""
+        xs = _constrain(xs)  # [b, tokens, d] each, from here to the end
         normed, gates = apply_norms(self, "pre_attention_norm", xs, modulation["pre_attention_norm"])
-        updates, new = self.attn(normed, positions, mask, cache)
+        updates, new = self.attn(normed, positions, mask, cache)  # new: [b, t, k, h] x 2
         xs = _constrain(_add(xs, updates, gates))
         normed, gates = apply_norms(self, "pre_ffw_norm", xs, modulation["pre_ffw_norm"])
         updates = tuple(None if x is None else getattr(self, expert_name("mlp", i))(x) for i, x in enumerate(normed))
@@ -205,12 +250,19 @@ class Block(nnx.Module):
 
 
 def modulate_norms(owner: nnx.Module, name: str, cond: Streams) -> Streams:
-    """Make scale, shift and gate of the norm `name` of each expert that has a condition."""
+    """Compute scale, shift and gate of each expert's norm `name`.
+
+    Experts without a condition get None.
+    """
     return tuple(None if c is None else getattr(owner, expert_name(name, i)).modulate(c) for i, c in enumerate(cond))
 
 
 def apply_norms(owner: nnx.Module, name: str, xs: Streams, modulation: Streams) -> tuple[Streams, Streams]:
-    """Apply the norm `name` of each expert, an attribute of `owner`; return normalised streams and gates."""
+    """Apply each expert's norm `name`, an attribute of `owner`.
+
+    Returns:
+        Normalized streams and gates.
+    """
     pairs = [
         (None, None) if x is None else getattr(owner, expert_name(name, i))(x, m)
         for i, (x, m) in enumerate(zip(xs, modulation, strict=True))
@@ -220,7 +272,10 @@ def apply_norms(owner: nnx.Module, name: str, xs: Streams, modulation: Streams) 
 
 
 def _add(xs: Streams, updates: Streams, gates: Streams) -> Streams:
-    """Residual connection; an adaptive norm's gate scales the update."""
+    """Add the updates to the streams.
+
+    Gates of adaptive norms scale the updates.
+    """
     return tuple(
         None if x is None else x + (update if gate is None else update * gate)
         for x, update, gate in zip(xs, updates, gates, strict=True)

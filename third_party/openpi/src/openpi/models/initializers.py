@@ -1,25 +1,30 @@
-"""Random initial values of parameters, of the usual distributions.
+"""Random initial values of parameters.
 
-Every draw is a flat vector that is then shaped: the values are the same as those of a shaped draw, but the random
-number generator compiles several times faster, which is most of the time that it takes to create a small model.
+Every draw is a flat vector that is reshaped afterwards. The values are the same as those of a shaped draw, but the random
+number generator compiles several times faster. Its compilation is most of the time that it takes to create a small model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-Initializer = Callable[[Any, Sequence[int], Any], jax.Array]
-"""`(random key, shape, dtype) -> values`."""
+
+class Initializer(Protocol):
+    """Draws the values of an array."""
+
+    def __call__(self, key: Any, shape: Sequence[int], dtype: Any = ..., /) -> jax.Array:
+        """Return the values for a random key."""
+
 
 # Standard deviation of a standard normal distribution cut off at -2 and 2.
 _TRUNCATED_STD = 0.87962566103423978
 
 
 def normal(stddev: float) -> Initializer:
-    """Normal distribution around zero."""
+    """Draw from a normal distribution around zero."""
 
     def init(key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         return (stddev * jax.random.normal(key, (math.prod(shape),), dtype)).reshape(shape)
@@ -28,10 +33,12 @@ def normal(stddev: float) -> Initializer:
 
 
 def lecun_normal(in_axes: Sequence[int] | None = None) -> Initializer:
-    """Normal distribution, cut off at two deviations, of variance 1 / fan-in.
+    """Draw from a truncated normal distribution of variance 1 / fan-in.
+
+    It is cut off at two standard deviations.
 
     Args:
-        in_axes: Axes that are summed over when the weight is applied; by default all but the last.
+        in_axes: Axes that are summed over when the weight is applied. By default all but the last.
     """
 
     def init(key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
@@ -43,7 +50,10 @@ def lecun_normal(in_axes: Sequence[int] | None = None) -> Initializer:
 
 
 def xavier_uniform() -> Initializer:
-    """Uniform distribution of variance 2 / (fan-in + fan-out) for a matrix."""
+    """Draw a matrix from a uniform distribution.
+
+    Its variance is 2 / (fan-in + fan-out).
+    """
 
     def init(key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         fan_in, fan_out = shape
@@ -54,5 +64,5 @@ def xavier_uniform() -> Initializer:
 
 
 def zeros(_: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    """Zeros."""
+    """Return zeros."""
     return jnp.zeros(shape, dtype)

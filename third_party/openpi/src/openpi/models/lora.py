@@ -1,4 +1,7 @@
-"""Low-rank adaptation (LoRA) for the two kinds of weights of a Gemma layer: einsums and the feed-forward block."""
+"""Low-rank adaptation (LoRA) of the weights of a Gemma layer.
+
+There are two kinds of weights: einsums and the feed-forward block.
+"""
 
 import dataclasses
 import math
@@ -18,27 +21,33 @@ class LoRAConfig:
     rank: int
     # The update is multiplied by alpha / rank.
     alpha: float = 1.0
-    # Rank-stabilised LoRA: multiply by alpha / sqrt(rank) instead.
+    # Rank-stabilized LoRA: multiply by alpha / sqrt(rank) instead.
     rslora: bool = False
 
     @property
     def scale(self) -> float:
-        """Factor in front of the update."""
+        """Factor of the update."""
         return self.alpha / math.sqrt(self.rank) if self.rslora else self.alpha / self.rank
 
 
-# B starts at zero, so that a model with fresh LoRA weights computes exactly what the base model does.
+# B starts at zero, so that a model with new LoRA weights computes exactly the same as the base model.
 _init_a = initializers.normal(0.01)
 _init_b = initializers.zeros
 
 
 def _low_rank_shapes(shape: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of A and B for a weight of shape (..., in, out): (..., in, rank) and (..., rank, out)."""
+    """Return the shapes of A and B.
+
+    For a weight of shape (..., in, out) they are (..., in, rank) and (..., rank, out).
+    """
     return (*shape[:-1], rank), (*shape[:-2], rank, shape[-1])
 
 
 class Einsum(nnx.Module):
-    """An einsum with a weight, and optionally a low-rank update of the weight's last two axes."""
+    """An einsum with a weight.
+
+    The weight's last two axes may have a low-rank update.
+    """
 
     def __init__(
         self,
@@ -56,20 +65,24 @@ class Einsum(nnx.Module):
             self.lora_b = nnx.Param(_init_b(rngs.params(), shape_b))
 
     def __call__(self, eqn: str, x: jax.Array) -> jax.Array:
-        """Compute `einsum(eqn, x, w)` in the type of `x`; `eqn` may not use the label `L`."""
+        """Compute `einsum(eqn, x, w)` in the type of `x`.
+
+        `eqn` may not use the label `L`.
+        """
         out = jnp.einsum(eqn, x, self.w[...].astype(x.dtype))
         if self.lora_config is None:
             return out
         eqn_a, eqn_b = lora_equations(eqn)
-        low = jnp.einsum(eqn_a, x, self.lora_a[...].astype(x.dtype))
+        low = jnp.einsum(eqn_a, x, self.lora_a[...].astype(x.dtype))  # as `out`, but the last axis is the rank
         return out + self.lora_config.scale * jnp.einsum(eqn_b, low, self.lora_b[...].astype(x.dtype))
 
 
 def lora_equations(eqn: str) -> tuple[str, str]:
-    """Return the einsum equations that apply A, then B, in place of the weight in `eqn`.
+    """Return the einsum equations that replace the weight in `eqn`.
 
-    The weight's last label becomes the rank `L` in A, its second-last in B. Where the weight has a further axis that
-    `eqn` contracts (the heads in "BTNH,NHD->BTD"), A and B are each summed over it: existing weights need this.
+    The first applies A, the second B. The rank `L` replaces the weight's last label in A and its second-last label in B. If the weight has a further axis
+    that `eqn` contracts (the heads in "BTNH,NHD->BTD"), A and B are each summed over it, because existing weights were
+    trained this way.
     """
     inputs, out = eqn.split("->")
     x, weight = inputs.split(",")
@@ -78,7 +91,10 @@ def lora_equations(eqn: str) -> tuple[str, str]:
 
 
 class FeedForward(nnx.Module):
-    """GeGLU: `(gelu(x W0) * (x W1)) W`, every matrix with an optional low-rank update."""
+    """GeGLU: `(gelu(x W0) * (x W1)) W`.
+
+    Every matrix may have a low-rank update.
+    """
 
     def __init__(self, features: int, hidden_dim: int, *, lora_config: LoRAConfig | None = None, rngs: nnx.Rngs):
         self.lora_config = lora_config
@@ -92,14 +108,16 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: at.Float[at.Array, "b s d"]) -> at.Float[at.Array, "b s d"]:
         """Apply the block in the type of `x`."""
-        gate = nnx.gelu(self._matmul("gating_einsum", x, 0), approximate=True)
-        return self._matmul("linear", gate * self._matmul("gating_einsum", x, 1))
+        gate = nnx.gelu(self._matmul("gating_einsum", x, 0), approximate=True)  # [b, s, hidden]
+        return self._matmul("linear", gate * self._matmul("gating_einsum", x, 1))  # [b, s, d]
 
     def _matmul(self, name: str, x: jax.Array, *index: int) -> jax.Array:
+        """Multiply [..., in] with a matrix of a parameter to [..., out]."""
+
         def weight(suffix: str = "") -> jax.Array:
             return getattr(self, name + suffix)[(*index, ...)].astype(x.dtype)
 
         out = x @ weight()
         if self.lora_config is None:
             return out
-        return out + self.lora_config.scale * ((x @ weight("_lora_a")) @ weight("_lora_b"))
+        return out + self.lora_config.scale * ((x @ weight("_lora_a")) @ weight("_lora_b"))  # [..., rank] -> [..., out]

@@ -1,16 +1,21 @@
-"""What every model has in common: observations, their preparation, the configuration and model interfaces, parameters.
+"""The common parts of all models: observations, configuration and interface.
 
-An observation as a dict, as transforms and data loaders hand it over (b batch, h w image, l prompt length):
+Letters in the shape remarks of this package, such as `# [b, s, d]`:
+
+    b batch, h w c image, s tokens, p tokens of the prefix, l prompt length, d width, ah action horizon, ad action dim,
+    v vocabulary, n number of items that the line names (heads, steps, tokens to write)
+
+An observation as a dict, as transforms and data loaders provide it:
 
     {
         "image": {"base_0_rgb": (b, h, w, 3) float32 in [-1, 1] or uint8 in 0..255, ...},
-        "image_mask": {"base_0_rgb": (b,) bool, ...},               # False: this camera is missing; optional
+        "image_mask": {"base_0_rgb": (b,) bool, ...},               # optional, False: this camera is missing
         "state": (b, s) float,
         "tokenized_prompt": (b, l) int,                             # optional, together with its mask
         "tokenized_prompt_mask": (b, l) bool,                       # False: padding
         "token_ar_mask": (b, l) int,                                # pi0-FAST: 1 = may be seen by later tokens only
         "token_loss_mask": (b, l) bool,                             # pi0-FAST: True = trained on
-        "actions": (b, ah, ad) float,                               # training only; not part of the observation
+        "actions": (b, ah, ad) float,                               # training only, not part of the observation
     }
 """
 
@@ -22,7 +27,6 @@ import logging
 from typing import Any, ClassVar, Generic, TypeVar
 
 from flax import nnx
-from flax import struct
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -31,6 +35,7 @@ import numpy as np
 from openpi.models import augmentation
 from openpi.models import batch_shapes
 from openpi.models.checkpoint_params import restore_params as restore_params
+from openpi.models.pytrees import pytree_dataclass
 from openpi.shared import array_typing as at
 from openpi.shared import errors
 from openpi.shared import image_tools
@@ -49,45 +54,49 @@ class ModelType(enum.Enum):
     PI05 = "pi05"
 
 
-# Camera slots of pi0 and pi0.5, in the order in which their tokens follow each other.
+# Camera slots of pi0 and pi0.5, in the order of their tokens.
 IMAGE_KEYS = ("base_0_rgb", "left_wrist_0_rgb", "right_wrist_0_rgb")
 
 # Height and width that the image tower was trained on, px.
 IMAGE_RESOLUTION = (224, 224)
 
 
-@struct.dataclass
+@pytree_dataclass
 class Observation(Generic[ArrayT]):
-    """What the model sees. Immutable, a pytree; leaves are arrays or, in a specification, ShapeDtypeStructs."""
+    """The inputs of a model: an immutable pytree.
+
+    Leaves are arrays or, in a specification, ShapeDtypeStructs.
+    """
 
     # RGB in [-1, 1], by camera slot.
     images: dict[str, at.Float[ArrayT, "*b h w c"]]
-    # False where a camera is missing. A slot that no sample fills may have a mask only: no tokens are computed for it.
+    # False where a camera is missing. A slot that no sample fills may have only a mask. Then it gets no tokens.
     image_masks: dict[str, at.Bool[ArrayT, "*b"]]
-    # Normalised robot state.
+    # Normalized robot state.
     state: at.Float[ArrayT, "*b s"]
-    # Prompt token ids and which of them are not padding.
+    # Prompt token ids, and which of them are not padding.
     tokenized_prompt: at.Int[ArrayT, "*b l"] | None = None
     tokenized_prompt_mask: at.Bool[ArrayT, "*b l"] | None = None
-    # pi0-FAST: 1 where a token may be seen by itself and later ones only, 0 inside the bidirectional prefix.
+    # pi0-FAST: 1 where only the token itself and later ones may see it, 0 inside the bidirectional prefix.
     token_ar_mask: at.Int[ArrayT, "*b l"] | None = None
     # pi0-FAST: True where a token counts in the loss.
     token_loss_mask: at.Bool[ArrayT, "*b l"] | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Observation[ArrayT]":
-        """Make an observation from its dict form (see the module's docstring); `data` is left as it is.
+        """Make an observation from its dict form (see the module's docstring).
 
-        uint8 images become float32 in [-1, 1]. Cameras without a mask count as present.
+        `data` stays unchanged. uint8 images become float32 in [-1, 1]. Cameras without a mask count as present.
 
         Raises:
-            DataError: A required key is missing, or only one of the prompt and its mask is there.
+            DataError: A required key is missing, or the prompt has no mask, or the mask no prompt.
         """
         missing = [key for key in ("image", "state") if key not in data]
         if missing:
             raise errors.DataError(f"observation: found {sorted(data)}, expected also {missing}")
         if ("tokenized_prompt" in data) != ("tokenized_prompt_mask" in data):
             raise errors.DataError("observation: 'tokenized_prompt' and 'tokenized_prompt_mask' must come together")
+        # The model computes with floats and with a mask for every camera.
         images = {key: _to_float(image) for key, image in data["image"].items()}
         masks = data.get("image_mask", {})
         return cls(
@@ -101,7 +110,7 @@ class Observation(Generic[ArrayT]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the dict form; fields that are absent are None."""
+        """Return the dict form. Absent fields are None."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {"image": fields.pop("images"), "image_mask": fields.pop("image_masks"), **fields}
 
@@ -110,23 +119,23 @@ Actions = at.Float[ArrayT, "*b ah ad"]
 """A chunk of actions: ah time steps of ad numbers."""
 
 
-def _to_float(image: ArrayT) -> ArrayT:
-    """Map uint8 0..255 to float32 -1..1; other images are returned as they are."""
+def _to_float(image: Any) -> Any:
+    """Map uint8 0..255 to float32 -1..1. Other images stay unchanged."""
     if image.dtype != np.uint8:
         return image
     scale = _scale if isinstance(image, np.ndarray) else _scale_on_device
     return scale(image, np.float32(255))
 
 
-def _scale(levels: ArrayT, white: np.float32) -> ArrayT:
+def _scale(levels: Any, white: np.float32) -> Any:
     return levels.astype(np.float32) / white * 2.0 - 1.0
 
 
-# One pass over the pixels. The divisor is an argument: by a constant, XLA multiplies with its rounded inverse.
+# One pass over the pixels. The divisor is an argument, because XLA multiplies with the rounded inverse of a constant.
 _scale_on_device = jax.jit(_scale)
 
 
-def _all_true(image: ArrayT) -> ArrayT:
+def _all_true(image: Any) -> Any:
     xp = np if isinstance(image, np.ndarray) else jnp
     return xp.ones(image.shape[:-3], dtype=bool)
 
@@ -139,18 +148,20 @@ def preprocess_observation(
     image_keys: Sequence[str] = IMAGE_KEYS,
     image_resolution: tuple[int, int] = IMAGE_RESOLUTION,
 ) -> Observation:
-    """Select the camera slots, resize with padding, augment in training; absent masks become True.
+    """Select the camera slots, resize and, in training, augment the images.
+
+    Images are resized with padding. Absent masks become True.
 
     Args:
-        rng: Random key for augmentation; may be None unless `train`.
+        rng: Random key for augmentation. May be None unless `train`.
         observation: Batched observation.
         train: Augment the images.
-        image_keys: Slots to keep, in the order wanted.
-        image_resolution: Height and width that the model takes, px.
+        image_keys: Slots to keep, in the wanted order.
+        image_resolution: Height and width that the model expects, px.
 
     Raises:
-        DataError: An image slot has neither image nor mask, or parts of the observation are of another shape or kind
-            than the others ask for (8-bit images, say, which `Observation.from_dict` converts).
+        DataError: An image slot has neither image nor mask, or parts of the observation do not fit each other in shape
+            or kind. For example, images are 8-bit. `Observation.from_dict` converts those.
     """
     missing = [key for key in image_keys if key not in observation.images and key not in observation.image_masks]
     if missing:
@@ -160,21 +171,22 @@ def preprocess_observation(
     for key in image_keys:
         if key not in observation.images:
             continue
-        image = observation.images[key]
+        image = observation.images[key]  # [b, h, w, 3]
         if image.shape[-3:-1] != tuple(image_resolution):
             image = image_tools.resize_with_pad(image, *image_resolution)
         if train:
-            # Every camera uses the same key: one crop, angle and colour change per sample.
+            # Every camera uses the same key, which gives one crop, angle and color change per sample.
             image = augmentation.augment(rng, image / 2.0 + 0.5, geometric="wrist" not in key) * 2.0 - 1.0
         images[key] = image
         mask = observation.image_masks.get(key)
+        # [b]
         masks[key] = jnp.ones(observation.state.shape[:-1], dtype=bool) if mask is None else jnp.asarray(mask)
-    return observation.replace(images=images, image_masks=masks)
+    return dataclasses.replace(observation, images=images, image_masks=masks)
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseModelConfig(abc.ABC):
-    """Configuration of a model; `create` and `load` turn it into one."""
+    """Configuration of a model. `create` and `load` make the model."""
 
     # Numbers per action, padding included.
     action_dim: int
@@ -198,17 +210,18 @@ class BaseModelConfig(abc.ABC):
 
     @abc.abstractmethod
     def get_freeze_filter(self) -> nnx.filterlib.Filter:
-        """Return the filter of parameters that stay fixed in training (those that LoRA replaces)."""
+        """Return the filter of parameters that stay fixed (LoRA replaces them)."""
 
     def load(self, params: at.Params, *, remove_extra_params: bool = True) -> "BaseModel":
-        """Create a model with the given parameters, in the dtypes in which they are given.
+        """Create a model with the given parameters, which keep their dtypes.
 
         Args:
             params: Nested dicts of arrays.
-            remove_extra_params: Leave parameters out that the model does not have (they are logged).
+            remove_extra_params: Log and leave out parameters that the model does not have.
 
         Raises:
-            DataError: Parameters are missing, superfluous (if not removed), or of another shape; names each path.
+            DataError: Parameters are missing, superfluous (if not removed), or of another shape. The message names each
+                path.
         """
         graphdef, state = nnx.split(nnx.eval_shape(self.create, jax.random.key(0)))
         expected = traverse_util.flatten_dict(nnx_utils.to_pure_dict(state), sep="/")
@@ -238,14 +251,14 @@ def _check_params(expected: Mapping[str, Any], given: Mapping[str, Any]) -> None
     try:
         at.check_pytree_equality(expected=dict(expected), got=dict(given), check_shapes=True)
     except ValueError as e:
-        raise errors.DataError(f"parameters do not fit the model ({e}); is this a checkpoint of another config?") from e
+        raise errors.DataError(f"parameters do not fit the model ({e}). Is this a checkpoint of another config?") from e
 
 
 class BaseModel(nnx.Module, abc.ABC):
     """A model: training loss and action sampling."""
 
     takes_slots_without_image: ClassVar[bool] = False
-    """Whether a camera slot may have a mask that is False and no image, with the result of a masked image."""
+    """Whether a camera slot may have a False mask and no image, with the same result as a masked image."""
 
     def __init__(self, config: BaseModelConfig):
         self.action_dim = config.action_dim
@@ -256,19 +269,25 @@ class BaseModel(nnx.Module, abc.ABC):
     def compute_loss(
         self, rng: at.KeyArrayLike, observation: Observation, actions: Actions, *, train: bool = False
     ) -> at.Float[at.Array, "*b ah"] | at.Float[at.Array, " b"]:
-        """Return the loss per sample (and per action step where the model has one)."""
+        """Return the loss per sample and, for some models, per action."""
 
     def draw_loss_inputs(
         self, rng: at.KeyArrayLike, observation: Observation, actions: Actions, *, train: bool = False
     ) -> Any:
-        """Do the random half of `compute_loss`: a pytree of which dimension 0 of every leaf is the sample.
+        """Do the random half of `compute_loss`.
 
-        Drawn for a whole batch, it may be cut into parts: their losses are those of the whole, however many there are.
+        Returns:
+            A pytree whose leaves have the sample as dimension 0. You may draw it for a whole batch and then cut it into any
+            number of parts. Their losses are the same as those of the whole.
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no draw_loss_inputs")
 
     def loss_of_inputs(self, inputs: Any) -> at.Float[at.Array, "*b ah"] | at.Float[at.Array, " b"]:
-        """Do the other half: return what `compute_loss` would, for (a part of) what `draw_loss_inputs` made."""
+        """Do the other half of `compute_loss`.
+
+        Args:
+            inputs: The result of `draw_loss_inputs`, or a part of it.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no loss_of_inputs")
 
     @abc.abstractmethod

@@ -1,7 +1,7 @@
 """Configuration of pi0 and pi0.5."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flax import nnx
 import jax
@@ -17,7 +17,7 @@ from openpi.shared import nnx_utils
 if TYPE_CHECKING:
     from openpi.models.pi0 import Pi0
 
-# Prompt lengths, tokens; pi0.5 writes the robot's state into the prompt.
+# Prompt lengths, tokens. pi0.5 writes the robot's state into the prompt.
 _MAX_TOKEN_LEN_PI0 = 48
 _MAX_TOKEN_LEN_PI05 = 200
 
@@ -26,7 +26,7 @@ _MAX_TOKEN_LEN_PI05 = 200
 class Pi0Config(_model.BaseModelConfig):
     """Sizes and switches of pi0 and pi0.5."""
 
-    # Type of activations; parameters keep their own.
+    # Type of activations. Parameters keep their own.
     dtype: str = "bfloat16"
     # Size of the PaliGemma expert, which reads images and text.
     paligemma_variant: gemma_config.Variant = "gemma_2b"
@@ -36,18 +36,18 @@ class Pi0Config(_model.BaseModelConfig):
     action_dim: int = 32
     # Number of actions per prediction.
     action_horizon: int = 50
-    # Longest prompt, tokens; by default 48 for pi0 and 200 for pi0.5.
-    max_token_len: int = None
+    # Longest prompt, tokens. By default 48 for pi0 and 200 for pi0.5.
+    max_token_len: int = None  # type: ignore[assignment]  # set in __post_init__
     # pi0.5: the time of the flow conditions the norms, and there is no state token.
     pi05: bool = False
-    # The state is written into the prompt; by default for pi0.5 only.
-    discrete_state_input: bool = None
+    # Write the state into the prompt. By default for pi0.5 only.
+    discrete_state_input: bool = None  # type: ignore[assignment]  # set in __post_init__
     # Size of the image tower: a size name of big_vision and the patch side in px.
     vision_variant: siglip.Variant = "So400m/14"
-    # Real-time chunking learnt in training: the most first actions that a chunk is given, because they are executed while it
-    # is computed (at 50 Hz, 10 allow 200 ms). 0 trains as usual. Adds no parameters.
+    # Real-time chunking learned in training: the largest number of first actions that are given, because the robot executes
+    # them while the chunk is computed (at 50 Hz, 10 allow 200 ms). 0 trains as usual. Adds no parameters.
     rtc_max_delay: int = 0
-    # Read by the original project's PyTorch port only.
+    # Only read by the original project's PyTorch port.
     pytorch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = (
         "max-autotune"
     )
@@ -56,7 +56,7 @@ class Pi0Config(_model.BaseModelConfig):
         """Resolve the defaults that depend on `pi05`.
 
         Raises:
-            ConfigError: A chunk would be given whole.
+            ConfigError: `rtc_max_delay` is not less than the action horizon, so a whole chunk could be given.
         """
         if not 0 <= self.rtc_max_delay < self.action_horizon:
             raise errors.ConfigError(
@@ -74,14 +74,14 @@ class Pi0Config(_model.BaseModelConfig):
 
     def create(self, rng: at.KeyArrayLike) -> "Pi0":
         """Create a model with random parameters."""
-        from openpi.models.pi0 import Pi0  # a config can be read without loading the network
+        from openpi.models.pi0 import Pi0  # a config can then be read without loading the network
 
         return Pi0(self, rngs=nnx.Rngs(rng))
 
     def inputs_spec(self, *, batch_size: int = 1) -> tuple[_model.Observation, _model.Actions]:
         """Return shapes and dtypes of an observation and its actions."""
         prompt = (batch_size, self.max_token_len)
-        observation = _model.Observation(
+        observation: _model.Observation = _model.Observation(
             **image_specs(_model.IMAGE_KEYS, batch_size),
             state=jax.ShapeDtypeStruct((batch_size, self.action_dim), jnp.float32),
             tokenized_prompt=jax.ShapeDtypeStruct(prompt, jnp.int32),
@@ -91,7 +91,10 @@ class Pi0Config(_model.BaseModelConfig):
         return observation, actions
 
     def get_freeze_filter(self) -> nnx.filterlib.Filter:
-        """Return the parameters that LoRA replaces: the language model's, of each expert that has LoRA weights."""
+        """Return the parameters that LoRA replaces.
+
+        They are the language model's parameters of each expert with LoRA weights.
+        """
         llm, expert = nnx_utils.PathRegex(".*llm.*"), nnx_utils.PathRegex(".*llm.*_1.*")
         not_lora = nnx.Not(nnx_utils.PathRegex(".*lora.*"))
         paligemma_lora = gemma_config.uses_lora(self.paligemma_variant)
@@ -105,7 +108,7 @@ class Pi0Config(_model.BaseModelConfig):
         return nnx.Nothing
 
 
-def image_specs(keys: tuple[str, ...], batch_size: int) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+def image_specs(keys: tuple[str, ...], batch_size: int) -> dict[str, Any]:
     """Return the image fields of an observation's specification."""
     image = jax.ShapeDtypeStruct((batch_size, *_model.IMAGE_RESOLUTION, 3), jnp.float32)
     mask = jax.ShapeDtypeStruct((batch_size,), jnp.bool_)

@@ -1,4 +1,7 @@
-"""What the tokenizers of all models share: the text model, the state as text, and prompts that are too long."""
+"""The parts that the tokenizers of all models share.
+
+These are the text model, the state as text, and the handling of prompts that are too long.
+"""
 
 from collections.abc import Callable
 import logging
@@ -15,25 +18,28 @@ logger = logging.getLogger(__name__)
 PALIGEMMA_URL = "gs://big_vision/paligemma_tokenizer.model"
 
 TEXT_MODEL_FILE = "text.model"
-"""Name of a tokenizer's SentencePiece model in a folder of its own."""
+"""Name of a tokenizer's SentencePiece model in the tokenizer's folder."""
 
 PALIGEMMA_VOCAB_SIZE = 257_152
-"""Rows of the embedding table of the released models: the tokenizer's pieces, image locations and segments."""
+"""Rows of the embedding table of the released models: text pieces, image locations and segments."""
 
 _STATE_BIN_EDGES = np.linspace(-1.0, 1.0, 256 + 1)[:-1]
-"""Left edges of 256 equal bins over the range of normalised states (formula: as pi0.5 was trained with)."""
+"""Left edges of 256 equal bins over the range of normalized states (formula: as pi0.5 was trained with)."""
 
 
 def locate_sentencepiece(path: pathlib.Path | str | None) -> pathlib.Path:
-    """Return the local file of a SentencePiece model; None means PaliGemma's, from the download cache."""
+    """Return the local file of a SentencePiece model.
+
+    None means PaliGemma's, from the download cache.
+    """
     return pathlib.Path(path) if path else download.maybe_download(PALIGEMMA_URL, gs={"token": "anon"})
 
 
 def load_sentencepiece(path: pathlib.Path | str | None) -> sentencepiece.SentencePieceProcessor:
-    """Read a SentencePiece model; None reads PaliGemma's, from the download cache.
+    """Read a SentencePiece model. None means PaliGemma's.
 
     Raises:
-        DataError: The file is something else.
+        DataError: The file is not a SentencePiece model.
     """
     path = locate_sentencepiece(path)
     try:
@@ -43,23 +49,26 @@ def load_sentencepiece(path: pathlib.Path | str | None) -> sentencepiece.Sentenc
 
 
 def discretize_state(state: np.ndarray) -> np.ndarray:
-    """Return the bin of each normalised number: -1.0 -> 0, 0.0 -> 128, 1.0 and more -> 255, less than -1.0 -> -1.
+    """Return the bin of each normalized number.
 
-    Bin -1 is kept on purpose: with quantile normalisation one number in a hundred lies there, and the released models
-    have read it so.
+    Examples: less than -1.0 -> -1, -1.0 -> 0, 0.0 -> 128, 1.0 and more -> 255. Bin -1 is intentional: with quantile
+    normalization one number in a hundred falls into it, and the released models were trained with it.
     """
     return np.digitize(state, _STATE_BIN_EDGES) - 1
 
 
 def format_state(state: np.ndarray) -> str:
-    """Write the bins of a normalised state [s] as the models read them, with a space between two."""
+    """Write the bins of a normalized state as the models read them.
+
+    The bins are separated by spaces.
+    """
     return " ".join(map(str, discretize_state(state)))
 
 
 class PromptFitter:
-    """Cuts the end of prompts that are too long, and says so once per prompt.
+    """Cuts the end of prompts that are too long.
 
-    Only the prompt loses something: the text after it is where the model starts its answer from.
+    A warning says so once per prompt. Only the prompt is cut, because the model starts its answer from the text after it.
     """
 
     def __init__(self) -> None:
@@ -70,8 +79,8 @@ class PromptFitter:
 
         Args:
             text: A prompt.
-            encode: Turns a prompt into tokens, together with the fixed text around it.
-            max_len: Most tokens of the result.
+            encode: Converts a prompt and the fixed text around it to tokens.
+            max_len: Maximum number of tokens of the result.
 
         Raises:
             ConfigError: The fixed text alone is too long.
@@ -82,10 +91,10 @@ class PromptFitter:
         num_fixed = len(encode(""))
         if num_fixed > max_len:
             raise errors.ConfigError(
-                f"tokenizer: the text around the prompt takes {num_fixed} tokens, expected at most {max_len}; "
-                "raise max_token_len of the model"
+                f"tokenizer: the text around the prompt takes {num_fixed} tokens, expected at most {max_len}. "
+                "Increase max_token_len of the model"
             )
-        # Text of `fits` characters fits, text of `too_long` characters does not.
+        # Binary search: text of `fits` characters fits, text of `too_long` characters does not.
         fits, too_long = 0, len(text)
         while too_long - fits > 1:
             middle = (fits + too_long) // 2
@@ -96,8 +105,8 @@ class PromptFitter:
         if text not in self._warned:
             self._warned.add(text)
             logger.warning(
-                "prompt cut to its first %d of %d characters to fit %d tokens; raise max_token_len of the model or say it "
-                "shorter: %r",
+                "prompt cut to its first %d of %d characters to fit %d tokens. Increase max_token_len of the model or "
+                "shorten the prompt: %r",
                 fits,
                 len(text),
                 max_len,

@@ -1,6 +1,7 @@
-"""SigLIP image tower: a pre-norm vision transformer that returns one token per image patch, not pooled.
+"""SigLIP image tower: a pre-norm vision transformer without pooling.
 
-Attribute names are those of the parameter tree of published checkpoints.
+It returns one token per image patch. Attribute names are those in the parameter tree of published checkpoints. Letters in
+shapes, in addition to those in `model`: t query tokens, s key tokens, n heads, and in attention h head_dim.
 """
 
 import dataclasses
@@ -45,7 +46,7 @@ _SIZES: dict[str, tuple[int, int, int, int]] = {
 }
 
 
-# On the command line a variant is a name; a Config can be given in code only.
+# On the command line a variant is a name. A Config can only be given in code.
 Variant = Annotated[
     str | Config,
     tyro.constructors.PrimitiveConstructorSpec(
@@ -59,7 +60,9 @@ Variant = Annotated[
 
 
 def get_config(variant: Variant) -> Config:
-    """Return the size of a variant such as "So400m/14": a size name of big_vision and the patch side in px.
+    """Return the size of a variant such as "So400m/14".
+
+    The name consists of a size name of big_vision and the patch side in px. A `Config` is returned unchanged.
 
     Raises:
         ConfigError: The name is unknown.
@@ -75,7 +78,7 @@ def get_config(variant: Variant) -> Config:
 
 
 class Module(nnx.Module):
-    """The tower and a linear head to the width of the language model."""
+    """The tower, and a linear head to the language model's width."""
 
     def __init__(
         self,
@@ -91,11 +94,12 @@ class Module(nnx.Module):
         Args:
             config: Size of the tower.
             num_features: Width of the returned tokens.
-            image_size: Height and width of the images, px; fixes the number of position embeddings.
-            dtype: Type to compute in; patch and position embeddings are always added in float32.
+            image_size: Height and width of the images, px. They determine the number of position embeddings.
+            dtype: Type to compute in. Patch and position embeddings are always added in float32.
             rngs: Source of random keys.
         """
         self.dtype = dtype
+        # A patch becomes a token.
         patch = (config.patch_size, config.patch_size)
         num_patches = (image_size[0] // patch[0]) * (image_size[1] // patch[1])
         self.embedding = nnx.Conv(
@@ -110,15 +114,15 @@ class Module(nnx.Module):
         init_position = initializers.normal(config.width**-0.5)
         self.pos_embedding = nnx.Param(init_position(rngs.params(), (1, num_patches, config.width)))
         self.Transformer = _Transformer(config, dtype=dtype, rngs=rngs)
-        # Zero head: an untrained tower adds nothing to the language model's input.
+        # The head starts at zero, so that an untrained tower adds nothing to the language model's input.
         self.head = nnx.Linear(config.width, num_features, kernel_init=initializers.zeros, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: at.Float[at.Array, "b h w 3"]) -> at.Float[at.Array, "b s d"]:
-        """Turn images in [-1, 1] into tokens, patches in row-major order."""
-        x = self.embedding(images.astype(jnp.float32))
+        """Convert images in [-1, 1] to tokens, patches in row-major order."""
+        x = self.embedding(images.astype(jnp.float32))  # [b, h / patch, w / patch, width]
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # [b, s, width]
-        x = (x + self.pos_embedding[...]).astype(self.dtype)
-        return self.head(self.Transformer(x))
+        x = (x + self.pos_embedding[...]).astype(self.dtype)  # [b, s, width]
+        return self.head(self.Transformer(x))  # [b, s, d]
 
 
 class _Transformer(nnx.Module):
@@ -129,7 +133,7 @@ class _Transformer(nnx.Module):
         self.encoder_norm = _LayerNorm(config.width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x, _ = stacking.scan_layers(self.encoderblock, lambda block, x, _: (block(x), None), x)
+        x, _ = stacking.scan_layers(self.encoderblock, lambda block, x, _: (block(x), None), x)  # [b, s, width]
         return self.encoder_norm(x)
 
 
@@ -141,7 +145,7 @@ class _Block(nnx.Module):
         self.MlpBlock_0 = _Mlp(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = sharding.activation_sharding_constraint(x)
+        x = sharding.activation_sharding_constraint(x)  # [b, s, width], from here to the end
         x = x + self.MultiHeadDotProductAttention_0(self.LayerNorm_0(x))
         x = sharding.activation_sharding_constraint(x)
         x = x + self.MlpBlock_0(self.LayerNorm_1(x))
@@ -149,9 +153,9 @@ class _Block(nnx.Module):
 
 
 class _LayerNorm(nnx.Module):
-    """Layer norm in float32 throughout, rounded once, to the type of its input.
+    """Layer norm in float32, rounded once to the type of its input.
 
-    Not flax's: its newer releases apply scale and bias in the tower's dtype, which in bfloat16 moves a third of the numbers
+    Newer releases of flax apply scale and bias in the tower's dtype. In bfloat16 this would move a third of the numbers
     by one rounding step or more from those that the weights were trained with.
     """
 
@@ -160,16 +164,19 @@ class _LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x32 = x.astype(jnp.float32)
-        mean = jnp.mean(x32, axis=-1, keepdims=True)
-        # E[x^2] - E[x]^2 and this order of the products are the trained ones too.
+        x32 = x.astype(jnp.float32)  # [b, s, width]
+        mean = jnp.mean(x32, axis=-1, keepdims=True)  # [b, s, 1]
+        # The weights were trained with E[x^2] - E[x]^2 and with this order of the products.
         variance = jnp.maximum(0.0, jnp.mean(jnp.square(x32), axis=-1, keepdims=True) - jnp.square(mean))
         normed = (x32 - mean) * (jax.lax.rsqrt(variance + 1e-6) * self.scale[...].astype(jnp.float32))
         return (normed + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class _Attention(nnx.Module):
-    """Full self-attention, computed in the tower's dtype throughout: the weights were trained so."""
+    """Full self-attention.
+
+    Everything is computed in the tower's dtype, as the weights were trained.
+    """
 
     def __init__(self, config: Config, *, dtype: at.DTypeLike, rngs: nnx.Rngs):
         heads = (config.num_heads, config.width // config.num_heads)
@@ -179,11 +186,11 @@ class _Attention(nnx.Module):
         self.out = nnx.LinearGeneral(heads, config.width, axis=(-2, -1), kernel_init=init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        q, k, v = self.query(x), self.key(x), self.value(x)  # [b, s, n, h]
+        q, k, v = self.query(x), self.key(x), self.value(x)  # [b, s, n, h] each
         # The divisor is rounded to the dtype (sqrt(72) is 8.5 in bfloat16), and so is the softmax.
         q = q / jnp.sqrt(q.shape[-1]).astype(q.dtype)
-        probs = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k), axis=-1)
-        return self.out(jnp.einsum("bnts,bsnh->btnh", probs, v))
+        probs = jax.nn.softmax(jnp.einsum("btnh,bsnh->bnts", q, k), axis=-1)  # [b, n, t, s]
+        return self.out(jnp.einsum("bnts,bsnh->btnh", probs, v))  # [b, t, n, h] -> [b, t, width]
 
 
 class _Mlp(nnx.Module):
@@ -193,4 +200,4 @@ class _Mlp(nnx.Module):
         self.Dense_1 = nnx.Linear(config.mlp_dim, config.width, **init, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.Dense_1(nnx.gelu(self.Dense_0(x), approximate=True))
+        return self.Dense_1(nnx.gelu(self.Dense_0(x), approximate=True))  # [b, s, mlp_dim] -> [b, s, width]

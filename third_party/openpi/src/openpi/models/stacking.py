@@ -1,4 +1,7 @@
-"""Identical layers stored as one: parameters with a leading layer axis, run by one scan."""
+"""Identical layers stored as one and run by one scan.
+
+Their parameters have a leading layer axis.
+"""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -12,8 +15,10 @@ Layer = TypeVar("Layer", bound=nnx.Module)
 Carry = TypeVar("Carry")
 
 Remat: TypeAlias = Literal["full", "dots", "none"]
-"""What of a layer is computed again in the backward pass, instead of being remembered: all of it; all but the products
-with weights; nothing. The numbers are the same, memory rises and time falls from the first to the last."""
+"""What the backward pass computes again instead of storing it: everything, all but the products with weights, or nothing.
+
+The numbers are the same. From the first to the last, memory rises and time falls.
+"""
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -24,7 +29,7 @@ _remat: contextvars.ContextVar[Remat] = contextvars.ContextVar("remat", default=
 
 @contextlib.contextmanager
 def set_remat(remat: Remat) -> Iterator[None]:
-    """Decide what layers traced inside the block compute again."""
+    """Set what the layers traced inside the block compute again."""
     token = _remat.set(remat)
     try:
         yield
@@ -33,9 +38,12 @@ def set_remat(remat: Remat) -> Iterator[None]:
 
 
 def stack_layers(create: Callable[[nnx.Rngs], Layer], depth: int, rngs: nnx.Rngs) -> Layer:
-    """Create `depth` layers with different random parameters; every parameter gets a leading axis of that length."""
-    keys = jax.random.split(rngs.params(), depth)
-    graphdef, params = jax.vmap(lambda key: nnx.split(create(nnx.Rngs(key))))(keys)
+    """Create `depth` layers with different random parameters.
+
+    Every parameter gets a leading axis of that length.
+    """
+    keys = jax.random.split(rngs.params(), depth)  # [layer]
+    graphdef, params = jax.vmap(lambda key: nnx.split(create(nnx.Rngs(key))))(keys)  # leaves [layer, ...]
     return nnx.merge(graphdef, params)
 
 
@@ -44,14 +52,14 @@ def scan_layers(
 ) -> tuple[Carry, Any]:
     """Run the stacked layers one after the other.
 
-    By default activations inside a layer are recomputed in the backward pass: only the carry between layers is stored,
-    which is what makes full-size models fit into memory. `set_remat` changes it.
+    By default the backward pass computes the activations inside a layer again. Only the carry between layers is stored,
+    so that full-size models fit into memory. `set_remat` changes this.
 
     Args:
         layers: A module made by `stack_layers`.
         step: `(layer, carry, inputs of the layer) -> (carry, outputs of the layer)`.
-        carry: What the first layer receives.
-        per_layer: Pytree of arrays with a leading layer axis, or None.
+        carry: Input of the first layer.
+        per_layer: Further inputs of each layer: a pytree of arrays with a leading layer axis, or None.
 
     Returns:
         The carry after the last layer, and the outputs stacked along a leading layer axis.

@@ -1,4 +1,7 @@
-"""Text to token ids: prompts for pi0, prompts with the robot's state for pi0.5, and actions too for pi0-FAST."""
+"""Convert text to token ids.
+
+pi0 reads the prompt, pi0.5 also the robot's state, and pi0-FAST also the actions.
+"""
 
 import functools
 import pathlib
@@ -28,13 +31,13 @@ __all__ = [
 ]
 
 DEBUG_MODEL_PATH = pathlib.Path(__file__).parent / "assets" / "debug_tokenizer.model"
-"""A small SentencePiece model for small models; `assets/README.md` says how it was made."""
+"""A small SentencePiece model for small models. `assets/README.md` says how it was made."""
 
 
 class PaligemmaTokenizer:
-    """Tokenises prompts as the pi0 family expects them.
+    """Tokenizes prompts as the pi0 family expects them.
 
-    The SentencePiece model is read on first use, so that work which needs no tokens needs no download either.
+    The SentencePiece model is read on first use, so you need no download if you need no tokens.
     """
 
     def __init__(self, max_len: int = 48, model_path: pathlib.Path | str | None = None) -> None:
@@ -42,18 +45,18 @@ class PaligemmaTokenizer:
 
         Args:
             max_len: Number of tokens of a result, at least 1.
-            model_path: A SentencePiece model; None takes PaliGemma's, from the download cache.
+            model_path: A SentencePiece model. None uses PaliGemma's, from the download cache.
         """
         self._max_len = max_len
         self._model_path = model_path
         self._fitter = PromptFitter()
 
     def files(self) -> dict[str, pathlib.Path]:
-        """Return the local files that it reads, by their names in a folder for `from_folder`."""
+        """Return the local files that it reads, by name for `from_folder`."""
         return {TEXT_MODEL_FILE: locate_sentencepiece(self._model_path)}
 
     def from_folder(self, folder: pathlib.Path) -> "PaligemmaTokenizer":
-        """Return the same tokenizer, reading the files of `folder`."""
+        """Return the same tokenizer, but reading the files of `folder`."""
         return PaligemmaTokenizer(self._max_len, folder / TEXT_MODEL_FILE)
 
     @functools.cached_property
@@ -66,14 +69,14 @@ class PaligemmaTokenizer:
         return self._processor.vocab_size()
 
     def tokenize(self, prompt: str, state: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Turn a prompt, and for pi0.5 the state, into tokens.
+        """Convert a prompt, and for pi0.5 the state, to tokens.
 
-        A prompt that is too long loses its end; the text after it (state, answer mark, newline) is always whole, because
-        the model starts its answer from there. A warning says so once per prompt.
+        A prompt that is too long loses its end, and a warning says so once per prompt. The text after the prompt (state,
+        answer mark, newline) is always whole, because the model starts its answer from there.
 
         Args:
-            prompt: An instruction; "_" and newlines count as spaces.
-            state: Normalised, unpadded state [s], or None to leave it out of the text.
+            prompt: An instruction. "_" and newlines count as spaces.
+            state: Normalized, unpadded state [number of dimensions], or None to leave it out of the text.
 
         Returns:
             Token ids (int64 [max_len], 0 after the end) and their mask (bool [max_len]).
@@ -85,13 +88,13 @@ class PaligemmaTokenizer:
         tokens = self._fitter.encode(text, lambda text: self._encode(text, state), self._max_len)
         padding = self._max_len - len(tokens)
         return (
-            np.asarray(tokens + [0] * padding, dtype=np.int64),
-            np.asarray([True] * len(tokens) + [False] * padding, dtype=np.bool_),
+            np.asarray(tokens + [0] * padding, dtype=np.int64),  # [l]
+            np.asarray([True] * len(tokens) + [False] * padding, dtype=np.bool_),  # [l]
         )
 
     def _encode(self, text: str, state: np.ndarray | None) -> list[int]:
         if state is None:
-            # The newline is a text of its own: encoded together it could merge with the prompt's last piece.
+            # The newline is encoded separately. Encoded together it could merge with the prompt's last piece.
             tokens = self._processor.encode(text) + self._processor.encode("\n")
         else:
             tokens = self._processor.encode(f"Task: {text}, State: {format_state(state)};\nAction: ")
@@ -102,8 +105,8 @@ def for_vocab(vocab_size: int, max_len: int) -> PaligemmaTokenizer:
     """Choose the tokenizer of a model by the size of its vocabulary.
 
     Args:
-        vocab_size: Rows of the model's embedding table. A full one gets PaliGemma's tokenizer; a smaller one the small
-            model that comes with this package, which needs no download.
+        vocab_size: Rows of the model's embedding table. A full table gets PaliGemma's tokenizer. A smaller table gets the
+            small model that comes with this package, which needs no download.
         max_len: Number of tokens of a result.
 
     Raises:
@@ -115,11 +118,11 @@ def for_vocab(vocab_size: int, max_len: int) -> PaligemmaTokenizer:
 
 
 def fast_for_vocab(vocab_size: int, max_len: int, **options: Any) -> FASTTokenizer:
-    """Choose the tokenizer of a pi0-FAST model by the size of its vocabulary.
+    """Choose the tokenizer of a pi0-FAST model by its vocabulary size.
 
     Args:
-        vocab_size: Rows of the model's embedding table. A full one gets PaliGemma's tokenizer; a smaller one the small
-            model that comes with this package, with the action tokens at the end of the table.
+        vocab_size: Rows of the model's embedding table. A full table gets PaliGemma's tokenizer. A smaller table gets the
+            small model that comes with this package, with the action tokens at the end of the table.
         max_len: Number of tokens of a result.
         **options: Further options of `FASTTokenizer`.
 
@@ -132,7 +135,10 @@ def fast_for_vocab(vocab_size: int, max_len: int, **options: Any) -> FASTTokeniz
 
 
 def _debug_model_for(vocab_size: int) -> pathlib.Path:
-    """Return the path of the small model, if the rows of an embedding table are enough for it."""
+    """Return the path of the small model.
+
+    The vocabulary must be large enough for it.
+    """
     num_pieces = load_sentencepiece(DEBUG_MODEL_PATH).vocab_size()
     if vocab_size < num_pieces:
         raise errors.ConfigError(
