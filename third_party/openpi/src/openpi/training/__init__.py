@@ -1,0 +1,15 @@
+"""Training: from a LeRobot dataset to checkpoints.
+
+At the door are the modules that the original openpi has too: `config` (the registry), `data_loader`, `checkpoints`,
+`optimizer`, `sharding`, `weight_loaders` and `misc/` (the configs of single robots). The rooms, in the order of the data:
+
+    configs/   what a run is told
+    lerobot/   the dataset format, read frame by frame
+    samples/   which sample comes next
+    stats/     normalization statistics and their provenance
+    step/      one training step
+    memory/    what fits on the machine
+    reports/   what a run writes for people
+    host/      processes, disk, signals
+    run/       a run from its first check to its last checkpoint
+"""
