@@ -23,7 +23,7 @@ from realman.robots.robot import RobotObservation
 
 
 @runtime_checkable
-class _Source(Protocol):
+class _Playable(Protocol):
     """What is replayed."""
 
     @property
@@ -86,7 +86,7 @@ class ReplayRobot:
         self._path = path
         self._fps = float(fps)
         self._options = options or RawOptions()
-        self._source: _Source | None = None
+        self._source: _Playable | None = None
         self._is_stopped = False
         self.taken: list[JointVec] = []
 
@@ -149,7 +149,7 @@ class ReplayRobot:
     def _frame(self) -> int:
         return min(len(self.taken), self.num_frames - 1)
 
-    def _connected(self) -> _Source:
+    def _connected(self) -> _Playable:
         if self._source is None:
             raise NotConnectedError("replay: not connected; call connect() first")
         return self._source

@@ -104,7 +104,7 @@ class TaskRobot(Robot, Protocol):
         ...
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """One thing that a robot looked at before it let itself be moved."""
 
     arm: str
@@ -119,7 +119,7 @@ class InspectedRobot(Robot, Protocol):
     """A robot that looks at its own health when it connects, as the real arms do."""
 
     @property
-    def preflight(self) -> list[Finding]:
+    def preflight(self) -> list[CheckResult]:
         """What the last `connect` looked at."""
         ...
 

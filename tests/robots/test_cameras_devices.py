@@ -176,7 +176,7 @@ class StillSource:
         pass
 
 
-def test_a_picture_that_never_changes_is_a_frozen_camera_and_one_changed_bit_is_not():
+def test_an_image_that_never_changes_is_a_frozen_camera_and_one_changed_bit_is_not():
     source, now = StillSource(), [0.0]
     check = FrozenCheck(source, 1.0, now=lambda: now[0])
     check.open()

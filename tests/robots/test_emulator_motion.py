@@ -11,7 +11,7 @@ from realman.robots.emulator.gripper import Gripper
 from realman.robots.emulator.gripper import Mode
 from realman.robots.emulator.gripper import Register
 from realman.robots.emulator.motion import MAX_HIGH_FOLLOW_STEP_RAD
-from realman.robots.emulator.motion import Motion
+from realman.robots.emulator.motion import JointMotion
 from realman.robots.emulator.motion import Status
 from realman.robots.emulator.physics import ArmPosition
 from realman.robots.emulator.physics import ArmTarget
@@ -24,11 +24,11 @@ HOME = np.deg2rad([0.0, 20.0, 70.0, 0.0, 90.0, 0.0])
 joints = st.lists(st.floats(-1.0, 1.0), min_size=6, max_size=6).map(lambda f: np.array(f) * spec.ARM_UPPER_RAD)
 
 
-def new_motion() -> Motion:
-    return Motion(HOME, spec.ARM_UPPER_RAD)
+def new_motion() -> JointMotion:
+    return JointMotion(HOME, spec.ARM_UPPER_RAD)
 
 
-def advance(motion: Motion, seconds: float) -> tuple[np.ndarray, bool]:
+def advance(motion: JointMotion, seconds: float) -> tuple[np.ndarray, bool]:
     """Return the commanded joints of every tick (t, 6) and whether a planned motion arrived."""
     arrivals, path = 0, [motion.position]
     for _ in range(round(seconds / DT_S)):

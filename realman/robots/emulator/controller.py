@@ -14,7 +14,7 @@ from realman import spec
 from realman.kinematics import ArmVec
 from realman.robots.emulator.faults import Faults
 from realman.robots.emulator.gripper import Gripper
-from realman.robots.emulator.motion import Motion
+from realman.robots.emulator.motion import JointMotion
 from realman.robots.emulator.physics import ArmPosition
 from realman.robots.emulator.physics import ArmTarget
 from realman.robots.emulator.physics import Physics
@@ -84,7 +84,7 @@ class Controller:
     def __init__(self, settings: ArmSettings, physics: Physics) -> None:
         self.settings = settings
         self.faults = Faults()
-        self.motion = Motion(settings.home, settings.joint_limit)
+        self.motion = JointMotion(settings.home, settings.joint_limit)
         self.gripper = Gripper(target=settings.home_gripper)
         self.push = PushSettings(enable=True, cycle=settings.push_cycle, port=settings.push_port, ip=settings.host)
         self.errors: list[int] = []

@@ -58,7 +58,7 @@ def approach(
     return position + velocity * dt_s, velocity
 
 
-class Motion:
+class JointMotion:
     """The commanded joints of one arm.
 
     Attributes:

@@ -15,7 +15,7 @@ from realman.robots.emulator.settings import free_ports
 from realman.robots.emulator.settings import two_arms
 from realman.robots.rm65 import Rm65Robot
 from realman.robots.rm65 import Rm65Settings
-from realman.robots.robot import Finding
+from realman.robots.robot import CheckResult
 from realman.robots.robot import RobotObservation
 
 
@@ -51,7 +51,7 @@ class EmulatedRobot:
         return self._settings.fps
 
     @property
-    def preflight(self) -> list[Finding]:
+    def preflight(self) -> list[CheckResult]:
         """What the driver looked at in the last `connect`; empty when not connected."""
         return self._robot.preflight if self._robot else []
 

@@ -24,7 +24,7 @@ from realman.robots.rm65.handle import close_handle
 from realman.robots.rm65.handle import open_handle
 from realman.robots.rm65.raw import RawArm
 from realman.robots.rm65.settings import Rm65Settings
-from realman.robots.robot import Finding
+from realman.robots.robot import CheckResult
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Arm:
 
     Attributes:
         name: 'right arm 192.168.1.19', for messages.
-        findings: Pre-flight table of the last `connect`.
+        results: Pre-flight table of the last `connect`.
         range: Where the joints may go, known after `connect`.
     """
 
@@ -51,7 +51,7 @@ class Arm:
         self._settings = settings
         self._host = settings.host(side)
         self.name = f"{side} arm {self._host}"
-        self.findings: list[Finding] = []
+        self.results: list[CheckResult] = []
         self.range: preflight.JointRange | None = None
         self.feed = StateFeed(self.name, self._host, settings.max_state_age_s)
         self.gripper: GripperWorker | None = None
@@ -72,10 +72,10 @@ class Arm:
             self._open_handle()
             self._open_feed()
             state = self.feed.wait(self._settings.connect_timeout_s)
-            self.findings, self.range = preflight.inspect(self.name, self._sdk_arm, state)
-            for finding in self.findings:
-                logger.info("%s: %s: %s", finding.arm, finding.check, finding.found)
-            preflight.refuse_if_any(self.findings)
+            self.results, self.range = preflight.inspect(self.name, self._sdk_arm, state)
+            for result in self.results:
+                logger.info("%s: %s: %s", result.arm, result.check, result.found)
+            preflight.refuse_if_any(self.results)
             self._set_collision_stage()
             self._open_gripper()
         except BaseException:

@@ -9,7 +9,7 @@ from realman.errors import RejectedError
 from realman.kinematics import ArmVec
 from realman.robots.rm65 import codes
 from realman.robots.rm65.feed import ArmState
-from realman.robots.robot import Finding
+from realman.robots.robot import CheckResult
 
 _MODEL = "RM_65"
 _DOF = 6
@@ -27,7 +27,7 @@ class JointRange(NamedTuple):
     """rad/s"""
 
 
-def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[Finding], JointRange]:
+def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[CheckResult], JointRange]:
     """Look at a connected arm; nothing moves and nothing is changed.
 
     Args:
@@ -36,7 +36,7 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[Finding], JointR
         state: A fresh state push.
 
     Returns:
-        All findings, good and bad, and the joint range.
+        All results, good and bad, and the joint range.
 
     Raises:
         RobotError: A question got no answer.
@@ -49,7 +49,7 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[Finding], JointR
         np.minimum(spec.ARM_UPPER_RAD, np.deg2rad(upper[:_DOF])),
         np.minimum(spec.ARM_SPEED_RAD_S, np.deg2rad(speed[:_DOF])),
     )
-    findings = [
+    results = [
         _model(name, arm),
         _versions(name, arm),
         _run_mode(name, arm),
@@ -63,16 +63,16 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[Finding], JointR
         _speed(name, joint_range),
         _collision(name, arm),
     ]
-    return findings, joint_range
+    return results, joint_range
 
 
-def refuse_if_any(findings: list[Finding]) -> None:
+def refuse_if_any(results: list[CheckResult]) -> None:
     """Stop if anything is wrong.
 
     Raises:
         RejectedError: Names every problem.
     """
-    problems = [f"{f.arm}: {f.check} is {f.found}, {f.problem}" for f in findings if f.problem]
+    problems = [f"{f.arm}: {f.check} is {f.found}, {f.problem}" for f in results if f.problem]
     if problems:
         raise RejectedError("; ".join(problems))
 
@@ -83,38 +83,38 @@ def _ask(name: str, call: str, answer: tuple[int, Any]) -> Any:
     return value
 
 
-def _model(name: str, arm: Any) -> Finding:
+def _model(name: str, arm: Any) -> CheckResult:
     info = _ask(name, "rm_get_robot_info", arm.rm_get_robot_info())
     found = f"{info['arm_model']}, {info['arm_dof']} joints, generation {info['robot_controller_version']}"
     is_good = info["arm_model"] == _MODEL and info["arm_dof"] == _DOF
-    return Finding(name, "model", found, None if is_good else "expected an RM65 with 6 joints; check the address")
+    return CheckResult(name, "model", found, None if is_good else "expected an RM65 with 6 joints; check the address")
 
 
-def _versions(name: str, arm: Any) -> Finding:
+def _versions(name: str, arm: Any) -> CheckResult:
     info = _ask(name, "rm_get_arm_software_info", arm.rm_get_arm_software_info())
     controller = info.get("ctrl_info", {}).get("version", "unknown")
-    return Finding(name, "software", f"{info.get('product_version', 'unknown')}, controller {controller}")
+    return CheckResult(name, "software", f"{info.get('product_version', 'unknown')}, controller {controller}")
 
 
-def _run_mode(name: str, arm: Any) -> Finding:
+def _run_mode(name: str, arm: Any) -> CheckResult:
     is_real = _ask(name, "rm_get_arm_run_mode", arm.rm_get_arm_run_mode()) == 1
     problem = "the arm would not move; switch to real mode on the teach pendant"
-    return Finding(name, "run mode", "real" if is_real else "simulated", None if is_real else problem)
+    return CheckResult(name, "run mode", "real" if is_real else "simulated", None if is_real else problem)
 
 
-def _power(name: str, arm: Any) -> Finding:
+def _power(name: str, arm: Any) -> CheckResult:
     is_on = _ask(name, "rm_get_arm_power_state", arm.rm_get_arm_power_state()) == 1
-    return Finding(name, "power", "on" if is_on else "off", None if is_on else "switch the arm on")
+    return CheckResult(name, "power", "on" if is_on else "off", None if is_on else "switch the arm on")
 
 
-def _enabled(name: str, arm: Any) -> Finding:
+def _enabled(name: str, arm: Any) -> CheckResult:
     enabled = _ask(name, "rm_get_joint_en_state", arm.rm_get_joint_en_state())
     off = [joint for joint, on in zip(spec.ARM_JOINTS, enabled, strict=False) if not on]
     found = f"off at {', '.join(off)}" if off else "all on"
-    return Finding(name, "joint enable", found, "enable the joints on the teach pendant" if off else None)
+    return CheckResult(name, "joint enable", found, "enable the joints on the teach pendant" if off else None)
 
 
-def _joint_errors(name: str, arm: Any) -> Finding:
+def _joint_errors(name: str, arm: Any) -> CheckResult:
     flags = arm.rm_get_joint_err_flag()
     codes.check(flags["return_code"], name, "rm_get_joint_err_flag")
     found = [
@@ -122,50 +122,54 @@ def _joint_errors(name: str, arm: Any) -> Finding:
         for joint, bits in zip(spec.ARM_JOINTS, flags["err_flag"], strict=False)
         if bits
     ]
-    return Finding(name, "joint state", ", ".join(found) or "good", "clear it on the teach pendant" if found else None)
+    return CheckResult(
+        name, "joint state", ", ".join(found) or "good", "clear it on the teach pendant" if found else None
+    )
 
 
-def _controller(name: str, arm: Any) -> Finding:
+def _controller(name: str, arm: Any) -> CheckResult:
     state = arm.rm_get_controller_state()
     codes.check(state["return_code"], name, "rm_get_controller_state")
     error = state["system_error"]
     found = (
         codes.describe_system_error(error) if error else f"good, {state['voltage']:.1f} V, {state['temperature']:.0f} C"
     )
-    return Finding(name, "controller", found, "clear it on the teach pendant" if error else None)
+    return CheckResult(name, "controller", found, "clear it on the teach pendant" if error else None)
 
 
-def _pushed_errors(name: str, state: ArmState) -> Finding:
+def _pushed_errors(name: str, state: ArmState) -> CheckResult:
     problems = state.problems()
-    return Finding(name, "state push", ", ".join(problems) or "fresh", "clear it first" if problems else None)
+    return CheckResult(name, "state push", ", ".join(problems) or "fresh", "clear it first" if problems else None)
 
 
-def _agreement(name: str, arm: Any, state: ArmState) -> Finding:
+def _agreement(name: str, arm: Any, state: ArmState) -> CheckResult:
     queried = np.array(_ask(name, "rm_get_joint_degree", arm.rm_get_joint_degree())[:_DOF])
     apart = float(np.abs(np.rad2deg(state.joints) - queried).max())
     is_good = apart <= _MAX_DISAGREEMENT_DEG
     problem = (
         f"expected at most {_MAX_DISAGREEMENT_DEG:g} deg; is the arm at rest, and is it one controller per address?"
     )
-    return Finding(name, "push against query", f"{apart:.2f} deg apart", None if is_good else problem)
+    return CheckResult(name, "push against query", f"{apart:.2f} deg apart", None if is_good else problem)
 
 
-def _in_range(name: str, state: ArmState, joint_range: JointRange) -> Finding:
+def _in_range(name: str, state: ArmState, joint_range: JointRange) -> CheckResult:
     outside = [
         f"{joint} at {np.rad2deg(q):.1f} deg (range {np.rad2deg(low):.0f}..{np.rad2deg(high):.0f})"
         for joint, q, low, high in zip(spec.ARM_JOINTS, state.joints, joint_range.lower, joint_range.upper, strict=True)
         if not low <= q <= high
     ]
     found = ", ".join(outside) or "inside the range"
-    return Finding(name, "joint position", found, "move the arm back by hand" if outside else None)
+    return CheckResult(name, "joint position", found, "move the arm back by hand" if outside else None)
 
 
-def _speed(name: str, joint_range: JointRange) -> Finding:
+def _speed(name: str, joint_range: JointRange) -> CheckResult:
     found = " ".join(f"{speed:.0f}" for speed in np.rad2deg(joint_range.max_speed))
     is_good = bool((joint_range.max_speed > 0).all())
-    return Finding(name, "joint speed", f"at most {found} deg/s", None if is_good else "set it on the teach pendant")
+    return CheckResult(
+        name, "joint speed", f"at most {found} deg/s", None if is_good else "set it on the teach pendant"
+    )
 
 
-def _collision(name: str, arm: Any) -> Finding:
+def _collision(name: str, arm: Any) -> CheckResult:
     stage = _ask(name, "rm_get_collision_stage", arm.rm_get_collision_stage())
-    return Finding(name, "collision detection", f"stage {stage}" if stage else "OFF")
+    return CheckResult(name, "collision detection", f"stage {stage}" if stage else "OFF")

@@ -21,7 +21,7 @@ from realman.robots.rm65.arm import Arm
 from realman.robots.rm65.follow import FollowWatch
 from realman.robots.rm65.settings import Rm65Settings
 from realman.robots.rm65.stream import CommandStream
-from realman.robots.robot import Finding
+from realman.robots.robot import CheckResult
 from realman.robots.robot import RobotObservation
 
 logger = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ class Rm65Robot:
         return self._settings.fps
 
     @property
-    def preflight(self) -> list[Finding]:
+    def preflight(self) -> list[CheckResult]:
         """What the last `connect` looked at, arm by arm."""
-        return [finding for arm in self._arms.values() for finding in arm.findings]
+        return [result for arm in self._arms.values() for result in arm.results]
 
     def connect(self) -> None:
         """Open both arms, their grippers and the cameras; nothing moves. A failure leaves nothing open.
