@@ -1,6 +1,6 @@
-"""A robot that is a recording: it shows what was seen and measured then, and takes every target without moving anything.
+"""A robot that plays back a recording.
 
-Plays a recorded episode (HDF5), whose pictures a policy can be asked about, or the log of a run (run.npz), which has none.
+It accepts every target without moving. It plays a recorded episode (HDF5), with images for a policy, or the log of a run (run.npz), without images.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ from realman.robots.robot import RobotObservation
 
 @runtime_checkable
 class _Playable(Protocol):
-    """What is replayed."""
+    """A recording that can be played frame by frame."""
 
     @property
     def state(self) -> JointTraj: ...
@@ -42,11 +42,13 @@ class _Log:
             with np.load(path) as arrays:
                 state, sent = arrays["state"], arrays["sent"]
         except (OSError, ValueError, KeyError) as e:
-            raise EpisodeError(f"{path}: is no log of a run ({e}); expected the run.npz that the client writes") from e
-        # Robots that do not say where they are were taken to be where they were sent.
+            raise EpisodeError(
+                f"{path}: not the log of a run ({e}), expected a run.npz written by `realman client`"
+            ) from e
+        # A robot that reported no position is assumed to be where it was sent.
         self.state = np.where(np.isfinite(state), state, sent)
         if not len(self.state):
-            raise EpisodeError(f"{path}: the run has no steps")
+            raise EpisodeError(f"{path}: the run has no steps, expected at least one")
 
     def images(self, _t: int) -> dict[str, Image]:
         return {}
@@ -69,17 +71,19 @@ class _Recording:
 
 
 class ReplayRobot:
-    """Implements `realman.robots.robot.Robot`. Time advances by one frame with each `send`, and stands still at the last frame.
+    """Implements `realman.robots.robot.Robot`.
+
+    Each `send` advances by one frame. Playback stays at the last frame.
 
     Attributes:
-        taken: Targets it was sent since `connect`.
+        taken: Targets received since `connect`.
     """
 
     def __init__(self, path: Path, fps: float = spec.DEFAULT_FPS, options: RawOptions | None = None) -> None:
-        """Describe the robot; nothing is opened before `connect`.
+        """Describe the robot. `connect` opens the file.
 
         Args:
-            path: A recording (.hdf5), or the log of a run (.npz).
+            path: A recording (.hdf5) or the log of a run (.npz).
             fps: Frames per second.
             options: How to read a recording.
         """
@@ -97,14 +101,14 @@ class ReplayRobot:
 
     @property
     def num_frames(self) -> int:
-        """Length of what is replayed."""
+        """Number of frames in the recording."""
         return len(self._connected().state)
 
     def connect(self) -> None:
         """Open the file and begin at its first frame.
 
         Raises:
-            EpisodeError: It is neither a recording nor a log.
+            EpisodeError: The file is neither a recording nor a log.
         """
         self.disconnect()
         is_log = self._path.suffix == ".npz"
@@ -113,35 +117,36 @@ class ReplayRobot:
         self._is_stopped = False
 
     def observe(self) -> RobotObservation:
-        """Return what was measured and seen at the present frame."""
+        """Return the recorded state and images of the current frame."""
         return RobotObservation(self.measure(), self._connected().images(self._frame()), time.monotonic())
 
     def measure(self) -> JointVec:
-        """Return what was measured at the present frame."""
+        """Return the recorded state of the current frame."""
         return np.array(self._connected().state[self._frame()])
 
     def ages_s(self) -> dict[str, float]:
-        """Nothing grows old in a recording."""
+        """Return nothing: a recording has no ages."""
         return {}
 
     def send(self, target: JointVec) -> JointVec:
-        """Take a target and go on to the next frame.
+        """Take a target and advance to the next frame.
 
         Raises:
-            RejectedError: Stopped.
+            NotConnectedError: Not connected.
+            RejectedError: The robot was stopped.
         """
         self._connected()
         if self._is_stopped:
-            raise RejectedError("replay: stopped, so no motion is accepted; connect again first")
+            raise RejectedError("replay: stopped, so no motion is accepted. Call connect() first")
         self.taken.append(target.copy())
         return target.copy()
 
     def stop(self) -> None:
-        """Take no further target."""
+        """Refuse further targets."""
         self._is_stopped = True
 
     def disconnect(self) -> None:
-        """Close the file; safe to call twice."""
+        """Close the file. Safe to call twice."""
         source, self._source = self._source, None
         if source is not None:
             source.close()
@@ -151,5 +156,5 @@ class ReplayRobot:
 
     def _connected(self) -> _Playable:
         if self._source is None:
-            raise NotConnectedError("replay: not connected; call connect() first")
+            raise NotConnectedError("replay: not connected. Call connect() first")
         return self._source

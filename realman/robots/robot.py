@@ -1,6 +1,6 @@
-"""What the control loop asks of a robot, real or simulated, and the two wrappers every run goes through.
+"""The robot interface, `connected()`, and the wrapper for dry runs.
 
-A robot is two RM65 arms with their grippers and cameras. Drivers know units and wires; nothing outside a driver does.
+A robot is two RM65 arms with their grippers and cameras, real or simulated. Only its driver knows native units and wire formats.
 """
 
 from collections.abc import Iterator
@@ -19,24 +19,27 @@ from realman.errors import RobotError
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Signals that stop the arms: Ctrl-C, a service that is ended, a terminal or an ssh connection that is lost."""
+"""Signals that stop the arms: Ctrl-C, a service being stopped, or a lost terminal or ssh connection."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RobotObservation:
-    """One look at the robot."""
+    """State and camera images at one moment."""
 
     state: JointVec
     """Measured position: joints in rad, grippers 0..1 (1 = open), right arm first."""
     images: dict[str, Image]
-    """Latest frame of each camera by name, RGB, at the camera's own size."""
+    """Latest image of each camera by name, RGB, at the camera's own size."""
     time_s: float
     """`time.monotonic()` at the capture."""
 
 
 @runtime_checkable
 class Robot(Protocol):
-    """Two arms, two grippers, cameras. `connected()` opens and always stops and releases one."""
+    """Two arms, two grippers and cameras.
+
+    Use `connected()` to open one: it always stops the arms and releases the robot.
+    """
 
     @property
     def fps(self) -> float:
@@ -44,32 +47,42 @@ class Robot(Protocol):
         ...
 
     def connect(self) -> None:
-        """Open the robot; nothing moves. A failure leaves nothing open."""
+        """Open the robot without moving it. A failure leaves nothing open."""
         ...
 
     def observe(self) -> RobotObservation:
-        """Return the latest state and camera frames."""
+        """Return the latest state and camera images."""
         ...
 
     def send(self, target: JointVec) -> JointVec:
-        """Command one tick of motion towards absolute positions; return what was sent after the driver's own limits."""
+        """Command one tick of motion towards absolute positions.
+
+        Returns:
+            What was sent, after the driver's own limits.
+        """
         ...
 
     def stop(self) -> None:
-        """Stop both arms now and refuse further targets until the next `connect`; safe to call at any time."""
+        """Stop both arms now and refuse targets until the next `connect`.
+
+        Safe to call at any time.
+        """
         ...
 
     def disconnect(self) -> None:
-        """Release the robot; safe to call twice."""
+        """Release the robot. Safe to call twice."""
         ...
 
 
 @runtime_checkable
 class RangedRobot(Robot, Protocol):
-    """A robot whose controllers may allow less than the arms can do."""
+    """A robot whose controllers may allow less than the arms' full range."""
 
     def joint_range(self) -> tuple[JointVec, JointVec]:
-        """Return the lower and upper ends of the allowed range; known once connected."""
+        """Return the lower and upper ends of the allowed range.
+
+        They are known once connected.
+        """
         ...
 
 
@@ -78,95 +91,105 @@ class BrakingRobot(Robot, Protocol):
     """A robot that can come to rest more gently than `stop` does."""
 
     def slow_stop(self) -> None:
-        """Refuse further targets and brake both arms along their path; bounded in time. `stop` must follow."""
+        """Refuse further targets and brake both arms along their path.
+
+        The call is bounded in time. You must call `stop` afterwards.
+        """
         ...
 
 
 @runtime_checkable
 class MeasuringRobot(Robot, Protocol):
-    """A robot that says how it is doing without taking pictures; neither call waits."""
+    """A robot that reports its state without fetching images. Neither call waits."""
 
     def measure(self) -> JointVec:
         """Return the newest measured position."""
         ...
 
     def ages_s(self) -> dict[str, float]:
-        """Return the age of whatever grows old when something breaks, by name: arms' states, cameras; s."""
+        """Return the ages of the arms' states and cameras' images, s.
+
+        The keys name the arms and cameras. An age grows when the part behind it breaks.
+        """
         ...
 
 
 @runtime_checkable
 class TaskRobot(Robot, Protocol):
-    """A robot that knows whether its task succeeded, as a simulated one does."""
+    """A robot that knows whether its task is done, like a simulation."""
 
     def is_task_done(self) -> bool:
-        """Return whether the task is done at this moment."""
+        """Return whether the task is done now."""
         ...
 
 
 class CheckResult(NamedTuple):
-    """One thing that a robot looked at before it let itself be moved."""
+    """Result of one pre-flight check of one arm."""
 
     arm: str
     check: str
     found: str
     problem: str | None = None
-    """What to do about it; None is good."""
+    """What is wrong and what to do about it. None means the check passed."""
 
 
 @runtime_checkable
 class InspectedRobot(Robot, Protocol):
-    """A robot that looks at its own health when it connects, as the real arms do."""
+    """A robot, such as the real arms, that checks itself on `connect`."""
 
     @property
     def preflight(self) -> list[CheckResult]:
-        """What the last `connect` looked at."""
+        """Results of the checks made by the last `connect`."""
         ...
 
 
 class ShadowRobot:
-    """A robot that observes and never moves: targets end here instead of at the arms (dry run)."""
+    """A robot that observes but never moves: targets never reach the arms.
+
+    It wraps a real robot for a dry run.
+    """
 
     def __init__(self, robot: Robot) -> None:
         self._robot = robot
 
     @property
     def fps(self) -> float:
-        """Rate of the robot behind, Hz."""
+        """Rate of the wrapped robot, Hz."""
         return self._robot.fps
 
     def connect(self) -> None:
-        """Open the robot behind."""
+        """Open the wrapped robot."""
         self._robot.connect()
 
     def observe(self) -> RobotObservation:
-        """Return what the robot behind observes."""
+        """Return what the wrapped robot observes."""
         return self._robot.observe()
 
     def send(self, target: JointVec) -> JointVec:
-        """Return the target as if it had been sent."""
+        """Return the target as if it was sent."""
         return target
 
     def slow_stop(self) -> None:
-        """Brake the robot behind, if it can."""
+        """Brake the wrapped robot, if it can brake."""
         if isinstance(self._robot, BrakingRobot):
             self._robot.slow_stop()
 
     def stop(self) -> None:
-        """Stop the robot behind: a stop is never held back."""
+        """Stop the wrapped robot: a stop is never held back."""
         self._robot.stop()
 
     def disconnect(self) -> None:
-        """Release the robot behind."""
+        """Release the wrapped robot."""
         self._robot.disconnect()
 
 
 @contextlib.contextmanager
 def connected(robot: Robot) -> Iterator[Robot]:
-    """Connect a robot; however the block ends, stop the arms first and then release them, whatever signals arrive.
+    """Connect a robot. When the block ends, stop and release it.
 
-    After a regular end, a tripped watchdog or a lost policy the arms first brake along their path (`BrakingRobot`). After a
-    signal, or an error nobody foresaw, they are stopped at once.
+    However the block ends and any signal that arrives meanwhile, the arms are stopped first and released second. After a normal
+    end, a tripped watchdog or a lost policy, the arms first brake along their path (`BrakingRobot`). After a signal or an
+    unexpected error, they are stopped at once.
 
     Raises:
         RobotError: The arms could not be stopped, and the block itself had not failed.
@@ -175,7 +198,7 @@ def connected(robot: Robot) -> Iterator[Robot]:
     failure: BaseException | None = None
     held = {}
     try:
-        # Two levels, so that a signal that raises on the way out still leads to the stop.
+        # Two levels, so that a signal that raises on the way out still reaches the stop below.
         try:
             yield robot
         except BaseException as e:
@@ -195,27 +218,30 @@ def connected(robot: Robot) -> Iterator[Robot]:
 
 
 def _brake(robot: Robot) -> None:
-    """Try the gentle stop first; the one that counts follows whatever comes of this."""
+    """Try the gentle stop. The caller always stops the arms afterwards."""
     if not isinstance(robot, BrakingRobot):
         return
     try:
         robot.slow_stop()
     except Exception as e:
-        logger.warning("slow stop: %s; stopping at once", e)
+        logger.warning("slow stop: failed (%s). Stopping at once", e)
 
 
 def _stop(robot: Robot, *, has_failed: bool) -> None:
     try:
         robot.stop()
     except Exception as e:
-        # The cause of the end must stay the reported error, but nobody may miss that the arms are not stopped.
+        # The error that ended the block stays the one reported, but the user must see that the arms are not stopped.
         logger.critical("the arms could not be stopped (%s): press the emergency stop", e)
         if not has_failed:
-            raise RobotError(f"robot: the arms could not be stopped ({e}); press the emergency stop") from e
+            raise RobotError(f"robot: the arms could not be stopped ({e}). Press the emergency stop") from e
 
 
 def _ignore_signals() -> dict[signal.Signals, Any]:
-    """Ignore the signals that stop, and return what handled them. Only the main thread hears signals."""
+    """Ignore `STOP_SIGNALS` and return their previous handlers.
+
+    Only the main thread can set handlers. In any other thread this does nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}

@@ -134,8 +134,8 @@ def test_a_realsense_is_opened_by_its_serial_number_with_its_channels_in_order()
 @pytest.mark.parametrize(
     ("library", "says"),
     [
-        (FakeRealSense("111"), r"RealSense 222\): not connected; found 111"),
-        (FakeRealSense(), "found no RealSense at all"),
+        (FakeRealSense("111"), r"RealSense 222\): not connected, found 111"),
+        (FakeRealSense(), "found no RealSense"),
         (FakeRealSense("222", start_error="busy"), r"640x480 px at 30 Hz does not start \(busy\)"),
     ],
 )
@@ -159,7 +159,7 @@ def test_without_the_vendors_library_a_realsense_site_says_how_to_get_it(monkeyp
 
 
 class StillSource:
-    """A source whose picture changes only when told."""
+    """A source whose image changes only on request."""
 
     names = ("cam_high",)
 
@@ -186,7 +186,7 @@ def test_an_image_that_never_changes_is_a_frozen_camera_and_one_changed_bit_is_n
     for now[0] in (1.0, 1.9):
         check.grab()
     now[0] = 2.1
-    with pytest.raises(RobotTimeoutError, match=r"camera 'cam_high': the picture has not changed for 1\.1 s"):
+    with pytest.raises(RobotTimeoutError, match=r"camera 'cam_high': the image has not changed for 1\.1 s"):
         check.grab()
 
 
@@ -202,7 +202,7 @@ def wait_for_the_end_of(cameras: ThreadedCameras, error: type[Exception], match:
 def test_a_frozen_camera_tells_the_driver_what_is_wrong():
     cameras = ThreadedCameras([FrozenCheck(StillSource(), 0.05)], max_fps=200)
     cameras.open()
-    wait_for_the_end_of(cameras, RobotTimeoutError, "camera 'cam_high': the picture has not changed")
+    wait_for_the_end_of(cameras, RobotTimeoutError, "camera 'cam_high': the image has not changed")
     cameras.close()
 
 
@@ -218,7 +218,7 @@ def test_a_library_that_raises_what_it_likes_is_a_broken_camera():
 
     cameras = ThreadedCameras([Broken()], max_fps=200)
     cameras.open()
-    wait_for_the_end_of(cameras, RobotError, "camera cam_high: broke down .inside the device's library.")
+    wait_for_the_end_of(cameras, RobotError, "camera cam_high: failed .inside the device's library.")
     cameras.close()
 
 
@@ -242,13 +242,13 @@ def test_opencv_itself_opens_a_stream_and_its_end_is_an_unplugged_camera(video):
     frame = cameras.latest()["cam_high"]
     assert frame.image.shape == (48, 64, 3)
     np.testing.assert_allclose(frame.image[..., 0].mean(), 200, atol=10)
-    wait_for_the_end_of(cameras, RobotError, "cam_high.*delivers no frame; check its cable")
+    wait_for_the_end_of(cameras, RobotError, "cam_high.*delivers no frame. Check its cable")
     cameras.close()
 
 
 def test_a_stream_of_another_size_says_what_to_set(video):
     source = CameraSettings("opencv", device=video).source("cam_low")
     source.open()
-    with pytest.raises(RobotError, match="frame of 48x64x3, expected 480x640x3; set 'width_px' and 'height_px'"):
+    with pytest.raises(RobotError, match="frame of 48x64x3, expected 480x640x3. Set 'width_px' and 'height_px'"):
         source.grab()
     source.close()

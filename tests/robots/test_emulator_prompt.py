@@ -78,7 +78,7 @@ def test_a_connection_is_reset(emulator):
     [
         ("middle reset", "expected 'right' or 'left'"),
         ("left", "expected 'right' or 'left'"),
-        ("left explode", "'explode': no such fault; one of error, joint-error"),
+        ("left explode", "'explode': unknown fault, expected one of error, joint-error"),
         ("left error collision", "expected 'right|left error CODE"),
         ("left joint-error 7 1", "expected 'right|left joint-error N BITS"),
         ("left push sideways", "expected 'right|left push off|frozen|on"),

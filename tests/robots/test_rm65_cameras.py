@@ -13,7 +13,7 @@ from realman.robots.cameras.threads import ThreadedCameras
 
 
 class FakeSource:
-    """A device whose pictures count up; it can be missing, silent, or be unplugged."""
+    """A device whose images count up; it can be missing, silent, or be unplugged."""
 
     def __init__(self, *names: str) -> None:
         self.names = names

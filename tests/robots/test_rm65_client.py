@@ -153,8 +153,8 @@ OLD_EYES = dataclasses.replace(
     [
         (kill_the_server, ServerError, "policy server|gone|connection", SIM_SITE),
         (cut_the_network, RobotTimeoutError, "prediction: .* ms old.*is the policy server too slow", OLD_PLANS),
-        (unplug_the_camera, RobotError, "camera cam_high: broke down .no such device.", SIM_SITE),
-        (hang_the_camera, RobotTimeoutError, "cam_high.*ms old.*check its cable", OLD_EYES),
+        (unplug_the_camera, RobotError, "camera cam_high: failed .no such device.", SIM_SITE),
+        (hang_the_camera, RobotTimeoutError, "cam_high.*ms old.*Check its cable", OLD_EYES),
         (raise_a_controller_error, RobotError, r"left arm 127.0.0.2: error 0x100D \(collision\)", SIM_SITE),
         # After it the SDK may connect no arm any more, see test_rm65_faults.
         pytest.param(

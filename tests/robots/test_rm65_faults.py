@@ -170,7 +170,7 @@ def test_a_state_push_that_ends_is_noticed(cell):
     robot = cell.robot = Rm65Robot(dataclasses.replace(cell.settings, max_state_age_s=0.3))
     robot.connect()
     cell.arm("left").faults.is_push_silent = True
-    cell.drive_until(RobotTimeoutError, r"left arm 127.0.0.2: the state is \d+ ms old \(at most 300 ms\)")
+    cell.drive_until(RobotTimeoutError, r"left arm 127.0.0.2: the state is \d+ ms old, expected at most 300 ms")
 
 
 @pytest.mark.parametrize("follow", ["low", "high"])
@@ -202,7 +202,7 @@ def test_a_stop_that_nobody_acknowledges_is_an_error_that_names_the_emergency_st
     robot.connect()
     cell.arm("left").faults.ignored = frozenset({"set_arm_stop"})
     with pytest.raises(
-        RobotError, match=r"left arm .*'set_arm_stop' was not acknowledged over TCP.*; press the emergency stop"
+        RobotError, match=r"left arm .*'set_arm_stop' was not acknowledged over TCP.*\. Press the emergency stop"
     ):
         robot.stop()
     cell.assert_still_for_good("right")
@@ -214,7 +214,7 @@ def test_an_arm_that_moves_on_after_an_acknowledged_stop_is_an_error(cell):
     arm = cell.arm("left")
     arm.stop = lambda *, slow=False: True
     assert cell.emulator.call(lambda: arm.motion.plan(-arm.position.joints, 0.02))
-    with pytest.raises(RobotError, match=r"left arm 127.0.0.2: still moves"):
+    with pytest.raises(RobotError, match=r"left arm 127.0.0.2: still moving"):
         robot.stop()
 
 

@@ -170,7 +170,7 @@ def test_a_gripper_may_miss_an_answer_but_not_for_long():
         (1, RejectedError, "the controller refused it"),
         (-1, RobotError, "the connection is lost"),
         (-2, RobotTimeoutError, "no answer"),
-        (-3, RobotError, "do SDK and controller firmware match"),
+        (-3, RobotError, "Check that the SDK and the controller"),
         (77, RobotError, "unknown code"),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_state_that_the_sdk_could_not_read_is_not_used():
 
     feed = StateFeed("right arm", "127.0.0.1", 0.1)
     feed.receive(Unreadable())
-    with pytest.raises(RobotTimeoutError, match=r"1 could not be read, is the firmware 1\.7 or newer"):
+    with pytest.raises(RobotTimeoutError, match=r"1 pushes could not be read: check that the firmware is 1\.7 or newer"):
         feed.latest()
 
 

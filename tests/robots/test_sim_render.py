@@ -102,7 +102,7 @@ def test_failed_backends_leave_no_trace_for_child_processes(scene, monkeypatch):
 
 def test_unknown_backend_is_refused_by_name(scene, monkeypatch):
     monkeypatch.setenv(render.BACKEND_ENV, "vulkan")
-    with pytest.raises(RobotError, match="'vulkan' is no way to draw; expected one of egl, osmesa, rays"):
+    with pytest.raises(RobotError, match="unknown renderer 'vulkan', expected one of egl, osmesa, rays"):
         render.open_renderer(scene.model, HEIGHT, WIDTH)
 
 

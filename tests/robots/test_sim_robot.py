@@ -33,7 +33,7 @@ def test_simulated_robot_is_a_robot():
 
 @pytest.mark.parametrize("call", [SimRobot.observe, SimRobot.is_task_done, lambda r: r.send(np.zeros(14))])
 def test_calls_before_connect_are_refused(call):
-    with pytest.raises(NotConnectedError, match=r"call connect\(\) first"):
+    with pytest.raises(NotConnectedError, match=r"Call connect\(\) first"):
         call(SimRobot())
 
 
@@ -113,7 +113,7 @@ def test_stop_holds_and_refuses_motion_until_the_next_connect(robot):
     target = robot.observe().state
     robot.send(target + 0.02)
     robot.stop()
-    with pytest.raises(RejectedError, match="connect again"):
+    with pytest.raises(RejectedError, match="stopped, so no motion is accepted"):
         robot.send(target)
     robot.connect()
     robot.send(robot.observe().state)

@@ -306,7 +306,7 @@ def test_a_slow_stop_that_fails_does_not_keep_the_stop_from_coming(caplog):
     robot = Stubborn()
     play(robot, Steering(), max_steps=3)
     assert robot.stops == ["stop"]
-    assert "slow stop: no answer; stopping at once" in caplog.text
+    assert "slow stop: failed (no answer). Stopping at once" in caplog.text
 
 
 def test_a_new_prompt_goes_with_the_next_request():

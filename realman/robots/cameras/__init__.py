@@ -1,6 +1,6 @@
-"""Cameras as a robot driver sees them: named, with the newest frame of each and when it was taken.
+"""The cameras of a robot: the newest frame of each, by name.
 
-No driver waits for a frame in the control loop; whoever implements `Cameras` keeps the newest one ready.
+A driver never waits for a frame in the control loop. Implementations of `Cameras` keep the newest one ready.
 """
 
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ from realman.arrays import Image
 
 
 class Frame(NamedTuple):
-    """One picture."""
+    """One image and the time of its capture."""
 
     image: Image
     """uint8 (height, width, 3), RGB."""
@@ -22,7 +22,9 @@ class Cameras(Protocol):
     """All cameras of one robot."""
 
     def open(self) -> None:
-        """Start them and wait for the first frame of each. A failure leaves none open.
+        """Start the cameras and wait for the first frame of each.
+
+        A failure leaves none open.
 
         Raises:
             RobotTimeoutError: A camera gave no frame in time.
@@ -30,13 +32,13 @@ class Cameras(Protocol):
         ...
 
     def latest(self) -> dict[str, Frame]:
-        """Return the newest frame of each camera at once, without waiting.
+        """Return the newest frame of each camera without waiting.
 
         Raises:
-            RobotError: A camera broke down.
+            RobotError: A camera failed.
         """
         ...
 
     def close(self) -> None:
-        """Release them; safe to call twice."""
+        """Release the cameras. Safe to call twice."""
         ...

@@ -1,4 +1,7 @@
-"""Notices a camera that goes on delivering the same picture, as a hung driver or a capture card without signal does."""
+"""Detection of a frozen camera: it keeps delivering the same image.
+
+A hung driver or a capture card without signal does this.
+"""
 
 from collections.abc import Callable
 import time
@@ -11,10 +14,19 @@ from realman.robots.cameras.threads import CameraSource
 
 
 class FrozenCheck:
-    """A camera source that fails when the one behind it delivers the same picture, bit for bit, for too long."""
+    """A camera source that fails when an image stops changing.
+
+    It wraps another source and compares its images bit for bit.
+    """
 
     def __init__(self, source: CameraSource, max_frozen_s: float, now: Callable[[], float] = time.monotonic) -> None:
-        """Watch `source`; `max_frozen_s` is how long a picture may stay the same."""
+        """Watch a source.
+
+        Args:
+            source: The source to watch.
+            max_frozen_s: How long an image may stay the same, s.
+            now: The clock, s.
+        """
         self.names = source.names
         self._source = source
         self._max_frozen_s = max_frozen_s
@@ -22,15 +34,15 @@ class FrozenCheck:
         self._last: dict[str, tuple[Image, float]] = {}
 
     def open(self) -> None:
-        """Open the source and forget earlier pictures."""
+        """Open the source and forget earlier images."""
         self._last = {}
         self._source.open()
 
     def grab(self) -> dict[str, Image]:
-        """Return the next frame of each camera.
+        """Return the next image of each camera.
 
         Raises:
-            RobotTimeoutError: A picture has not changed for too long.
+            RobotTimeoutError: An image has not changed for too long.
         """
         images = self._source.grab()
         for name, image in images.items():
@@ -40,8 +52,8 @@ class FrozenCheck:
                 self._last[name] = (image, now_s)
             elif now_s - before[1] > self._max_frozen_s:
                 raise RobotTimeoutError(
-                    f"camera '{name}': the picture has not changed for {now_s - before[1]:.1f} s "
-                    f"(at most {self._max_frozen_s:g} s); reconnect it"
+                    f"camera '{name}': the image has not changed for {now_s - before[1]:.1f} s, "
+                    f"expected a change within {self._max_frozen_s:g} s. Reconnect the camera"
                 )
         return images
 

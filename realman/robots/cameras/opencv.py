@@ -1,4 +1,4 @@
-"""Cameras that OpenCV opens: USB cameras, capture cards, network streams, files."""
+"""Cameras that OpenCV can open: USB cameras, capture cards, network streams, files."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -23,16 +23,16 @@ class OpenCvSource:
         color: Literal["bgr", "rgb"] = "bgr",
         open_capture: Callable[[int | str], Any] | None = None,
     ) -> None:
-        """Describe the camera; nothing is opened.
+        """Describe the camera. `open` opens it.
 
         Args:
             name: The camera's name.
-            device: What `cv2.VideoCapture` opens: number, path or address.
-            width_px: Width to ask for; the device must deliver it.
-            height_px: Height to ask for.
-            fps: Rate to ask for, Hz; devices round it.
-            color: Order of the channels handed out.
-            open_capture: Opens the device; None is `cv2.VideoCapture`.
+            device: What `cv2.VideoCapture` opens: a number, path or address.
+            width_px: Width to request. The device must deliver it.
+            height_px: Height to request. The device must deliver it.
+            fps: Rate to request, Hz. Devices round it.
+            color: Channel order that the device delivers.
+            open_capture: Opens the device. None means `cv2.VideoCapture`.
         """
         self.names: tuple[str, ...] = (name,)
         self._device = device
@@ -46,40 +46,40 @@ class OpenCvSource:
         """Open the device.
 
         Raises:
-            RobotError: It is not there.
+            RobotError: The device cannot be opened.
         """
-        # Late, like every device library: only who has such a camera pays for it.
+        # Imported late, like every device library: only users with such a camera pay for it.
         import cv2
 
         capture = (self._open_capture or cv2.VideoCapture)(self._device)
         if not capture.isOpened():
             capture.release()
-            raise RobotError(f"{self._where}: cannot be opened; check its cable, and that no other program uses it")
-        # Uncompressed, three cameras do not fit on one USB controller. Devices that know no MJPG ignore this.
+            raise RobotError(f"{self._where}: cannot be opened. Check its cable, and that no other program uses it")
+        # Uncompressed, three cameras do not fit on one USB controller. Devices without MJPG ignore this.
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
         capture.set(cv2.CAP_PROP_FRAME_WIDTH, self._size_px[1])
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, self._size_px[0])
         capture.set(cv2.CAP_PROP_FPS, self._fps)
-        # The newest frame, not the oldest of a queue.
+        # Deliver the newest frame, not the oldest of a queue.
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         self._capture = capture
 
     def grab(self) -> dict[str, Image]:
-        """Wait for the next frame, RGB.
+        """Wait for the next image, RGB.
 
         Raises:
-            RobotError: No frame, or one of another size.
+            RobotError: The device delivers no frame, or one of another size.
         """
         is_good, frame = self._capture.read()
         if not is_good or frame is None:
-            raise RobotError(f"{self._where}: delivers no frame; check its cable")
+            raise RobotError(f"{self._where}: delivers no frame. Check its cable")
         if frame.shape != (*self._size_px, 3):
             found, wanted = ("x".join(map(str, size)) for size in (frame.shape, (*self._size_px, 3)))
-            raise RobotError(f"{self._where}: frame of {found}, expected {wanted}; set 'width_px' and 'height_px'")
+            raise RobotError(f"{self._where}: frame of {found}, expected {wanted}. Set 'width_px' and 'height_px'")
         return {self.names[0]: np.ascontiguousarray(frame[..., ::-1]) if self._color == "bgr" else frame.copy()}
 
     def close(self) -> None:
-        """Release the device; safe to call twice."""
+        """Release the device. Safe to call twice."""
         capture, self._capture = self._capture, None
         if capture is not None:
             capture.release()

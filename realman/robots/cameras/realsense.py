@@ -1,4 +1,4 @@
-"""Intel RealSense cameras by serial number, through `pyrealsense2`; colour only."""
+"""Intel RealSense cameras by serial number, through `pyrealsense2`. Color only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +17,13 @@ def load() -> Any:
     """Import the vendor's library.
 
     Raises:
-        SiteError: It is not installed.
+        SiteError: It is not installed or does not load.
     """
     try:
         import pyrealsense2
     except ImportError as e:
         raise SiteError(
-            f"cameras: kind = 'realsense' needs the package 'pyrealsense2' ({e}); pip install pyrealsense2"
+            f"cameras: kind = 'realsense' needs the package 'pyrealsense2' ({e}). Run: pip install pyrealsense2"
         ) from e
     return pyrealsense2
 
@@ -41,14 +41,14 @@ class RealSenseSource:
         *,
         load_library: Callable[[], Any] = load,
     ) -> None:
-        """Describe the camera; nothing is opened.
+        """Describe the camera. `open` opens it.
 
         Args:
             name: The camera's name.
             serial: Serial number, as `rs-enumerate-devices -s` prints it.
-            width_px: Width of the colour stream.
-            height_px: Its height.
-            fps: Its rate, Hz.
+            width_px: Width of the color stream.
+            height_px: Height of the color stream.
+            fps: Rate of the color stream, Hz.
             load_library: Returns the module `pyrealsense2`.
         """
         self.names: tuple[str, ...] = (name,)
@@ -58,45 +58,47 @@ class RealSenseSource:
         self._pipeline: Any = None
 
     def open(self) -> None:
-        """Start the colour stream.
+        """Start the color stream.
 
         Raises:
             SiteError: `pyrealsense2` is not installed.
-            RobotError: No such camera, or it lacks this mode.
+            RobotError: The camera is not connected or does not support this mode.
         """
         rs = self._load_library()
         connected = [d.get_info(rs.camera_info.serial_number) for d in rs.context().query_devices()]
         if self._serial not in connected:
-            raise RobotError(f"{self._where}: not connected; found {', '.join(connected) or 'no RealSense at all'}")
+            found = ", ".join(connected) or "no RealSense"
+            raise RobotError(f"{self._where}: not connected, found {found}. Check its cable and the serial number")
         width_px, height_px, fps = self._mode
         config = rs.config()
         config.enable_device(self._serial)
-        # The library converts: the order of the channels is RGB whatever the sensor delivers.
+        # The library converts: the channel order is RGB for every sensor.
         config.enable_stream(rs.stream.color, width_px, height_px, rs.format.rgb8, fps)
         pipeline = rs.pipeline()
         try:
             pipeline.start(config)
         except RuntimeError as e:
             raise RobotError(
-                f"{self._where}: {width_px}x{height_px} px at {fps} Hz does not start ({e}); is it on USB 3, and free?"
+                f"{self._where}: {width_px}x{height_px} px at {fps} Hz does not start ({e}). Check that the camera is on USB 3, "
+                "and that no other program uses it"
             ) from e
         self._pipeline = pipeline
 
     def grab(self) -> dict[str, Image]:
-        """Wait for the next frame, RGB.
+        """Wait for the next image, RGB.
 
         Raises:
-            RobotTimeoutError: None came.
+            RobotTimeoutError: No frame arrived in time.
         """
         try:
             frames = self._pipeline.wait_for_frames(_FRAME_TIMEOUT_MS)
         except RuntimeError as e:
             raise RobotTimeoutError(f"{self._where}: no frame within {_FRAME_TIMEOUT_MS} ms ({e})") from e
-        # The buffer goes back to the library with the next frame.
+        # Copied, because the library reuses the buffer for the next frame.
         return {self.names[0]: np.array(frames.get_color_frame().get_data(), dtype=np.uint8)}
 
     def close(self) -> None:
-        """Stop the stream; safe to call twice."""
+        """Stop the stream. Safe to call twice."""
         pipeline, self._pipeline = self._pipeline, None
         if pipeline is not None:
             pipeline.stop()

@@ -1,4 +1,4 @@
-"""Which device each camera of a site is."""
+"""Settings of a site's cameras, and the devices they name."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -18,30 +18,30 @@ class CameraSettings:
     """One camera."""
 
     kind: Literal["realsense", "opencv"]
-    """'realsense': an Intel RealSense, by its serial number; 'opencv': any device that OpenCV opens."""
+    """'realsense': an Intel RealSense by its serial number. 'opencv': any device that OpenCV can open."""
     serial: str | None = None
-    """Serial number of a RealSense; it stays the same whatever port the cable is in."""
+    """Serial number of a RealSense. It does not depend on the USB port."""
     device: int | str | None = None
     """OpenCV: a stable path such as '/dev/v4l/by-id/...', a stream's address, or a number, which may change at boot."""
     color: Literal["bgr", "rgb"] = "bgr"
-    """OpenCV: order of the channels that the device hands out; OpenCV's own is bgr. Wrong when faces are blue."""
+    """OpenCV: channel order that the device delivers. OpenCV's own is bgr. If faces look blue, it is wrong."""
     width_px: int = spec.IMAGE_WIDTH_PX
     height_px: int = spec.IMAGE_HEIGHT_PX
     fps: int = 30
-    """Frames a second to ask the device for."""
+    """Frame rate to request from the device, Hz."""
     max_frozen_s: float = 1.0
-    """How long a picture may stay the same to the last bit, s; a live sensor's noise changes it with each frame."""
+    """How long an image may stay the same to the last bit, s. The noise of a live sensor changes it with each frame."""
 
     def __post_init__(self) -> None:
         wanted, other = ("serial", "device") if self.kind == "realsense" else ("device", "serial")
         if getattr(self, wanted) is None or getattr(self, other) is not None:
-            raise SiteError(f"camera: kind = '{self.kind}' needs '{wanted}' and takes no '{other}'")
+            raise SiteError(f"camera: kind = '{self.kind}' needs '{wanted}' and does not accept '{other}'")
         for name in ("width_px", "height_px", "fps", "max_frozen_s"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise SiteError(f"camera: '{name}' is {getattr(self, name)}; expected a number greater than 0")
+                raise SiteError(f"camera: '{name}' is {getattr(self, name)}, expected a finite number greater than 0")
 
     def source(self, name: str) -> CameraSource:
-        """Make the device behind the camera `name`; it is not open yet."""
+        """Return the device of the camera `name`. It is not open yet."""
         size = (self.width_px, self.height_px, self.fps)
         if self.kind == "realsense":
             assert self.serial is not None
@@ -51,18 +51,20 @@ class CameraSettings:
 
 
 def open_cameras(cameras: Mapping[str, CameraSettings]) -> ThreadedCameras:
-    """Make all cameras of a site, a thread each; they are not open yet.
+    """Return all cameras of a site, one thread each.
+
+    They are not open yet.
 
     Raises:
-        SiteError: Two names for one device.
+        SiteError: Two cameras name the same device.
     """
     seen: dict[int | str, str] = {}
     for name, settings in cameras.items():
         device = settings.serial if settings.serial is not None else settings.device
         assert device is not None
         if device in seen:
-            raise SiteError(f"cameras: '{seen[device]}' and '{name}' are both '{device}'; each needs its own device")
+            raise SiteError(f"cameras: '{seen[device]}' and '{name}' are both '{device}', expected a device for each")
         seen[device] = name
     fastest = max((settings.fps for settings in cameras.values()), default=1)
-    # The devices keep the pace; the threads only have to be no slower.
+    # The devices set the pace. The threads only have to keep up.
     return ThreadedCameras([s.source(name) for name, s in cameras.items()], max_fps=2.0 * fastest)

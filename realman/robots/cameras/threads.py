@@ -1,4 +1,7 @@
-"""A thread per camera source that keeps the newest frame ready, so that no control loop ever waits for one."""
+"""One thread per camera source that keeps the newest frame ready.
+
+The control loop therefore never waits for a frame.
+"""
 
 from collections.abc import Sequence
 import logging
@@ -19,33 +22,43 @@ _CLOSE_WAIT_S = 5.0
 
 @runtime_checkable
 class CameraSource(Protocol):
-    """One device, or several that deliver together. All calls come from one thread, which the source has for itself."""
+    """One device, or several that deliver together.
+
+    All calls come from one thread, which serves this source alone.
+    """
 
     names: tuple[str, ...]
-    """Cameras it delivers."""
+    """Names of its cameras."""
 
     def open(self) -> None:
-        """Open it; raise RobotError if it is not there."""
+        """Open the source.
+
+        Raises:
+            RobotError: It is not there.
+        """
         ...
 
     def grab(self) -> dict[str, Image]:
-        """Wait for the next frame of each of its cameras, RGB."""
+        """Wait for the next image of each of its cameras, RGB."""
         ...
 
     def close(self) -> None:
-        """Release it; safe to call twice."""
+        """Release the source. Safe to call twice."""
         ...
 
 
 class ThreadedCameras:
-    """Implements `realman.robots.cameras.Cameras` on any number of sources. It can be opened again after `close`."""
+    """Implements `realman.robots.cameras.Cameras` on any number of sources.
+
+    It can be opened again after `close`.
+    """
 
     def __init__(self, sources: Sequence[CameraSource], *, max_fps: float = 30.0, first_frame_timeout_s: float = 10.0):
         """Describe the cameras.
 
         Args:
             sources: Where frames come from.
-            max_fps: Frames a second taken from a source that never waits by itself.
+            max_fps: Largest rate at which frames are taken from a source that never waits, Hz.
             first_frame_timeout_s: How long a camera may take to deliver its first frame, s.
         """
         self._sources = tuple(sources)
@@ -58,13 +71,16 @@ class ThreadedCameras:
         self._threads: list[threading.Thread] = []
 
     def open(self) -> None:
-        """Start every source and wait for the first frame of each camera. A failure leaves none open.
+        """Start every source and wait for the first frame of each camera.
+
+        A failure leaves none open.
 
         Raises:
             RobotError: A camera is not there.
-            SiteError: Its library is not installed.
+            SiteError: A camera's library is not installed.
             RobotTimeoutError: A camera gave no frame in time.
         """
+        # Start every source in its own thread.
         self.close()
         self._is_closing.clear()
         self._frames, self._errors = {}, []
@@ -75,6 +91,7 @@ class ThreadedCameras:
         for thread in self._threads:
             thread.daemon = True
             thread.start()
+        # Wait until every camera has delivered or one has failed. What a source raised explains more than the timeout does.
         with self._changed:
             self._changed.wait_for(lambda: self._errors or wanted <= set(self._frames), self._first_frame_timeout_s)
         missing = sorted(wanted - set(self._frames))
@@ -84,14 +101,14 @@ class ThreadedCameras:
             if errors:
                 raise errors[0]
             raise RobotTimeoutError(
-                f"cameras: no frame from {', '.join(missing)} within {self._first_frame_timeout_s:g} s; check cable and name"
+                f"cameras: no frame from {', '.join(missing)} within {self._first_frame_timeout_s:g} s. Check cable and name"
             )
 
     def latest(self) -> dict[str, Frame]:
-        """Return the newest frame of each camera at once, without waiting.
+        """Return the newest frame of each camera without waiting.
 
         Raises:
-            RobotError: A source broke down since `open`; what it said.
+            RobotError: A source failed since `open`. This is its own error.
         """
         with self._changed:
             if self._errors:
@@ -99,7 +116,7 @@ class ThreadedCameras:
             return dict(self._frames)
 
     def close(self) -> None:
-        """Stop all threads and release the sources; safe to call twice."""
+        """Stop all threads and release the sources. Safe to call twice."""
         self._is_closing.set()
         for thread in self._threads:
             thread.join(_CLOSE_WAIT_S)
@@ -111,16 +128,14 @@ class ThreadedCameras:
             while not self._is_closing.is_set():
                 begin_s = time.monotonic()
                 images = source.grab()
-                # A frame cannot be older than the moment it was asked for: the age is never understated.
+                # The time before the call is the earliest possible capture time, so a frame's age is never understated.
                 with self._changed:
                     self._frames |= {name: Frame(image, begin_s) for name, image in images.items()}
                     self._changed.notify_all()
                 self._is_closing.wait(max(0.0, begin_s + self._period_s - time.monotonic()))
         except Exception as e:
-            # Device libraries raise what they like; whatever it is, this camera is dead and the loop must know.
-            error = (
-                e if isinstance(e, RealmanError) else RobotError(f"camera {', '.join(source.names)}: broke down ({e})")
-            )
+            # Device libraries raise errors of any type. In every case this camera is dead and the control loop must know.
+            error = e if isinstance(e, RealmanError) else RobotError(f"camera {', '.join(source.names)}: failed ({e})")
             logger.error("%s", error)
             with self._changed:
                 self._errors.append(error)

@@ -1,4 +1,4 @@
-"""Run two emulated RM65 arms until Ctrl-C: `realman emulator`."""
+"""`realman emulator`: run two emulated RM65 arms until Ctrl-C."""
 
 import dataclasses
 import logging
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Two emulated arms: the right one at 127.0.0.1, the left one at 127.0.0.2."""
+    """Two emulated arms: right at 127.0.0.1, left at 127.0.0.2."""
 
     port: int = TCP_PORT
-    """TCP port of both arms; 0 takes a free one for each."""
+    """TCP port of both arms. 0 takes a free one for each."""
     push_port: int = PUSH_PORT
-    """UDP port the state is pushed to until a client changes it."""
+    """UDP port that the state is pushed to until a client changes it."""
     generation: int = 3
     """Controller generation, 3 or 4."""
     scene: bool = False
@@ -42,13 +42,15 @@ def main(args: Args) -> None:
         with emulator:
             for side, (host, port) in emulator.addresses.items():
                 print(f"{side} arm: {host}:{port}, state push to UDP port {args.push_port}", flush=True)  # noqa: T201
-            logger.info("Ctrl-C stops; a line such as 'left error 100D' breaks something, 'help' lists it")
+            logger.info(
+                "Press Ctrl-C to stop. Type a line such as 'left error 100D' to cause a fault, or 'help' to list them"
+            )
             for line in sys.stdin:
                 _obey(emulator, line)
-            # Started without a keyboard, or its end: go on all the same.
+            # Without a keyboard, or after its end, keep running.
             threading.Event().wait()
     except OSError as e:
-        raise RobotError(f"emulator: cannot listen ({e}); is another one running? Try --port 0") from e
+        raise RobotError(f"emulator: cannot listen ({e}). If another one is running, try --port 0") from e
 
 
 def _obey(emulator: Emulator, line: str) -> None:

@@ -1,6 +1,6 @@
-"""What a controller does when told: the table of commands that are answered with a bool, and the streams of targets.
+"""Commands a controller carries out: those answered with a bool, and streams.
 
-Names and spellings of keys are the vendor's (JSON protocol of generations 3 and 4), including their irregularities.
+Names and spellings of keys are the vendor's, including their irregularities (JSON protocol of generations 3 and 4).
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from realman.robots.emulator.wire import joints_to_wire
 Act = Callable[[Controller, Message], bool]
 
 _TOOL_PORT = 1
-"""The RS485 line at the tool, as opposed to the controller's own."""
+"""Port of the RS485 line at the tool, as opposed to the controller's own."""
 
 _RTU_MASTER = 0
 """Mode of a generation 4 tool port in which it speaks Modbus."""
@@ -33,9 +33,9 @@ class Setter(NamedTuple):
     """Name of the bool in the reply."""
     act: Act
     command: str | None = None
-    """Name in the reply where it is not the request's own."""
+    """Name in the reply if it is not the request's."""
     is_motion: bool = False
-    """Whether it is recorded: anything that starts, changes or ends a motion."""
+    """Whether it is recorded, because it starts, changes or ends a motion."""
 
 
 def _movej(controller: Controller, request: Message) -> bool:
@@ -171,11 +171,14 @@ SETTERS: dict[str, Setter] = {
 }
 
 STREAMS = ("movej_canfd", "movej_follow")
-"""Commands that stream targets; a client does not wait for their answer."""
+"""Commands that stream targets. A client does not wait for their answer."""
 
 
 def set_value(controller: Controller, command: str, request: Message) -> Message:
-    """Carry out a command of `SETTERS`; a rejected one changes nothing and is answered false."""
+    """Carry out a command of `SETTERS` and return its reply.
+
+    A rejected command changes nothing and is answered with false.
+    """
     setter = SETTERS[command]
     is_accepted = not controller.faults.is_rejected(command) and setter.act(controller, request)
     if setter.is_motion:
@@ -184,7 +187,10 @@ def set_value(controller: Controller, command: str, request: Message) -> Message
 
 
 def stream(controller: Controller, command: str, request: Message) -> Message | None:
-    """Take a target of `STREAMS`. The SDK ignores the answer, so a refusal shows only in the state push."""
+    """Take a target of `STREAMS` and return its reply.
+
+    The SDK ignores the reply, so a refusal shows only in the state push.
+    """
     target = joints_from_wire(request["joint"])
     is_high = bool(request.get("follow", False))
     error = 1 if controller.faults.is_rejected(command) else controller.follow(target, is_high=is_high)

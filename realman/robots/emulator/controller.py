@@ -1,6 +1,6 @@
-"""One emulated arm controller: what it is, what it is doing, what went wrong, and every motion command it was given.
+"""One emulated arm controller: its state, its errors and its motion commands.
 
-No sockets and no threads: the server hands it requests (through `protocol`) and lets time pass with `tick`.
+It has no sockets and no threads. The server hands it requests (through `protocol`) and lets time pass with `tick`.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from realman.robots.emulator.wire import Message
 
 logger = logging.getLogger(__name__)
 
-# Codes of the vendor's tables that the emulator raises itself.
+# Codes from the vendor's tables that the emulator itself raises.
 ERR_TARGET_OUT_OF_RANGE = 0x1002
 ERR_COLLISION = 0x100D
 ERR_JOINT_DISABLED = 0x1010
@@ -35,19 +35,19 @@ _STOPS = ("set_arm_stop", "set_arm_slow_stop", "set_arm_pause", "set_arm_emergen
 
 @dataclasses.dataclass(frozen=True)
 class MotionRecord:
-    """One motion or stop command as it arrived."""
+    """One motion or stop command, as received."""
 
     time_s: float
     """`time.monotonic()` at arrival."""
     command: str
     request: Message
-    """The request as sent: 0.001 deg."""
+    """The request as sent, joints in 0.001 deg."""
     is_accepted: bool
 
 
 @dataclasses.dataclass
 class PushSettings:
-    """Where and how often the state is pushed; a client may change it."""
+    """Address and period of the state push. A client may change them."""
 
     enable: bool
     cycle: int
@@ -69,15 +69,15 @@ class Controller:
     """One arm's controller.
 
     Attributes:
-        settings: What it is.
-        faults: What is broken; assign at any time.
-        motion: Its planner.
-        gripper: Its tool port.
-        push: Its state push.
-        errors: System error codes that stand until cleared.
+        settings: Address, identity and limits.
+        faults: What is broken. Assign its fields at any time.
+        motion: The planner of the joints.
+        gripper: The gripper on the tool port.
+        push: Settings of the state push.
+        errors: System error codes, kept until cleared.
         joint_errors: Error bits of each joint.
-        is_powered, is_real, joints_enabled: Switches that decide whether it moves.
-        collision_stage: 0 (off) .. 8 (most sensitive).
+        is_powered, is_real, joints_enabled: Switches that decide whether the arm moves.
+        collision_stage: Sensitivity of the collision detection, 0 (off) .. 8 (most sensitive).
         records: Every motion and stop command so far.
     """
 
@@ -104,27 +104,34 @@ class Controller:
 
     @property
     def position(self) -> ArmPosition:
-        """Where the arm is now."""
+        """Current position of the arm."""
         return self._physics.position(self.settings.side)
 
     def fail(self, code: int) -> None:
-        """Raise a system error (vendor's code, for example 0x100D for a collision): the arm brakes and waits for a reset."""
+        """Raise a system error: the arm brakes and waits for a reset.
+
+        Args:
+            code: The vendor's code, for example 0x100D for a collision.
+        """
         if code not in self.errors:
             self.errors = [*self.errors, code]
         self._end_motion(slow=False)
 
     def fail_joint(self, joint: int, bits: int) -> None:
-        """Raise error bits of one joint (0 based); the arm brakes and waits for a reset."""
+        """Raise error bits of one joint (counted from 0).
+
+        The arm brakes and waits for a reset.
+        """
         self.joint_errors[joint] |= bits
         self._end_motion(slow=False)
 
     def clear_errors(self) -> bool:
-        """Reset system errors."""
+        """Clear all system errors."""
         self.errors = []
         return True
 
     def error_of_motion(self) -> int:
-        """Code that a motion command is answered with: 0 if the arm would move."""
+        """Return the error code of a motion command, 0 if none."""
         if self.errors:
             return self.errors[0]
         if self.joint_errors.any():
@@ -133,12 +140,12 @@ class Controller:
         return 0 if is_ready else ERR_JOINT_DISABLED
 
     def record(self, command: str, request: Message, *, is_accepted: bool) -> None:
-        """Remember a motion or stop command."""
+        """Record a motion or stop command."""
         self.records.append(MotionRecord(time.monotonic(), command, request, is_accepted))
         del self.records[:-_MAX_RECORDS]
 
     def plan(self, target: ArmVec, speed_share: float) -> bool:
-        """Start a planned motion; its arrival becomes an event."""
+        """Start a planned motion. Its arrival becomes an event."""
         if self.error_of_motion():
             return False
         self._abort_planned()
@@ -146,7 +153,11 @@ class Controller:
         return self._owes_arrival
 
     def follow(self, target: ArmVec, *, is_high: bool) -> int:
-        """Take one target of a stream; returns 0 or the error that the answer names."""
+        """Take one target of a stream.
+
+        Returns:
+            0, or the error that the reply names.
+        """
         error = self.error_of_motion()
         if error:
             return error
@@ -164,12 +175,15 @@ class Controller:
         return JOINT_ERR_POSITION_STEP
 
     def stop(self, *, slow: bool = False) -> bool:
-        """Brake; a planned motion is lost."""
+        """Brake and forget a planned motion."""
         self._end_motion(slow=slow)
         return True
 
     def tick(self, dt_s: float) -> list[Message]:
-        """Let time pass for the planner, hand its command to the physics and return the events that are due."""
+        """Advance the planner and return the events that are due.
+
+        The planner's command goes to the physics.
+        """
         if self.motion.advance(dt_s) and self._owes_arrival:
             self._owes_arrival = False
             self._events.append(_trajectory_event(device=0, is_done=True))
@@ -183,18 +197,18 @@ class Controller:
         return events
 
     def _watch_collision(self, joints: ArmVec, dt_s: float) -> None:
-        """An arm far from where nothing would have kept it from being has met something."""
-        # Not the command itself: a burst of high-follow targets, as after a pause of the network or of this process, runs ahead
-        # of what any joint can do, and nothing was met.
+        """Raise a collision if the arm is far from its expected position."""
+        # The expected position is not the command itself: after a pause of the network or of this process, a burst of high-follow
+        # targets runs ahead of what any joint can do, without a collision.
         reach = spec.ARM_SPEED_RAD_S * dt_s
         self._expected = self._expected + np.clip(self.motion.position - self._expected, -reach, reach)
         # Our assumption, as the vendor gives no figure: 15 deg at the usual stage 4, less at more sensitive stages.
         if self.collision_stage and ERR_COLLISION not in self.errors:
             allowed = np.deg2rad(27.0 - 3.0 * self.collision_stage)
             if np.abs(joints - self._expected).max() > allowed:
-                logger.warning("emulator: the %s arm met something", self.settings.side)
+                logger.warning("emulator: the %s arm collided with something", self.settings.side)
                 self.fail(ERR_COLLISION)
-                # Give way instead of pressing on: hold the pose the arm was stopped in.
+                # Yield instead of pressing on: hold the pose in which the arm was stopped.
                 self.motion.position, self.motion.velocity = joints.copy(), np.zeros(6)
                 self._expected = joints.copy()
 
@@ -209,7 +223,7 @@ class Controller:
 
 
 def _trajectory_event(*, device: int, is_done: bool) -> Message:
-    """Say that a motion ended; device 0 is the arm, 1 the gripper."""
+    """Return the event of a motion's end (device 0: arm, 1: gripper)."""
     return {
         "state": "current_trajectory_state",
         "trajectory_state": is_done,
@@ -219,5 +233,8 @@ def _trajectory_event(*, device: int, is_done: bool) -> Message:
 
 
 def motion_commands(records: Sequence[MotionRecord], since_s: float) -> list[MotionRecord]:
-    """Return the commands after a time that may move an arm or a gripper: everything recorded but stops."""
+    """Return later commands that may move an arm or a gripper.
+
+    These are all recorded commands except stops.
+    """
     return [r for r in records if r.time_s > since_s and r.command not in _STOPS]

@@ -1,10 +1,13 @@
-"""The two grippers a controller's tool port may carry: EG2-4C2 (controller commands) and CTAG 90D (Modbus registers)."""
+"""The two grippers that a controller's tool port may have.
+
+An EG2-4C2 takes controller commands. A CTAG 90D takes Modbus registers.
+"""
 
 import dataclasses
 import enum
 
 FULL_OPENING = 1000
-"""Opening of an EG2-4C2 in its own dimensionless units; 0 is closed."""
+"""Full opening of an EG2-4C2 in its own dimensionless units. 0 is closed."""
 
 CTAG_FULL_TRAVEL = 9000
 """Position register of a fully closed CTAG 90D: width in m = (9000 - register) * 1e-5."""
@@ -29,7 +32,7 @@ class Register(enum.IntEnum):
 
 
 class Mode(enum.IntEnum):
-    """What an EG2-4C2 says it is doing."""
+    """State that an EG2-4C2 reports."""
 
     IDLE_OPEN = 1
     IDLE_CLOSED = 2
@@ -40,14 +43,16 @@ class Mode(enum.IntEnum):
 
 @dataclasses.dataclass
 class Gripper:
-    """Target and limits of one gripper, whichever way they were set; the physics owns where it is.
+    """Target and limits of one gripper of either kind.
+
+    The physics owns its position.
 
     Attributes:
         target: Wanted opening, 0 closed .. 1 open.
         speed: Share of full speed.
         route: Smallest and largest opening, EG2 units.
         registers: Last written Modbus registers.
-        is_modbus: Whether the tool port speaks Modbus; then native commands are refused, and the reverse.
+        is_modbus: Whether the tool port speaks Modbus. If so, native commands are refused. If not, Modbus is.
     """
 
     target: float = 1.0
@@ -58,7 +63,16 @@ class Gripper:
     _awaits_arrival: bool = False
 
     def move(self, opening: float, *, speed: float = 1.0, notify: bool = False) -> bool:
-        """Go to an opening in EG2 units (0..1000); `notify` asks for an event on arrival. False if not allowed."""
+        """Go to an opening in EG2 units (0..1000).
+
+        Args:
+            opening: The opening.
+            speed: Share of full speed.
+            notify: Whether to send an event on arrival.
+
+        Returns:
+            Whether the motion is allowed.
+        """
         if self.is_modbus or not 0 <= opening <= FULL_OPENING:
             return False
         low, high = self.route
@@ -68,21 +82,21 @@ class Gripper:
         return True
 
     def set_route(self, low: int, high: int) -> bool:
-        """Narrow the stroke, EG2 units."""
+        """Limit the stroke, EG2 units. Return whether the limits are valid."""
         if not 0 <= low < high <= FULL_OPENING:
             return False
         self.route = (low, high)
         return True
 
     def arrived(self, position: float) -> bool:
-        """Whether someone waits for an arrival and it has happened; true once."""
+        """Return once whether an awaited arrival has happened."""
         if self._awaits_arrival and abs(position - self.target) < 0.5 / FULL_OPENING:
             self._awaits_arrival = False
             return True
         return False
 
     def mode(self, position: float) -> Mode:
-        """Return the EG2's own word for what it is doing."""
+        """Return what an EG2 reports as its state."""
         if abs(position - self.target) >= 0.5 / FULL_OPENING:
             return Mode.OPENING if position < self.target else Mode.CLOSING
         if position >= 1.0:
@@ -90,7 +104,11 @@ class Gripper:
         return Mode.IDLE_CLOSED if position <= 0.0 else Mode.STOPPED
 
     def write(self, address: int, values: list[int]) -> bool:
-        """Write Modbus registers (16 bit each); the trigger starts the motion. False unless the tool port is Modbus."""
+        """Write Modbus registers of 16 bits each. The trigger starts the motion.
+
+        Returns:
+            Whether the tool port speaks Modbus and every value fits.
+        """
         if not self.is_modbus or not all(0 <= v <= 0xFFFF for v in values):
             return False
         self.registers.update({address + i: v for i, v in enumerate(values)})
@@ -103,7 +121,7 @@ class Gripper:
         return True
 
     def read(self, address: int, count: int, position: float) -> list[int] | None:
-        """Read Modbus registers; None unless the tool port is Modbus."""
+        """Read Modbus registers. Return None unless the tool port speaks Modbus."""
         if not self.is_modbus:
             return None
         travel = round((1.0 - position) * CTAG_FULL_TRAVEL)

@@ -1,8 +1,10 @@
-"""How a controller turns motion commands into joint positions, tick by tick. No sockets, no wall clock, no physics.
+"""How a controller turns motion commands into joint positions, tick by tick.
 
-Three ways to move, as the vendor describes them: planned (`movej`: all joints arrive together), low follow (an online
-planner chases the newest target within speed and acceleration limits, from anywhere) and high follow (the target *is*
-the command; a step above 10 deg is refused).
+No sockets, no wall clock, no physics. There are three ways to move, as the vendor describes them:
+
+    planned      (`movej`) all joints arrive together
+    low follow   an online planner chases the newest target within speed and acceleration limits, from anywhere
+    high follow  the target *is* the command, and a step above 10 deg is refused
 """
 
 import enum
@@ -14,13 +16,13 @@ from realman.kinematics import ArmVec
 from realman.robots.emulator.settings import JOINT_ACCELERATION_RAD_S2
 
 MAX_HIGH_FOLLOW_STEP_RAD = float(np.deg2rad(10.0))
-"""Largest step between two high-follow commands (vendor's manual); a larger one raises the joint's step alarm."""
+"""Largest step between two high-follow commands (vendor's manual). A larger one raises the joint's step alarm."""
 
 STOP_DECELERATION_FACTOR = 4.0
-"""How much harder `stop` brakes than the joints' usual acceleration; our assumption, the vendor gives no figure."""
+"""How much harder `stop` brakes than the joints' usual acceleration. This is our assumption: the vendor gives no figure."""
 
 _ARRIVED = 1e-6
-"""rad, or share of a planned path: closer than this is there."""
+"""Distance that counts as arrived, rad or share of a planned path."""
 
 
 class Status(enum.StrEnum):
@@ -42,10 +44,12 @@ def approach(
     max_acceleration: np.ndarray,
     dt_s: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Take one step towards `target` within the limits, never past it, braking in time.
+    """Take one step towards `target` within the limits, never past it.
+
+    Braking starts in time to end at the target.
 
     Returns:
-        New position and velocity; element by element, so that joints do not wait for one another.
+        New position and velocity. Each element moves on its own, so that joints do not wait for one another.
     """
     error = target - position
     # Largest speed from which braking by max_acceleration in whole ticks still ends at the target:
@@ -63,7 +67,7 @@ class JointMotion:
 
     Attributes:
         position: Commanded joints, rad.
-        velocity: Their rate, rad/s.
+        velocity: Commanded joint velocities, rad/s.
         status: What the arm is doing.
     """
 
@@ -86,11 +90,19 @@ class JointMotion:
         return not self.velocity.any()
 
     def in_limits(self, target: ArmVec) -> bool:
-        """Whether the controller's own joint limits allow a position."""
+        """Return whether the controller's own joint limits allow a position."""
         return bool((np.abs(target) <= self._limit + _ARRIVED).all())
 
     def plan(self, target: ArmVec, speed_share: float) -> bool:
-        """Go to `target` along a straight line in joint space at a share (0..1] of full speed; False if out of range."""
+        """Go to `target` along a straight line in joint space.
+
+        Args:
+            target: Joints, rad.
+            speed_share: Share of full speed, (0..1].
+
+        Returns:
+            Whether both are in range.
+        """
         if not (self.in_limits(target) and 0 < speed_share <= 1):
             return False
         self._path_start, self._target = self.position.copy(), target.copy()
@@ -100,7 +112,10 @@ class JointMotion:
         return True
 
     def follow(self, target: ArmVec) -> None:
-        """Chase `target` from wherever the arm is; out of range means the nearest position in range (low follow)."""
+        """Chase `target` from the current position (low follow).
+
+        A target out of range is replaced by the nearest position in range.
+        """
         self._target = np.clip(target, -self._limit, self._limit)
         self.status = Status.FOLLOW
 
@@ -108,7 +123,7 @@ class JointMotion:
         """Make `target` the command at once (high follow).
 
         Returns:
-            Joints (6,) bool whose step was too large or out of range; if any, nothing moves.
+            Joints (6,) bool whose step was too large or whose target was out of range. If any, nothing moves.
         """
         refused = (np.abs(target - self.position) > MAX_HIGH_FOLLOW_STEP_RAD) | (np.abs(target) > self._limit)
         if not refused.any():
@@ -118,32 +133,40 @@ class JointMotion:
         return refused
 
     def stop(self, *, slow: bool = False) -> None:
-        """Brake to a standstill and forget the target."""
+        """Brake to standstill and forget the target."""
         self._brake = 1.0 if slow else STOP_DECELERATION_FACTOR
         self.status = Status.SLOW_STOP if slow else Status.STOP
 
     def pause(self) -> bool:
-        """Brake on the planned path and remember it; False if no path is being followed."""
+        """Brake on the planned path and keep it.
+
+        Returns:
+            Whether there is a path to pause.
+        """
         if self.status is Status.MOVE_J:
             self.status = Status.PAUSE
         return self.status is Status.PAUSE
 
     def resume(self) -> bool:
-        """Go on along the paused path."""
+        """Resume the paused path. Return whether there was one."""
         if self.status is not Status.PAUSE:
             return False
         self.status = Status.MOVE_J
         return True
 
     def discard(self) -> bool:
-        """Forget the paused path."""
+        """Forget the paused path. Return whether there was one."""
         if self.status is not Status.PAUSE:
             return False
         self.stop()
         return True
 
     def advance(self, dt_s: float) -> bool:
-        """Move on by `dt_s`; True in the tick in which a planned motion arrives."""
+        """Advance by `dt_s`.
+
+        Returns:
+            Whether a planned motion arrives in this tick.
+        """
         if self.status in (Status.MOVE_J, Status.PAUSE):
             return self._advance_path(dt_s)
         if self.status is Status.FOLLOW:
@@ -157,7 +180,8 @@ class JointMotion:
         return False
 
     def _advance_path(self, dt_s: float) -> bool:
-        """Advance the share of the path done, as fast as its slowest joint allows."""
+        """Advance along the planned path, as fast as its slowest joint allows."""
+        # One share of the path drives all joints, so that they arrive together.
         length = self._target - self._path_start
         moving = np.abs(length) > _ARRIVED
         if moving.any():

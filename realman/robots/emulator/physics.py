@@ -1,4 +1,7 @@
-"""What joints and grippers do with a controller's command: the protocol, and the simplest world that has one."""
+"""How joints and grippers respond to a controller's command.
+
+Holds the interface and its simplest implementation.
+"""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -8,11 +11,11 @@ from realman import spec
 from realman.kinematics import ArmVec
 
 GRIPPER_STROKE_S = 0.7
-"""Time of a full stroke at full speed: 70 mm at 97 mm/s (EG2-4C2 data sheet)."""
+"""Time of a full stroke at full speed, s: 70 mm at 97 mm/s (EG2-4C2 data sheet)."""
 
 
 class ArmTarget(NamedTuple):
-    """What one arm is commanded to: rad, and gripper opening 0..1."""
+    """Command of one arm: joints in rad, gripper opening 0..1."""
 
     joints: ArmVec
     gripper: float
@@ -21,7 +24,7 @@ class ArmTarget(NamedTuple):
 
 
 class ArmPosition(NamedTuple):
-    """Where one arm is: rad, and gripper opening 0..1."""
+    """Position of one arm: joints in rad, gripper opening 0..1."""
 
     joints: ArmVec
     gripper: float
@@ -29,18 +32,21 @@ class ArmPosition(NamedTuple):
 
 @runtime_checkable
 class Physics(Protocol):
-    """A world with one or two arms. All calls come from one thread, the emulator's."""
+    """A world with one or two arms.
+
+    All calls come from one thread, the emulator's.
+    """
 
     def place(self, side: str, position: ArmPosition) -> None:
-        """Put an arm at its position at power-on."""
+        """Put an arm at its power-on position."""
         ...
 
     def set_target(self, side: str, target: ArmTarget) -> None:
-        """Command one arm; holds until the next call."""
+        """Command one arm. The target holds until the next call."""
         ...
 
     def position(self, side: str) -> ArmPosition:
-        """Measure one arm."""
+        """Return the measured position of one arm."""
         ...
 
     def advance(self, dt_s: float) -> None:
@@ -49,23 +55,26 @@ class Physics(Protocol):
 
 
 class KinematicPhysics:
-    """Weightless arms in empty space: joints and grippers go where they are told, at their top speed at most."""
+    """Weightless arms in empty space.
+
+    Joints and grippers move to their targets, at most at their top speed.
+    """
 
     def __init__(self) -> None:
         self._positions: dict[str, ArmPosition] = {}
         self._targets: dict[str, ArmTarget] = {}
 
     def place(self, side: str, position: ArmPosition) -> None:
-        """Put an arm at its position at power-on."""
+        """Put an arm at its power-on position."""
         self._positions[side] = position
         self._targets[side] = ArmTarget(*position, gripper_speed=1.0)
 
     def set_target(self, side: str, target: ArmTarget) -> None:
-        """Command one arm; holds until the next call."""
+        """Command one arm. The target holds until the next call."""
         self._targets[side] = target
 
     def position(self, side: str) -> ArmPosition:
-        """Measure one arm."""
+        """Return the measured position of one arm."""
         return self._positions[side]
 
     def advance(self, dt_s: float) -> None:

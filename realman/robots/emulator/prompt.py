@@ -1,4 +1,4 @@
-"""Faults from the keyboard while the emulator runs: one line, one fault. `help` lists them."""
+"""Faults typed at the running emulator, one per line. `help` lists them."""
 
 from collections.abc import Callable
 import dataclasses
@@ -7,36 +7,36 @@ from realman.errors import RobotError
 from realman.robots.emulator.faults import Faults
 from realman.robots.emulator.server import Emulator
 
-HELP = """right|left error CODE           the controller reports a system error, hexadecimal: 100D is a collision
-right|left joint-error N BITS   joint N (1..6) reports error bits, hexadecimal: 4000 is a step alarm
-right|left clear                all errors end
-right|left reset                the TCP connections are reset
-right|left silent COMMAND       carried out, not answered; * is every command
-right|left hang COMMAND         neither carried out nor answered
-right|left reject COMMAND       refused
-right|left delay SECONDS        answers come late
-right|left push off|frozen|on   the state push
-right|left heal                 all faults end, errors stay"""
+HELP = """right|left error CODE           report a system error, hexadecimal: 100D is a collision
+right|left joint-error N BITS   report error bits of joint N (1..6), hexadecimal: 4000 is a step alarm
+right|left clear                clear all errors
+right|left reset                reset the TCP connections
+right|left silent COMMAND       carry the command out, but do not answer (* is every command)
+right|left hang COMMAND         neither carry the command out nor answer
+right|left reject COMMAND       refuse the command
+right|left delay SECONDS        delay every answer
+right|left push off|frozen|on   stop, freeze or restore the state push
+right|left heal                 end all faults, but keep errors"""
 
 _NUM_JOINTS = 6
 
 
 def obey(emulator: Emulator, line: str) -> str:
-    """Carry out one line; return what to tell.
+    """Carry out one line and return what to print.
 
     Raises:
-        RobotError: The line is none of `HELP`.
+        RobotError: The line is not in `HELP`.
     """
     words = line.split()
     if words in ([], ["help"]):
         return HELP
     side, *rest = words
     if side not in emulator.controllers or not rest:
-        raise RobotError(f"'{line}': expected 'right' or 'left' and what happens to it; 'help' lists it")
+        raise RobotError(f"'{line}': expected 'right' or 'left' and a fault. Type 'help' to list them")
     action, *values = rest
     act = _ACTIONS.get(action)
     if act is None:
-        raise RobotError(f"'{action}': no such fault; one of {', '.join(_ACTIONS)}")
+        raise RobotError(f"'{action}': unknown fault, expected one of {', '.join(_ACTIONS)}")
     try:
         act(emulator, side, *values)
     except (TypeError, ValueError, IndexError) as e:

@@ -12,7 +12,10 @@ from realman.robots.emulator.wire import quaternion_to_wire
 
 
 def state_message(controller: Controller) -> Message:
-    """Return one datagram's content: joints, errors, status and the flange's pose."""
+    """Return the content of one datagram.
+
+    It holds joints, errors, status and the flange's pose.
+    """
     joints = controller.position.joints
     flange = kinematics.forward(joints)
     # The SDK divides the speed by 100 and calls the result deg/s.

@@ -1,6 +1,6 @@
-"""What a controller answers when asked: the table of queries. Nothing here changes an arm.
+"""Queries a controller answers. None of them changes an arm.
 
-Names and spellings of keys are the vendor's (JSON protocol of generations 3 and 4), including their irregularities.
+Names and spellings of keys are the vendor's, including their irregularities (JSON protocol of generations 3 and 4).
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def _arm_state(controller: Controller, _request: Message) -> Message:
     joints = controller.position.joints
     flange = kinematics.forward(joints)
     pose = position_to_wire(flange) + euler_to_wire(flange)
-    # Firmware up to 1.6 says arm_err and sys_err, later ones say err; each SDK finds its own.
+    # Firmware up to 1.6 sends arm_err and sys_err, later firmware sends err. Each SDK reads its own.
     errors = {"arm_err": 0, "sys_err": _first_error(controller), "err": _errors(controller)}
     return {"state": "current_arm_state", "arm_state": {"joint": joints_to_wire(joints), "pose": pose} | errors}
 
@@ -88,7 +88,7 @@ def _first_error(controller: Controller) -> int:
 
 def _current_trajectory(controller: Controller, _request: Message) -> Message:
     is_planned = controller.motion.status in (Status.MOVE_J, Status.PAUSE)
-    # The SDK takes the number of joints from the length of `data`.
+    # The SDK derives the number of joints from the length of `data`.
     data = joints_to_wire(controller.position.joints)
     return {"state": "arm_current_trajectory", "type": "movej" if is_planned else "none", "data": data}
 

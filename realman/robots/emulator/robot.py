@@ -1,4 +1,7 @@
-"""A whole robot without hardware: the real driver and the real SDK against emulated controllers in the simulated cell."""
+"""A whole robot without hardware.
+
+The real driver and the real SDK talk to emulated controllers in the simulated cell.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -20,7 +23,10 @@ from realman.robots.robot import RobotObservation
 
 
 class EmulatedRobot:
-    """Implements `realman.robots.robot.Robot` in real time. Everything but the arms and the cameras is what runs on the robot PC."""
+    """Implements `realman.robots.robot.Robot` in real time.
+
+    Everything except the arms and cameras is what runs on the robot PC.
+    """
 
     def __init__(
         self,
@@ -29,12 +35,12 @@ class EmulatedRobot:
         settings: Rm65Settings | None = None,
         size_px: tuple[int, int] = (spec.IMAGE_HEIGHT_PX, spec.IMAGE_WIDTH_PX),
     ) -> None:
-        """Describe the robot; nothing is opened before `connect`.
+        """Describe the robot. `connect` opens it.
 
         Args:
-            task_seed: Draws poses of the cube, the tray and the arms.
-            cameras: Which cameras to draw.
-            settings: The driver's; addresses and ports are replaced by the emulator's. None takes the defaults.
+            task_seed: Seed of the poses of cube, tray and arms.
+            cameras: Cameras to draw.
+            settings: Settings of the driver. The emulator's addresses and ports replace its own. None means the defaults.
             size_px: Height and width of the images.
         """
         self._task_seed = task_seed
@@ -52,27 +58,29 @@ class EmulatedRobot:
 
     @property
     def preflight(self) -> list[CheckResult]:
-        """What the driver looked at in the last `connect`; empty when not connected."""
+        """Results of the driver's checks. Empty when not connected."""
         return self._robot.preflight if self._robot else []
 
     @property
     def emulator(self) -> Emulator:
-        """The controllers, to look at or to break.
+        """The emulated controllers, to inspect or to break.
 
         Raises:
             NotConnectedError: Not connected.
         """
         if self._emulator is None:
-            raise NotConnectedError("emulated robot: not connected; call connect() first")
+            raise NotConnectedError("emulated robot: not connected. Call connect() first")
         return self._emulator
 
     def connect(self) -> None:
-        """Set up the cell anew, switch the controllers on and connect the driver to them."""
+        """Set up the cell, switch the controllers on and connect the driver."""
+        # A new cell with controllers in it, at ports of their own.
         self.disconnect()
         port, push_port = free_ports()
         physics = ScenePhysics(self._task_seed)
         self._emulator = Emulator(two_arms(port, push_port, home=physics.start), physics)
         self._emulator.start()
+        # The real driver, pointed at them.
         settings = dataclasses.replace(
             self._settings, right_host=HOSTS["right"], left_host=HOSTS["left"], tcp_port=port, push_port=push_port
         )
@@ -87,41 +95,44 @@ class EmulatedRobot:
 
     def _connected(self) -> Rm65Robot:
         if self._robot is None:
-            raise NotConnectedError("emulated robot: not connected; call connect() first")
+            raise NotConnectedError("emulated robot: not connected. Call connect() first")
         return self._robot
 
     def observe(self) -> RobotObservation:
-        """Return the newest state and frames; see `Rm65Robot.observe`."""
+        """Return the newest state and images. See `Rm65Robot.observe`."""
         return self._connected().observe()
 
     def send(self, target: JointVec) -> JointVec:
-        """Send both arms and grippers towards a target; see `Rm65Robot.send`."""
+        """Command both arms and grippers towards a target. See `Rm65Robot.send`."""
         return self._connected().send(target)
 
     def joint_range(self) -> tuple[JointVec, JointVec]:
-        """Return the ends of the allowed range; see `Rm65Robot.joint_range`."""
+        """Return the ends of the allowed range. See `Rm65Robot.joint_range`."""
         return self._connected().joint_range()
 
     def measure(self) -> JointVec:
-        """Return the newest measured position; see `Rm65Robot.measure`."""
+        """Return the newest measured position. See `Rm65Robot.measure`."""
         return self._connected().measure()
 
     def ages_s(self) -> dict[str, float]:
-        """Return the ages of states and frames; see `Rm65Robot.ages_s`."""
+        """Return the ages of states and images. See `Rm65Robot.ages_s`."""
         return self._robot.ages_s() if self._robot else {}
 
     def slow_stop(self) -> None:
-        """Brake both arms along their path; see `Rm65Robot.slow_stop`."""
+        """Brake both arms along their path. See `Rm65Robot.slow_stop`."""
         if self._robot is not None:
             self._robot.slow_stop()
 
     def stop(self) -> None:
-        """Stop both arms now; see `Rm65Robot.stop`."""
+        """Stop both arms now. See `Rm65Robot.stop`."""
         if self._robot is not None:
             self._robot.stop()
 
     def disconnect(self) -> None:
-        """Release the driver and switch the controllers off; safe to call twice."""
+        """Release the driver and switch the controllers off.
+
+        Safe to call twice.
+        """
         if self._robot is not None:
             self._robot.disconnect()
             self._robot = None
@@ -130,5 +141,5 @@ class EmulatedRobot:
             self._emulator = None
 
     def is_task_done(self) -> bool:
-        """Whether the cube lies in the tray."""
+        """Return whether the cube is in the tray."""
         return self._physics is not None and self._physics.is_cube_in_tray()

@@ -1,4 +1,7 @@
-"""The MuJoCo cell as the emulator's world, and its cameras: what the emulated arms do is what the images show."""
+"""The MuJoCo cell as the emulator's world, and its cameras.
+
+The images show what the emulated arms do.
+"""
 
 from collections.abc import Sequence
 import copy
@@ -28,7 +31,10 @@ def _joints(side: str) -> slice:
 
 
 class ScenePhysics:
-    """Implements `physics.Physics` on `realman.robots.sim.scene.Scene`; one thread steps it, any may take a snapshot."""
+    """Implements `physics.Physics` on `realman.robots.sim.scene.Scene`.
+
+    One thread steps it. Any thread may take a snapshot.
+    """
 
     def __init__(self, task_seed: int = 0) -> None:
         """Set up the cell as the seed draws it."""
@@ -40,12 +46,12 @@ class ScenePhysics:
 
     @property
     def start(self) -> JointVec:
-        """Where the arms begin."""
+        """Position of the arms and grippers at the start."""
         return self._layout.start.copy()
 
     @property
     def time_s(self) -> float:
-        """Time of the cell since it was set up."""
+        """Simulated time since the cell was set up, s."""
         return self._time_s
 
     def _reset(self, start: JointVec) -> None:
@@ -56,25 +62,28 @@ class ScenePhysics:
         self._gripper_rate = dict.fromkeys(spec.SIDES, 1.0 / GRIPPER_STROKE_S)
 
     def place(self, side: str, position: ArmPosition) -> None:
-        """Put an arm at its position at power-on; the cell starts anew."""
+        """Put an arm at its power-on position and reset the cell."""
         start = self.start
         start[_joints(side)], start[_GRIPPERS[side]] = position
         with self._lock:
             self._reset(start)
 
     def set_target(self, side: str, target: ArmTarget) -> None:
-        """Command one arm; holds until the next call."""
+        """Command one arm. The target holds until the next call."""
         self._target[_joints(side)] = target.joints
         self._target[_GRIPPERS[side]] = target.gripper
         self._gripper_rate[side] = target.gripper_speed / GRIPPER_STROKE_S
 
     def position(self, side: str) -> ArmPosition:
-        """Measure one arm."""
+        """Return the measured position of one arm."""
         state = self.scene.state()
         return ArmPosition(state[_joints(side)], float(state[_GRIPPERS[side]]))
 
     def advance(self, dt_s: float) -> None:
-        """Run the physics; a gripper command moves at the gripper's speed, as its own controller makes it."""
+        """Run the physics.
+
+        A gripper's command moves at the gripper's speed, as its own controller would do it.
+        """
         previous, self._command = self._command, self._target.copy()
         for side, dim in _GRIPPERS.items():
             step = self._gripper_rate[side] * dt_s
@@ -85,18 +94,22 @@ class ScenePhysics:
             self.scene.advance_to(self._time_s)
 
     def is_cube_in_tray(self) -> bool:
-        """Whether the task is done; the table of contacts moves while the world is stepped, so never in the midst of it."""
+        """Return whether the cube is in the tray."""
+        # Never in the middle of a step, because the table of contacts changes while the world is stepped.
         with self._lock:
             return self.scene.is_cube_in_tray()
 
     def snapshot(self) -> Any:
-        """Return a copy of the simulator's data, to draw from."""
+        """Return a copy of the simulator's data, for drawing."""
         with self._lock:
             return copy.copy(self.scene.data)
 
 
 class SceneCameras:
-    """Implements `realman.robots.cameras.threads.CameraSource`: all cameras of the cell, drawn from one snapshot."""
+    """Implements `realman.robots.cameras.threads.CameraSource`.
+
+    It draws all cameras of the cell from one snapshot.
+    """
 
     def __init__(
         self,

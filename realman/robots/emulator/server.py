@@ -1,7 +1,7 @@
-"""Sockets and clock of the emulator: one thread, in which everything of every arm happens.
+"""Sockets and clock of the emulator.
 
-Other threads may read controllers and assign faults; anything more goes through
-`call`, which runs it between two ticks.
+One thread runs all arms. Other threads may read controllers and assign faults. Anything else goes through `Emulator.call`, which
+runs it between two ticks.
 """
 
 import asyncio
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _MAX_TICK_S = 0.1
-"""Longest time one tick stands for: after a pause of the whole process the arms do not jump."""
+"""Longest time that one tick covers, so that the arms do not jump after a pause of the whole process."""
 _START_TIMEOUT_S = 10.0
 _READ_BYTES = 65536
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-"""Linger for 0 s: closing sends RST."""
+"""Linger for 0 s, so that closing sends RST."""
 
 
 class ArmServer:
-    """One controller on its sockets. Lives on the emulator's event loop."""
+    """One controller on its sockets, in the emulator's event loop."""
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
@@ -54,14 +54,15 @@ class ArmServer:
 
     @property
     def num_clients(self) -> int:
-        """How many clients are connected."""
+        """Number of connected clients."""
         return len(self._connections)
 
     async def open(self) -> None:
-        """Listen. A client tells arms apart by the address their pushes come from, so those leave from it too."""
+        """Start listening."""
         host, port = self.address
         self._server = await asyncio.start_server(self._serve, host, port)
         self.address = (host, self._server.sockets[0].getsockname()[1])
+        # Pushes leave from the arm's address too, because a client distinguishes arms by the sender of their pushes.
         self._push_socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._push_socket.setblocking(False)
         self._push_socket.bind((host, 0))
@@ -76,7 +77,7 @@ class ArmServer:
             self._push_socket.close()
 
     def reset_connections(self) -> None:
-        """Drop every client at once, with a TCP reset instead of a goodbye."""
+        """Drop every client at once with a TCP reset."""
         for writer in self._connections:
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             writer.transport.abort()
@@ -90,7 +91,7 @@ class ArmServer:
         self._connections.add(writer)
         peer = writer.get_extra_info("peername")
         logger.info("emulator: %s arm: %s connected", self.controller.settings.side, peer)
-        # A controller pushes to whoever connects until told otherwise.
+        # A controller pushes to the client that connects until a client sets another address.
         if self.controller.push.ip == self.controller.settings.host:
             self.controller.push.ip = peer[0]
         lines = LineReader()
@@ -117,13 +118,13 @@ class ArmServer:
             _write(writer, reply)
 
     def tick(self, dt_s: float) -> None:
-        """Advance the controller and tell the clients what happened."""
+        """Advance the controller and send its events to the clients."""
         for event in self.controller.tick(dt_s):
             for writer in self._connections:
                 _write(writer, event)
 
     def push_state(self) -> None:
-        """Push the state if it is due; called once per tick."""
+        """Push the state if it is due. Call this once per tick."""
         self._ticks += 1
         push, faults = self.controller.push, self.controller.faults
         if not push.enable or faults.is_push_silent or not self._connections or self._ticks % push.cycle:
@@ -131,7 +132,7 @@ class ArmServer:
         if not (faults.is_push_frozen and self._last_push):
             self._last_push = encode(state_message(self.controller))
         if self._push_socket:
-            # Nobody listening, or a full buffer: a lost datagram, as on any network.
+            # No listener, or a full buffer: the datagram is lost, as on any network.
             with contextlib.suppress(OSError):
                 self._push_socket.sendto(self._last_push, (push.ip, push.port))
 
@@ -142,18 +143,18 @@ def _write(writer: asyncio.StreamWriter, message: Message) -> None:
 
 
 class Emulator:
-    """Emulated arms that live as long as a `with` block, or from `start` to `close`.
+    """Emulated arms, running in a `with` block or from `start` to `close`.
 
     Attributes:
-        controllers: Each arm's controller by side.
+        controllers: Controller of each arm, by side.
     """
 
     def __init__(self, arms: Sequence[ArmSettings], physics: Physics | None = None) -> None:
-        """Prepare the arms.
+        """Describe the arms. `start` switches them on.
 
         Args:
-            arms: One or two, at different addresses.
-            physics: The world they move in; None means weightless arms in empty space.
+            arms: One or two arms, at different addresses.
+            physics: The world they move in. None means weightless arms in empty space.
         """
         self._physics: Physics = physics or KinematicPhysics()
         self.controllers = {arm.side: Controller(arm, self._physics) for arm in arms}
@@ -165,14 +166,14 @@ class Emulator:
 
     @property
     def addresses(self) -> Mapping[str, tuple[str, int]]:
-        """Host and TCP port of each arm by side."""
+        """Host and TCP port of each arm, by side."""
         return {side: server.address for side, server in self._servers.items()}
 
     def start(self) -> None:
-        """Switch the arms on: listen and tick. An emulator starts once.
+        """Switch the arms on. An emulator can be started only once.
 
         Raises:
-            OSError: An address is taken or not this machine's.
+            OSError: An address is taken or does not belong to this machine.
         """
         self._thread.start()
         self._started.result(_START_TIMEOUT_S)
@@ -184,20 +185,18 @@ class Emulator:
         self._thread.join()
 
     def __enter__(self) -> "Emulator":
-        """See `start`."""
         self.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """See `close`."""
         self.close()
 
     def call(self, function: Callable[[], _T]) -> _T:
         """Run a function between two ticks and return its result."""
         if self._loop is None:
-            raise RuntimeError("the emulator is not running")
+            raise RuntimeError("emulator: not running. Call start() first")
         done: concurrent.futures.Future[_T] = concurrent.futures.Future()
 
         def run() -> None:
@@ -210,11 +209,14 @@ class Emulator:
         return done.result(_START_TIMEOUT_S)
 
     def num_clients(self, side: str) -> int:
-        """Return how many TCP clients an arm has."""
+        """Return the number of an arm's TCP clients."""
         return self._servers[side].num_clients
 
     def reset_connections(self, side: str) -> None:
-        """Drop every TCP client of one arm, as a pulled cable or a restarted controller does."""
+        """Drop every TCP client of one arm.
+
+        A pulled cable or a restarted controller does the same.
+        """
         self.call(self._servers[side].reset_connections)
 
     def _run(self) -> None:
@@ -241,13 +243,16 @@ class Emulator:
             await server.close()
 
     async def _advance(self, dt_s: float) -> None:
-        """Let time pass in steps of about one tick, however late this one is: planner and world stay close together."""
+        """Let time pass in steps of about one tick.
+
+        A late tick takes several steps, so the planner and the world stay close together.
+        """
         num_steps = max(1, round(dt_s / PUSH_UNIT_S))
         for _ in range(num_steps if dt_s > 0 else 0):
             for server in self._servers.values():
                 server.tick(dt_s / num_steps)
             self._physics.advance(dt_s / num_steps)
-            # A request, perhaps a stop, never waits for more than one step of the world, however late this machine is.
+            # A request, perhaps a stop, never waits for more than one step of the world.
             await asyncio.sleep(0)
 
     async def _tick_until_stopped(self) -> None:
@@ -261,7 +266,7 @@ class Emulator:
             await self._advance(dt_s)
             for server in self._servers.values():
                 server.push_state()
-            # Deadlines from the start, so that errors do not add up; after a long pause time starts anew.
+            # Deadlines count from the start, so that errors do not add up. After a long pause the count starts again.
             ticks += 1
             late_s = time.monotonic() - (start + ticks * PUSH_UNIT_S)
             if late_s > _MAX_TICK_S:

@@ -1,4 +1,4 @@
-"""One emulated arm: where it listens, what it says it is, and what its joints can do."""
+"""Settings of an emulated arm: its address, identity and limits."""
 
 import contextlib
 import dataclasses
@@ -15,10 +15,10 @@ TCP_PORT = 8080
 """Port of a RealMan controller."""
 
 PUSH_PORT = 8089
-"""UDP port a controller pushes its state to."""
+"""UDP port that a controller pushes its state to."""
 
 PUSH_UNIT_S = 0.005
-"""A push cycle counts in steps of 5 ms; also the emulator's own tick."""
+"""Unit of a push cycle, and the emulator's own tick, s."""
 
 # RM65-B acceleration: the controller reports 100 RPM/s.
 JOINT_ACCELERATION_RAD_S2 = np.deg2rad(np.full(6, 600.0))
@@ -36,31 +36,31 @@ class ArmSettings:
     side: str
     """'right' or 'left'."""
     host: str = "127.0.0.1"
-    """Address to listen on and to push from; each arm needs its own, as the SDK tells arms apart by it."""
+    """Address to listen on and to push from. Each arm needs its own, because the SDK distinguishes arms by it."""
     port: int = TCP_PORT
-    """TCP port; 0 takes a free one."""
+    """TCP port. 0 takes a free one."""
     push_port: int = PUSH_PORT
-    """UDP port pushed to until a client changes it."""
+    """UDP port that the state is pushed to until a client changes it."""
     push_cycle: int = 1
     """Push period in units of 5 ms."""
     generation: int = 3
-    """Controller generation, 3 or 4; they differ in what they say of their software and in a few commands."""
+    """Controller generation, 3 or 4. They differ in their software report and in a few commands."""
     product: str = "RM65-BI"
-    """Product name; the SDK reads the arm's model from it."""
+    """Product name. The SDK reads the arm's model from it."""
     home_deg: tuple[float, ...] = HOME_DEG
     """Joints at power-on, deg."""
     home_gripper: float = 1.0
     """Gripper opening at power-on, 0..1."""
     joint_limit_deg: tuple[float, ...] = tuple(np.rad2deg(spec.ARM_UPPER_RAD).tolist())
-    """Largest angle of each joint to both sides, deg; a controller may be set narrower than the arm."""
+    """Largest angle of each joint to both sides, deg. A controller's limits may be narrower than the arm's."""
 
     def __post_init__(self) -> None:
         if self.side not in spec.SIDES:
-            raise ValueError(f"arm: side is '{self.side}'; expected one of {', '.join(spec.SIDES)}")
+            raise ValueError(f"arm: side is '{self.side}', expected one of {', '.join(spec.SIDES)}")
         if self.generation not in (3, 4):
-            raise ValueError(f"arm: generation is {self.generation}; expected 3 or 4")
+            raise ValueError(f"arm: generation is {self.generation}, expected 3 or 4")
         if self.push_cycle < 1:
-            raise ValueError(f"arm: push cycle is {self.push_cycle}; expected 1 or more (x 5 ms)")
+            raise ValueError(f"arm: push cycle is {self.push_cycle}, expected 1 or more (x 5 ms)")
 
     @property
     def home(self) -> ArmVec:
@@ -74,7 +74,7 @@ class ArmSettings:
 
 
 HOSTS = {"right": "127.0.0.1", "left": "127.0.0.2"}
-"""Loopback addresses of two arms on this machine; Linux has all of 127.x, elsewhere an alias must be added."""
+"""Loopback addresses of two arms on this machine. Linux has all of 127.x. On other systems you must add an alias."""
 
 
 def two_arms(
@@ -83,10 +83,10 @@ def two_arms(
     """Return a right and a left arm on loopback.
 
     Args:
-        port: TCP port of both.
-        push_port: UDP port pushed to.
-        generation: Of both controllers.
-        home: Both arms at power-on (14,), rad and gripper opening; None is each arm's own default.
+        port: TCP port of both arms.
+        push_port: UDP port that both push their state to.
+        generation: Generation of both controllers.
+        home: Power-on position of both arms (14,), rad and gripper opening. None means each arm's own default.
     """
     arms = tuple(ArmSettings(side, HOSTS[side], port, push_port, generation=generation) for side in spec.SIDES)
     if home is None:
@@ -103,10 +103,11 @@ def two_arms(
 
 
 def free_ports() -> tuple[int, int]:
-    """Return a TCP port that is free at both arms' addresses, and a UDP port that is this process's own.
+    """Return a TCP port free at both addresses, and a UDP port.
 
-    The TCP port stays reserved until the next call, so that no other process's connection takes it before an emulator listens.
-    The UDP port is the same at each call: the SDK (1.1.6) opens no sixth one in the life of a process.
+    The TCP port stays reserved until the next call, so that no connection of another process takes it before an emulator listens.
+    The UDP port belongs to this process and is the same at each call: the SDK (1.1.6) cannot open a sixth one in a process's
+    lifetime.
     """
     _reservation.close()
     for _ in range(_PORT_TRIES):
@@ -115,14 +116,17 @@ def free_ports() -> tuple[int, int]:
             _bind(sockets, HOSTS["left"], port)
             _reservation.push(sockets.pop_all())
             return port, _own_udp_port()
-    raise OSError("no TCP port is free at both loopback addresses")
+    raise OSError(f"no TCP port is free at both {HOSTS['right']} and {HOSTS['left']} after {_PORT_TRIES} tries")
 
 
 _reservation = contextlib.ExitStack()
 
 
 def _bind(sockets: contextlib.ExitStack, host: str, port: int) -> int:
-    """Bind without listening; who listens with SO_REUSEADDR, as asyncio's servers do, may still have the port."""
+    """Bind without listening.
+
+    A server that listens with SO_REUSEADDR, as asyncio's do, can still take the port.
+    """
     tcp = sockets.enter_context(socket.socket())
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     tcp.bind((host, port))

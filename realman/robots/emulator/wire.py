@@ -1,7 +1,7 @@
 """Numbers and lines on a RealMan controller's wire.
 
 Units (vendor's JSON protocol): joints 0.001 deg, positions 1e-6 m, Euler angles 0.001 rad, quaternions 1e-6, speeds
-0.001 RPM and accelerations 0.001 RPM/s with 1 RPM = 6 deg/s. One JSON object per line, lines end in CR LF.
+0.001 RPM and accelerations 0.001 RPM/s with 1 RPM = 6 deg/s. There is one JSON object per line, and lines end in CR LF.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,22 +20,22 @@ Message = dict[str, Any]
 
 DEG_S_PER_RPM = 6.0
 MAX_LINE_BYTES = 1 << 16
-"""A peer that sends this much without an end of line is not speaking this protocol."""
+"""A client that sends this much without an end of line does not speak this protocol."""
 
 _MILLI = 1000.0
 _MICRO = 1e6
 
 
 def joints_to_wire(joints: ArmVec) -> list[int]:
-    """Turn rad into 0.001 deg."""
+    """Convert rad to 0.001 deg."""
     return [round(v) for v in (np.rad2deg(joints) * _MILLI).tolist()]
 
 
 def joints_from_wire(values: Sequence[float]) -> ArmVec:
-    """Turn 0.001 deg into rad.
+    """Convert 0.001 deg to rad.
 
     Raises:
-        ValueError: Not six finite numbers.
+        ValueError: The values are not six finite numbers.
     """
     if len(values) != 6:
         raise ValueError(f"found {len(values)} joints, expected 6")
@@ -46,7 +46,7 @@ def joints_from_wire(values: Sequence[float]) -> ArmVec:
 
 
 def speeds_to_wire(rad_s: ArmVec) -> list[int]:
-    """Turn rad/s into 0.001 RPM; also rad/s^2 into 0.001 RPM/s."""
+    """Convert rad/s to 0.001 RPM, or rad/s^2 to 0.001 RPM/s."""
     return [round(v) for v in (np.rad2deg(rad_s) / DEG_S_PER_RPM * _MILLI).tolist()]
 
 
@@ -56,7 +56,10 @@ def position_to_wire(pose: Transform) -> list[int]:
 
 
 def euler_to_wire(pose: Transform) -> list[int]:
-    """Return rx, ry, rz of a pose in 0.001 rad; formula: R = Rz(rz) Ry(ry) Rx(rx)."""
+    """Return rx, ry, rz of a pose in 0.001 rad.
+
+    Formula: R = Rz(rz) Ry(ry) Rx(rx).
+    """
     return [round(v * _MILLI) for v in _euler(pose)]
 
 
@@ -81,21 +84,26 @@ def _euler(pose: Transform) -> tuple[float, float, float]:
 
 
 def encode(message: Message) -> bytes:
-    """Turn a message into one line."""
+    """Encode a message as one line."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\r\n"
 
 
 class LineReader:
-    """Cuts a byte stream into messages: several may come in one segment, one may come in several."""
+    """Splits a byte stream into messages.
+
+    One segment may hold several messages, and one message may span several segments.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Add bytes and yield every message that is now whole. Lines that are no JSON object are dropped with a warning.
+        """Add bytes and yield every message that is now complete.
+
+        Lines that are not a JSON object are dropped with a warning.
 
         Raises:
-            ValueError: No end of line in sight.
+            ValueError: A line is too long.
         """
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in filter(None, map(bytes.strip, lines)):
@@ -106,6 +114,6 @@ class LineReader:
             if isinstance(message, dict):
                 yield message
             else:
-                logger.warning("emulator: dropped a line that is no JSON object: %r", line[:200])
+                logger.warning("emulator: dropped a line that is not a JSON object: %r", line[:200])
         if len(self._rest) > MAX_LINE_BYTES:
             raise ValueError(f"no end of line within {MAX_LINE_BYTES} bytes")

@@ -1,7 +1,8 @@
-"""Two real RM65 arms through the vendor's SDK (PyPI `Robotic_Arm`), both in one process; see `Rm65Robot`.
+"""Two real RM65 arms, driven through the vendor's SDK (PyPI `Robotic_Arm`).
 
-The only package that imports the SDK, and only when a robot connects: its wheel holds native libraries for Linux and
-Windows and does not exist for macOS. Degrees, gripper units and the SDK's traps end here.
+One process drives both arms: see `Rm65Robot`. Only this package imports the SDK, and only when a robot connects. The SDK's wheel
+holds native libraries for Linux and Windows, and there is none for macOS. Degrees, gripper units and the SDK's pitfalls do not
+leave this package.
 """
 
 from realman.robots.rm65.robot import Rm65Robot

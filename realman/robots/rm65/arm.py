@@ -1,4 +1,4 @@
-"""One RM65 through the SDK: connect, look, stream targets, stop for certain, release."""
+"""One RM65 through the SDK: connect, check, stream targets, stop, release."""
 
 from collections.abc import Callable
 import logging
@@ -30,21 +30,23 @@ logger = logging.getLogger(__name__)
 
 _NO_FORCE_SENSOR = -1
 _GATE_WAIT_S = 0.1
-"""How long a stop waits for a command that is on its way."""
+"""How long a stop waits for a command in flight."""
 _RELEASE_TIMEOUT_S = 1.0
 _STANDSTILL_TIMEOUT_S = 1.0
-"""How long an arm may take to come to rest after an acknowledged stop; where the site is more patient, as long as that."""
+"""How long an arm may take to come to rest after an acknowledged stop. A longer `stop_timeout_s` replaces it."""
 _STANDSTILL_WINDOW_S = 0.05
 _STANDSTILL_RAD = float(np.deg2rad(0.05))
 
 
 class Arm:
-    """One arm. Commands go through a gate that a stop closes, so nothing can follow a stop.
+    """One arm. Its commands pass a gate that a stop closes.
+
+    So no command can follow a stop.
 
     Attributes:
-        name: 'right arm 192.168.1.19', for messages.
-        results: Pre-flight table of the last `connect`.
-        range: Where the joints may go, known after `connect`.
+        name: Name for messages, such as 'right arm 192.168.1.19'.
+        results: Pre-flight results of the last `connect`.
+        range: Range of the joints, known after `connect`.
     """
 
     def __init__(self, side: str, settings: Rm65Settings) -> None:
@@ -60,13 +62,15 @@ class Arm:
         self._is_open = False
 
     def connect(self) -> None:
-        """Connect, check everything and open the gate. A failure leaves nothing open.
+        """Connect, check everything and open the gate.
+
+        A failure leaves nothing open.
 
         Raises:
             SiteError: The SDK does not load.
-            RobotTimeoutError: No controller there, or its state does not arrive.
+            RobotTimeoutError: No controller answers, or its state does not arrive.
             RejectedError: The arm is not fit to move.
-            RobotError: Anything else.
+            RobotError: Anything else went wrong.
         """
         try:
             self._open_handle()
@@ -90,12 +94,12 @@ class Arm:
             lambda: open_handle(arm, self._host, settings.tcp_port),
             settings.connect_timeout_s,
             call,
-            # A handle that comes too late would keep one of the SDK's few places for ever.
+            # A handle that comes too late would occupy one of the SDK's few slots forever.
             undo=lambda: close_handle(arm),
         ):
             raise RobotTimeoutError(
-                f"{self.name}: no RealMan controller answers at port {settings.tcp_port}; check power, network and address, and "
-                "if it was connected a moment ago start the program again"
+                f"{self.name}: no RealMan controller answers at port {settings.tcp_port}. Check power, network and address. "
+                "If it was connected a moment ago, start the program again"
             )
         self._sdk_arm = arm
         arm.rm_set_timeout(round(settings.reply_timeout_s * 1000))
@@ -118,16 +122,18 @@ class Arm:
         self.gripper.open()
 
     def send(self, joints: ArmVec, *, is_high: bool) -> None:
-        """Send one target, rad; about 0.1 ms. Whether the arm follows shows only in its state.
+        """Send one target, rad. This takes about 0.1 ms.
+
+        Only the arm's state shows whether it follows.
 
         Raises:
             NotConnectedError: The gate is closed.
-            RejectedError: A number is not finite: the SDK would send -2147483 deg.
-            RobotError: It could not be sent.
+            RejectedError: A number is not finite. The SDK would send -2147483 deg.
+            RobotError: The target could not be sent.
         """
         degrees = np.rad2deg(joints).tolist()
         if not np.isfinite(joints).all():
-            raise RejectedError(f"{self.name}: target is not finite, nothing was sent: {degrees} deg")
+            raise RejectedError(f"{self.name}: target is not finite, so nothing was sent: {degrees} deg")
         with self._gate:
             if not self._is_open:
                 raise NotConnectedError(f"{self.name}: not connected, or stopped")
@@ -135,13 +141,13 @@ class Arm:
         codes.check(code, self.name, "rm_movej_canfd")
 
     def shut(self) -> None:
-        """Let no further command pass; returns at once."""
+        """Let no further command pass, and return at once."""
         self._is_open = False
         if self.gripper:
             self.gripper.shut()
 
     def close_gate(self) -> None:
-        """Let no further command pass; one on its way is waited for, but not long."""
+        """Let no further command pass, and briefly wait for one in flight."""
         self.shut()
         if self.gripper:
             self.gripper.halt()
@@ -149,10 +155,12 @@ class Arm:
             self._gate.release()
 
     def slow_stop(self) -> None:
-        """Let no further command pass, brake along the path and wait for the standstill, but not long.
+        """Let no further command pass, brake along the path and await standstill.
+
+        The wait is bounded.
 
         Raises:
-            RobotError: The SDK did not do it, or the arm cannot be seen to stand still.
+            RobotError: The SDK did not stop the arm, or no standstill was observed.
         """
         if self._sdk_arm is None:
             return
@@ -163,12 +171,13 @@ class Arm:
         _wait_for_standstill(self.name, self._ask_joints, self._settings.stop_timeout_s)
 
     def stop(self) -> None:
-        """Stop at once through the SDK, or without it if it hangs or lost its connection; wait for the standstill.
+        """Stop at once and wait for the standstill.
 
-        Never `rm_set_arm_emergency_stop`: on a generation 3 controller it leaves the SDK locked for ever (1.1.1 .. 1.1.6).
+        The stop goes through the SDK, or past it if it hangs or lost its connection. It never uses `rm_set_arm_emergency_stop`: on
+        a generation 3 controller this leaves the SDK locked forever (1.1.1 .. 1.1.6).
 
         Raises:
-            RobotError: The stop was not acknowledged, or the arm cannot be seen to stand still.
+            RobotError: The stop was not acknowledged, or no standstill was observed.
         """
         if self._sdk_arm is None:
             return
@@ -178,21 +187,21 @@ class Arm:
             codes.check(code, self.name, "rm_set_arm_stop")
             _wait_for_standstill(self.name, self._ask_joints, self._settings.stop_timeout_s)
         except RobotError as e:
-            logger.warning("%s; stopping over a connection of its own", e)
+            logger.warning("%s. Stopping over a separate connection", e)
             settings = self._settings
             with RawArm(self.name, self._host, settings.tcp_port, settings.reply_timeout_s) as raw:
                 raw.stop()
                 _wait_for_standstill(self.name, raw.joints, settings.stop_timeout_s)
 
     def _ask_joints(self) -> ArmVec:
-        """Ask where the arm is; unlike a state push, an answer cannot be an old one."""
+        """Query the joints. Unlike a state push, an answer cannot be stale."""
         timeout_s = self._settings.stop_timeout_s
         code, degrees = sdk.bounded(self._sdk_arm.rm_get_joint_degree, timeout_s, f"{self.name}: joints")
         codes.check(code, self.name, "rm_get_joint_degree")
         return np.deg2rad(np.array(degrees[:6]))
 
     def disconnect(self) -> None:
-        """Release the arm; safe to call twice. It does not stop a motion."""
+        """Release the arm without stopping its motion. Safe to call twice."""
         self.close_gate()
         if self.gripper:
             self.gripper.close()
@@ -205,7 +214,7 @@ class Arm:
             timeout_s = max(_RELEASE_TIMEOUT_S, self._settings.stop_timeout_s)
             sdk.bounded(lambda: close_handle(arm), timeout_s, f"{self.name}: release")
         except RobotTimeoutError as e:
-            logger.critical("%s; start the program again before the next run", e)
+            logger.critical("%s. Start the program again before the next run", e)
 
 
 def _wait_for_standstill(name: str, measure: Callable[[], ArmVec], stop_timeout_s: float) -> None:
@@ -218,18 +227,20 @@ def _wait_for_standstill(name: str, measure: Callable[[], ArmVec], stop_timeout_
         if np.abs(now - before).max() < _STANDSTILL_RAD:
             return
         before = now
-    raise RobotError(f"{name}: still moves {timeout_s:g} s after the stop was acknowledged")
+    raise RobotError(f"{name}: still moving {timeout_s:g} s after the stop was acknowledged")
 
 
 def _address_towards(host: str, port: int) -> str:
-    """Return this machine's address as `host` sees it; no packet is sent.
+    """Return this machine's address as `host` sees it.
+
+    No packet is sent.
 
     Raises:
-        RobotError: No route.
+        RobotError: There is no route.
     """
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((host, port))
             return str(probe.getsockname()[0])
     except OSError as e:
-        raise RobotError(f"arm {host}: no network route to it ({e}); set 'push_host'") from e
+        raise RobotError(f"arm {host}: no network route to it ({e}). Set 'push_host'") from e

@@ -1,4 +1,4 @@
-"""What the numbers mean that the SDK and the controllers report (vendor's manual, API 1.1.6)."""
+"""Error codes of the SDK and the controllers (vendor's manual, API 1.1.6)."""
 
 from realman.errors import RejectedError
 from realman.errors import RobotError
@@ -8,7 +8,7 @@ _RETURN_CODES = {
     1: "the controller refused it",
     -1: "it could not be sent, the connection is lost",
     -2: "no answer",
-    -3: "the answer was not understood; do SDK and controller firmware match?",
+    -3: "the answer was not understood. Check that the SDK and the controller's firmware match",
     -4: "this controller does not support it",
     -5: "it did not finish in time",
     -6: "the motion was stopped from elsewhere",
@@ -64,19 +64,19 @@ _JOINT_ERRORS = {
 }
 
 JOINT_FRAME_LOSS = 0xF000
-"""Not a set of bits but a code of its own."""
+"""A single code, not a set of bits."""
 
 
 def check(code: int, arm: str, call: str) -> None:
-    """Turn an SDK return code into an error.
+    """Raise the error for an SDK return code.
 
     Args:
-        code: What the call returned; 0 is good.
-        arm: The arm, for the message.
-        call: The SDK call, for the message.
+        code: What the call returned. 0 means success.
+        arm: Name of the arm, for the message.
+        call: Name of the SDK call, for the message.
 
     Raises:
-        RejectedError: The controller said no.
+        RejectedError: The controller refused the call.
         RobotTimeoutError: The controller did not answer.
         RobotError: Anything else went wrong.
     """
@@ -87,12 +87,12 @@ def check(code: int, arm: str, call: str) -> None:
 
 
 def describe_system_error(code: int) -> str:
-    """Name a system error."""
+    """Return the name of a system error."""
     return f"error 0x{code:04X} ({_SYSTEM_ERRORS.get(code, 'unknown')})"
 
 
 def describe_joint_error(joint: str, bits: int) -> str:
-    """Name all error bits of one joint."""
+    """Return the names of all error bits of one joint."""
     if bits == JOINT_FRAME_LOSS:
         causes = "lost frames"
     else:

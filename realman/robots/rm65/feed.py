@@ -1,4 +1,4 @@
-"""The newest state of each arm, as the SDK's UDP thread delivers it."""
+"""The newest state of each arm, delivered by the SDK's UDP thread."""
 
 import dataclasses
 import logging
@@ -26,14 +26,14 @@ class ArmState:
     joints: ArmVec
     """Measured joints, rad."""
     errors: tuple[int, ...]
-    """System errors; empty is good."""
+    """System errors. Empty means none."""
     joint_errors: tuple[int, ...]
     """Error bits of each joint."""
     time_s: float
     """`time.monotonic()` at arrival."""
 
     def problems(self) -> list[str]:
-        """Name every error the controller reports."""
+        """Return the name of every error that the controller reports."""
         joints = zip(spec.ARM_JOINTS, self.joint_errors, strict=True)
         return [codes.describe_system_error(e) for e in self.errors] + [
             codes.describe_joint_error(name, bits) for name, bits in joints if bits
@@ -41,10 +41,13 @@ class ArmState:
 
 
 class StateFeed:
-    """Where one arm's pushes arrive. Written by the SDK's thread, read by any."""
+    """Receiver of one arm's pushes.
+
+    The SDK's thread writes it. Any thread may read it.
+    """
 
     def __init__(self, name: str, host: str, max_age_s: float) -> None:
-        """Receive the pushes that come from `host`; call `open` to begin."""
+        """Describe the feed of `host`. Call `open` to start it."""
         self._name = name
         self._host = host
         self._max_age_s = max_age_s
@@ -52,17 +55,17 @@ class StateFeed:
         self._num_unreadable = 0
 
     def open(self) -> None:
-        """Begin to receive."""
+        """Start receiving."""
         router.add(self._host, self.receive)
 
     def close(self) -> None:
-        """Receive no more."""
+        """Stop receiving."""
         router.remove(self._host)
         self._state = None
 
     def receive(self, push: Any) -> None:
         """Take one push (`rm_realtime_arm_joint_state_t`)."""
-        # -3: not parsed. Firmware before 1.7 spells its errors another way, so they would be missed: not usable.
+        # -3 means that the SDK could not parse the push. Firmware before 1.7 spells errors differently, so they would be missed.
         if push.errCode != 0:
             self._num_unreadable += 1
             return
@@ -75,7 +78,7 @@ class StateFeed:
         )
 
     def age_s(self) -> float:
-        """Return the age of the newest state, s; infinite when there is none."""
+        """Return the age of the newest state, s: infinite without one."""
         state = self._state
         return time.monotonic() - state.time_s if state else float("inf")
 
@@ -83,20 +86,21 @@ class StateFeed:
         """Return the newest state.
 
         Raises:
-            RobotTimeoutError: There is none that is new enough.
+            RobotTimeoutError: No state is new enough.
         """
         state = self._state
         age_s = time.monotonic() - state.time_s if state else float("inf")
         if state is None or age_s > self._max_age_s:
+            found = "no state push arrives" if state is None else f"the state is {age_s * 1000:.0f} ms old"
+            # Pushes that arrive but cannot be read have a cause of their own.
             hint = (
-                f"; {self._num_unreadable} could not be read, is the firmware 1.7 or newer?"
+                f" {self._num_unreadable} pushes could not be read: check that the firmware is 1.7 or newer."
                 if self._num_unreadable
                 else ""
             )
-            found = "no state push arrives" if state is None else f"the state is {age_s * 1000:.0f} ms old"
             raise RobotTimeoutError(
-                f"{self._name}: {found} (at most {self._max_age_s * 1000:.0f} ms){hint}; check the network, the firewall and "
-                "that no other program uses the UDP port"
+                f"{self._name}: {found}, expected at most {self._max_age_s * 1000:.0f} ms.{hint} Check the network, the firewall "
+                "and that no other program uses the UDP port"
             )
         return state
 
@@ -110,7 +114,7 @@ class StateFeed:
         state = self.latest()
         if problems := state.problems():
             raise RobotError(
-                f"{self._name}: {', '.join(problems)}; look at the arm, then clear it on the teach pendant"
+                f"{self._name}: {', '.join(problems)}. Look at the arm, then clear the error on the teach pendant"
             )
         return state
 
@@ -118,7 +122,7 @@ class StateFeed:
         """Wait for a state.
 
         Raises:
-            RobotTimeoutError: None came in time.
+            RobotTimeoutError: No state arrived in time.
         """
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:

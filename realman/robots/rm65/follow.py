@@ -1,4 +1,7 @@
-"""Does an arm do what it is told? Streamed targets are never acknowledged, so only its motion can tell."""
+"""A check that an arm follows its targets.
+
+Streamed targets are never acknowledged, so only the arm's motion shows whether it follows.
+"""
 
 import numpy as np
 
@@ -8,14 +11,19 @@ from realman.kinematics import ArmVec
 _STANDS_STILL_RAD = float(np.deg2rad(0.2))
 _NEAR_TARGET_RAD = float(np.deg2rad(2.0))
 _MAX_GAP_S = 0.1
-"""Time between two looks counts at most this much: nothing is expected of an arm while nothing is sent."""
+"""Most that the time between two looks counts: an arm is not expected to move while nothing is sent."""
 
 
 class FollowWatch:
-    """Notices an arm that stands still although it was told to be elsewhere."""
+    """Detects an arm that stands still away from its target."""
 
     def __init__(self, name: str, timeout_s: float) -> None:
-        """Watch one arm; `timeout_s` is how long it may stand still away from its target."""
+        """Watch one arm.
+
+        Args:
+            name: Name of the arm, for messages.
+            timeout_s: How long it may stand still away from its target, s.
+        """
         self._name = name
         self._timeout_s = timeout_s
         self._anchor: ArmVec | None = None
@@ -26,9 +34,9 @@ class FollowWatch:
         """Compare the last target with where the arm is.
 
         Args:
-            target: What it was told last.
-            measured: Where it is.
-            measured_s: When that arrived: no time passes for an arm of which nothing new is known, as on a busy machine.
+            target: The last target sent.
+            measured: The measured joints.
+            measured_s: When the measurement arrived. Without a new one, as on a busy machine, no time counts as passed.
 
         Raises:
             RejectedError: The arm has not moved for too long.
@@ -42,6 +50,6 @@ class FollowWatch:
         self._looked_s = measured_s
         if self._still_s > self._timeout_s:
             raise RejectedError(
-                f"{self._name}: stands still {np.rad2deg(apart):.1f} deg away from its target for {self._still_s:.1f} s; it "
+                f"{self._name}: stands still {np.rad2deg(apart):.1f} deg away from its target for {self._still_s:.1f} s. It "
                 "refuses motion, is blocked, or its state push is frozen"
             )

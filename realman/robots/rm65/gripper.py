@@ -1,6 +1,6 @@
-"""The gripper on one arm: how each kind is spoken to, and the thread that does it.
+"""Drivers for the grippers, and the thread that runs one.
 
-A gripper call waits for the controller's answer and, over Modbus, for a serial line, so it never runs in the control loop.
+A gripper call waits for the controller's answer and, over Modbus, for a serial line. So it never runs in the control loop.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 _EG2_FULL = 1000
 
-# CTAG 90D, Modbus holding registers (maker's manual).
+# CTAG 90D, Modbus holding registers (manufacturer's manual).
 _CTAG_DEVICE = 1
 _CTAG_ENABLE = 256
 _CTAG_TARGET = 258
@@ -33,20 +33,23 @@ _MODBUS_TIMEOUT_100MS = 1
 _RTU_MASTER = 0
 
 _HALT_WAIT_S = 0.1
-"""How long a stop waits for a gripper command that is on its way."""
+"""How long a stop waits for a gripper command in flight."""
 _CLOSE_WAIT_S = 2.0
 
 
 @runtime_checkable
 class Gripper(Protocol):
-    """One gripper; openings are 0 closed .. 1 open. Calls block for milliseconds to tens of them."""
+    """One gripper. Openings are 0 (closed) .. 1 (open).
+
+    Calls block for milliseconds to tens of milliseconds.
+    """
 
     def prepare(self) -> None:
-        """Make it ready; it does not move."""
+        """Make the gripper ready without moving it."""
         ...
 
     def move(self, opening: float) -> None:
-        """Start towards an opening."""
+        """Start moving towards an opening."""
         ...
 
     def read(self) -> float:
@@ -55,23 +58,26 @@ class Gripper(Protocol):
 
 
 class Eg2Gripper:
-    """Inspire EG2-4C2, spoken to by the controller itself."""
+    """Inspire EG2-4C2, driven by the controller's own commands."""
 
     def __init__(self, name: str, arm: Any) -> None:
         self._name = name
         self._arm = arm
 
     def prepare(self) -> None:
-        """Check that it answers."""
+        """Check that the gripper answers."""
         self.read()
 
     def move(self, opening: float) -> None:
-        """Start towards an opening."""
+        """Start moving towards an opening."""
         position = max(1, round(opening * _EG2_FULL))
         codes.check(sdk.move_gripper(self._arm, position), self._name, "rm_set_gripper_position")
 
     def read(self) -> float:
-        """Return the measured opening; a closed EG2 may report a little less than 0."""
+        """Return the measured opening, clipped to 0..1.
+
+        A closed EG2 may report slightly less than 0.
+        """
         code, state = self._arm.rm_get_gripper_state()
         codes.check(code, self._name, "rm_get_gripper_state")
         if state["error"]:
@@ -82,7 +88,10 @@ class Eg2Gripper:
 
 
 class CtagGripper:
-    """CTAG 90D on the tool's RS485 line, Modbus RTU. Controllers of generation 3 and 4 have different calls for it."""
+    """CTAG 90D over Modbus RTU on the tool's RS485 line.
+
+    Controllers of generations 3 and 4 have different calls for it.
+    """
 
     def __init__(self, name: str, arm: Any, settings: GripperSettings) -> None:
         self._name = name
@@ -102,7 +111,7 @@ class CtagGripper:
         self.read()
 
     def move(self, opening: float) -> None:
-        """Start towards an opening."""
+        """Start moving towards an opening."""
         s = self._settings
         register = round(s.ctag_closed_register + opening * (s.ctag_open_register - s.ctag_closed_register))
         self._write(_CTAG_TARGET, [*divmod(register, 1 << 16), s.ctag_speed_percent, s.ctag_force_percent])
@@ -141,13 +150,13 @@ class CtagGripper:
 
 
 class NoGripper:
-    """An arm without a gripper: it has the opening it was last told."""
+    """An arm without a gripper. It reports the last commanded opening."""
 
     def __init__(self) -> None:
         self._opening = 1.0
 
     def prepare(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def move(self, opening: float) -> None:
         """Remember the opening."""
@@ -159,14 +168,17 @@ class NoGripper:
 
 
 def make_gripper(name: str, arm: Any, settings: GripperSettings) -> Gripper:
-    """Return the gripper that the settings name."""
+    """Return the driver for the gripper in the settings."""
     if settings.kind == "eg2":
         return Eg2Gripper(name, arm)
     return CtagGripper(name, arm, settings) if settings.kind == "ctag" else NoGripper()
 
 
 class GripperWorker:
-    """Reads and commands one gripper from a thread of its own; the newest target wins."""
+    """Reads and commands one gripper from its own thread.
+
+    The newest target wins.
+    """
 
     def __init__(self, name: str, gripper: Gripper, settings: GripperSettings) -> None:
         self._name = name
@@ -185,14 +197,14 @@ class GripperWorker:
         """Make the gripper ready, read it once and start the thread.
 
         Raises:
-            RobotError: It does not answer.
+            RobotError: The gripper does not answer.
         """
         self._gripper.prepare()
         self._measured = (self._gripper.read(), time.monotonic())
         self._thread.start()
 
     def set_target(self, opening: float) -> None:
-        """Want an opening, 0..1."""
+        """Set the wanted opening, 0..1."""
         self._target = opening
 
     def opening(self) -> float:
@@ -205,16 +217,18 @@ class GripperWorker:
         opening, time_s = self._measured
         age_s = time.monotonic() - time_s
         if age_s > self._settings.max_age_s:
-            error = self._error or RobotTimeoutError(f"{self._name}: the gripper was last read {age_s:.1f} s ago")
-            raise error
+            limit_s = self._settings.max_age_s
+            raise self._error or RobotTimeoutError(
+                f"{self._name}: the gripper was last read {age_s:.1f} s ago, expected at most {limit_s:g} s"
+            )
         return opening
 
     def shut(self) -> None:
-        """Send nothing from now on; returns at once."""
+        """Send nothing more, and return at once."""
         self._is_halted = True
 
     def halt(self) -> None:
-        """Send nothing from now on; a command on its way is waited for, but not long."""
+        """Send nothing more, and briefly wait for a command in flight."""
         self.shut()
         if self._gate.acquire(timeout=_HALT_WAIT_S):
             self._gate.release()
@@ -233,7 +247,7 @@ class GripperWorker:
                 self._measured = (self._gripper.read(), time.monotonic())
                 self._error = None
             except RobotError as e:
-                # One missed answer is no reason to stop two arms; `opening` raises this when it lasts.
+                # One missed answer is not worth stopping two arms. If the error lasts, `opening` raises it.
                 if self._error is None:
                     logger.warning("%s", e)
                 self._error = e

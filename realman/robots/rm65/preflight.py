@@ -1,4 +1,7 @@
-"""What is looked at before an arm may move, all of it, so that one look tells everything that is wrong."""
+"""Checks that an arm must pass before it may move.
+
+All checks run even if one fails, so that all problems are reported together.
+"""
 
 from typing import Any, NamedTuple
 
@@ -14,33 +17,41 @@ from realman.robots.robot import CheckResult
 _MODEL = "RM_65"
 _DOF = 6
 _MAX_DISAGREEMENT_DEG = 2.0
-"""Between the pushed and the queried joints of an arm at rest: more means that they are not the same arm or unit."""
+"""Largest difference between the pushed and the queried joints of an arm at rest.
+
+A larger one means that they do not come from the same arm or are not in the same unit.
+"""
 
 
 class JointRange(NamedTuple):
-    """Where one arm's joints may go and how fast: what the arm can do and what its controller allows."""
+    """Range and speed limit of one arm's joints.
+
+    Both the arm's own limits and its controller's apply.
+    """
 
     lower: ArmVec
-    """rad"""
+    """Lower ends, rad."""
     upper: ArmVec
+    """Upper ends, rad."""
     max_speed: ArmVec
-    """rad/s"""
+    """Largest speeds, rad/s."""
 
 
 def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[CheckResult], JointRange]:
-    """Look at a connected arm; nothing moves and nothing is changed.
+    """Check a connected arm without moving or changing anything.
 
     Args:
-        name: The arm, for messages.
+        name: Name of the arm, for messages.
         arm: The SDK's `RoboticArm`.
         state: A fresh state push.
 
     Returns:
-        All results, good and bad, and the joint range.
+        The results of all checks, good and bad, and the joint range.
 
     Raises:
-        RobotError: A question got no answer.
+        RobotError: The controller did not answer a query.
     """
+    # The allowed range is where the arm's and the controller's limits overlap.
     lower = _ask(name, "rm_get_joint_min_pos", arm.rm_get_joint_min_pos())
     upper = _ask(name, "rm_get_joint_max_pos", arm.rm_get_joint_max_pos())
     speed = _ask(name, "rm_get_joint_max_speed", arm.rm_get_joint_max_speed())
@@ -49,6 +60,7 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[CheckResult], Jo
         np.minimum(spec.ARM_UPPER_RAD, np.deg2rad(upper[:_DOF])),
         np.minimum(spec.ARM_SPEED_RAD_S, np.deg2rad(speed[:_DOF])),
     )
+    # Each check asks the controller or reads the state push.
     results = [
         _model(name, arm),
         _versions(name, arm),
@@ -67,10 +79,10 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[CheckResult], Jo
 
 
 def refuse_if_any(results: list[CheckResult]) -> None:
-    """Stop if anything is wrong.
+    """Refuse the arm if any check failed.
 
     Raises:
-        RejectedError: Names every problem.
+        RejectedError: At least one check failed. The message names all problems.
     """
     problems = [f"{f.arm}: {f.check} is {f.found}, {f.problem}" for f in results if f.problem]
     if problems:
@@ -87,7 +99,7 @@ def _model(name: str, arm: Any) -> CheckResult:
     info = _ask(name, "rm_get_robot_info", arm.rm_get_robot_info())
     found = f"{info['arm_model']}, {info['arm_dof']} joints, generation {info['robot_controller_version']}"
     is_good = info["arm_model"] == _MODEL and info["arm_dof"] == _DOF
-    return CheckResult(name, "model", found, None if is_good else "expected an RM65 with 6 joints; check the address")
+    return CheckResult(name, "model", found, None if is_good else "expected an RM65 with 6 joints. Check the address")
 
 
 def _versions(name: str, arm: Any) -> CheckResult:
@@ -98,13 +110,13 @@ def _versions(name: str, arm: Any) -> CheckResult:
 
 def _run_mode(name: str, arm: Any) -> CheckResult:
     is_real = _ask(name, "rm_get_arm_run_mode", arm.rm_get_arm_run_mode()) == 1
-    problem = "the arm would not move; switch to real mode on the teach pendant"
+    problem = "expected real: a simulated arm does not move. Switch to real mode on the teach pendant"
     return CheckResult(name, "run mode", "real" if is_real else "simulated", None if is_real else problem)
 
 
 def _power(name: str, arm: Any) -> CheckResult:
     is_on = _ask(name, "rm_get_arm_power_state", arm.rm_get_arm_power_state()) == 1
-    return CheckResult(name, "power", "on" if is_on else "off", None if is_on else "switch the arm on")
+    return CheckResult(name, "power", "on" if is_on else "off", None if is_on else "expected on. Switch the arm on")
 
 
 def _enabled(name: str, arm: Any) -> CheckResult:
@@ -146,9 +158,7 @@ def _agreement(name: str, arm: Any, state: ArmState) -> CheckResult:
     queried = np.array(_ask(name, "rm_get_joint_degree", arm.rm_get_joint_degree())[:_DOF])
     apart = float(np.abs(np.rad2deg(state.joints) - queried).max())
     is_good = apart <= _MAX_DISAGREEMENT_DEG
-    problem = (
-        f"expected at most {_MAX_DISAGREEMENT_DEG:g} deg; is the arm at rest, and is it one controller per address?"
-    )
+    problem = f"expected at most {_MAX_DISAGREEMENT_DEG:g} deg. Check that the arm is at rest and that each controller has an address of its own"
     return CheckResult(name, "push against query", f"{apart:.2f} deg apart", None if is_good else problem)
 
 

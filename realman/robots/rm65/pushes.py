@@ -1,8 +1,8 @@
-"""State pushes, from the SDK's one callback to each arm's feed; and the moments in which its UDP thread must stand still.
+"""Routing of state pushes from the SDK's callback to each arm.
 
-The SDK's UDP thread walks the table of handles without a lock whenever a push says that its arm has stopped, and
-`rm_delete_robot_arm` frees an entry before it takes it out of the table: the process crashes now and then when an arm that was
-stopped is released (1.1.6). The thread holds no handle while it is in the callback, so that is where it waits meanwhile.
+The router can also pause the SDK's UDP thread. That thread walks the table of handles without a lock when a push says that its
+arm has stopped, and `rm_delete_robot_arm` frees an entry before it removes it from the table. So the process may crash when a
+stopped arm is released (1.1.6). The thread holds no handle while it is in the callback, so it waits there during a release.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,15 +14,18 @@ from typing import Any
 from realman.robots.rm65 import sdk
 
 _RECENT_S = 1.0
-"""Pushes come every 5 to 20 ms. After this long without one nobody pushes, and the thread waits for its socket."""
+"""Pushes come every 5 to 20 ms. After this long without one no arm pushes, and the SDK's thread waits for its socket."""
 _ARRIVAL_S = 0.5
-"""How long to wait for the next push; a busy machine is late."""
+"""How long to wait for the next push. A busy machine is late."""
 _LONGEST_PAUSE_S = 5.0
-"""A call that hangs must not keep the other arm's state away for ever."""
+"""Longest pause of the SDK's thread. A release that hangs must not withhold the other arm's state forever."""
 
 
 class PushRouter:
-    """The SDK has one callback for all arms; the sender's address tells them apart."""
+    """Passes each push to its arm's receiver, by the sender's address.
+
+    The SDK has one callback for all arms.
+    """
 
     def __init__(self) -> None:
         self._receivers: dict[bytes, Callable[[Any], None]] = {}
@@ -33,23 +36,29 @@ class PushRouter:
         self._newest_s = float("-inf")
 
     def add(self, host: str, receive: Callable[[Any], None]) -> None:
-        """Call `receive` with each push (`rm_realtime_arm_joint_state_t`) that comes from `host`, in the SDK's thread."""
+        """Call `receive` with each push from `host`.
+
+        A push is an `rm_realtime_arm_joint_state_t`. The call happens in the SDK's thread.
+        """
         with self._changed:
             self._receivers = {**self._receivers, host.encode(): receive}
             if self._callback is None:
                 module = sdk.load()
-                # Kept for ever: the SDK holds a bare pointer to it.
+                # Kept forever, because the SDK holds a bare pointer to it.
                 self._callback = module.rm_realtime_arm_state_callback_ptr(self.deliver)
                 module.rm_realtime_arm_state_call_back(self._callback)
 
     def remove(self, host: str) -> None:
-        """Deliver nothing from `host` any more."""
+        """Stop delivering pushes from `host`."""
         with self._changed:
             self._receivers = {h: r for h, r in self._receivers.items() if h != host.encode()}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Keep the SDK's UDP thread in the callback; what arrives meanwhile is delivered afterwards."""
+        """Hold the SDK's UDP thread in the callback during the block.
+
+        Pushes that arrive meanwhile are delivered afterwards.
+        """
         with self._changed:
             self._num_pauses += 1
             if time.monotonic() - self._newest_s < _RECENT_S:
@@ -62,7 +71,7 @@ class PushRouter:
                 self._changed.notify_all()
 
     def deliver(self, push: Any) -> None:
-        """Take one push; the SDK's callback."""
+        """Take one push. This is the SDK's callback."""
         with self._changed:
             self._newest_s = time.monotonic()
             if self._num_pauses:
@@ -76,4 +85,4 @@ class PushRouter:
 
 
 router = PushRouter()
-"""The process's one."""
+"""The only router of the process."""

@@ -1,6 +1,7 @@
-"""Stop an arm without the SDK: a TCP connection of its own, for when the SDK hangs or has lost its own.
+"""A stop that bypasses the SDK.
 
-An SDK that hangs delivers no state either (1.1.6), so the standstill is looked at over the same connection.
+It serves when the SDK hangs or lost its connection. It uses a separate TCP connection. A hanging SDK delivers no state either (1.1.6), so the standstill is checked over the same
+connection.
 """
 
 import json
@@ -18,13 +19,16 @@ _MAX_LINE_BYTES = 1 << 16
 
 
 class RawArm:
-    """A controller spoken to line by line. Use as a context manager."""
+    """A direct line-by-line connection to a controller.
+
+    Use it as a context manager.
+    """
 
     def __init__(self, name: str, host: str, port: int, timeout_s: float) -> None:
         """Connect.
 
         Raises:
-            RobotTimeoutError: Nobody answers there.
+            RobotTimeoutError: The controller does not answer.
         """
         self._name = name
         self._timeout_s = timeout_s
@@ -35,7 +39,7 @@ class RawArm:
             raise RobotTimeoutError(f"{name}: no connection to {host}:{port} ({e})") from e
 
     def __enter__(self) -> "RawArm":
-        """Do nothing; the connection is open."""
+        """Return itself. The connection is already open."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -43,11 +47,11 @@ class RawArm:
         self._socket.close()
 
     def stop(self) -> None:
-        """Stop at once; the motion cannot be resumed.
+        """Stop at once. The motion cannot be resumed.
 
         Raises:
-            RobotTimeoutError: Not acknowledged in time.
-            RobotError: The controller said that it did not stop.
+            RobotTimeoutError: The stop was not acknowledged in time.
+            RobotError: The controller refused to stop.
         """
         if self._ask("set_arm_stop", "arm_stop") is not True:
             raise RobotError(f"{self._name}: the controller refused to stop")
@@ -56,12 +60,15 @@ class RawArm:
         """Return the measured joints, rad.
 
         Raises:
-            RobotTimeoutError: No answer in time.
+            RobotTimeoutError: The controller did not answer in time.
         """
         return np.deg2rad(np.array(self._ask("get_joint_degree", "joint")[:6]) / 1000.0)
 
     def _ask(self, command: str, key: str) -> Any:
-        """Send a command and return the value of the reply's `key`; other lines, such as events, are skipped."""
+        """Send a command and return the value of the reply's `key`.
+
+        Other lines, such as events, are skipped.
+        """
         until = time.monotonic() + self._timeout_s
         try:
             self._socket.sendall(json.dumps({"command": command}).encode() + b"\r\n")

@@ -27,21 +27,24 @@ from realman.robots.robot import RobotObservation
 logger = logging.getLogger(__name__)
 
 _STANDS_STILL_S = 0.5
-"""How long an arm may stand still away from its target before the run ends."""
+"""How long an arm may stand still away from its target before the run is ended, s."""
 
 _JOINTS = {side: slice(part.start, part.start + 6) for side, part in spec.ARM_SLICES.items()}
 _GRIPPERS = dict(zip(spec.SIDES, spec.GRIPPER_DIMS, strict=True))
 
 
 class Rm65Robot:
-    """Two RM65 arms driven by one process. All methods but `stop` belong to one thread; `stop` may come from any."""
+    """Two RM65 arms driven by one process.
+
+    Call all methods from one thread. Only `stop` may be called from any thread.
+    """
 
     def __init__(self, settings: Rm65Settings, cameras: Cameras | None = None) -> None:
-        """Describe the robot; nothing is opened before `connect`.
+        """Describe the robot. `connect` opens it.
 
         Args:
             settings: Addresses, rates and limits.
-            cameras: The robot's cameras, opened and closed with it; None observes joints only.
+            cameras: The robot's cameras, opened and closed with it. None means that only joints and grippers are observed.
         """
         self._settings = settings
         self._cameras = cameras
@@ -51,7 +54,7 @@ class Rm65Robot:
         self._previous: JointVec | None = None
         self._is_connected = False
         self._is_stopped = False
-        # Grippers limit themselves.
+        # Grippers limit their own speed.
         self._max_speed = np.tile([*spec.ARM_SPEED_RAD_S, np.inf], len(spec.SIDES))
 
     @property
@@ -61,18 +64,20 @@ class Rm65Robot:
 
     @property
     def preflight(self) -> list[CheckResult]:
-        """What the last `connect` looked at, arm by arm."""
+        """Results of the checks made by the last `connect`, arm by arm."""
         return [result for arm in self._arms.values() for result in arm.results]
 
     def connect(self) -> None:
-        """Open both arms, their grippers and the cameras; nothing moves. A failure leaves nothing open.
+        """Open both arms, their grippers and the cameras, without moving.
 
-        Also ends a stop. Connecting again releases everything first, which is how a lost connection is mended.
+        A failure leaves nothing open. Connecting also ends a stop. It releases everything first, so you can call it again to recover a
+        lost connection.
 
         Raises:
             SiteError: The SDK does not load.
-            RobotError: An arm, a gripper or a camera is not there or not fit to move.
+            RobotError: An arm, a gripper or a camera is missing or not fit to move.
         """
+        # Open everything. What is open already is released if a later part fails.
         self.disconnect()
         with contextlib.ExitStack() as undo:
             for arm in self._arms.values():
@@ -81,6 +86,7 @@ class Rm65Robot:
             if self._cameras:
                 self._cameras.open()
             undo.pop_all()
+        # Start without memory of an earlier run.
         speeds = [
             [*(arm.range.max_speed if arm.range else spec.ARM_SPEED_RAD_S), np.inf] for arm in self._arms.values()
         ]
@@ -91,11 +97,11 @@ class Rm65Robot:
         self._is_connected = True
 
     def observe(self) -> RobotObservation:
-        """Return the newest state and frames, without waiting.
+        """Return the newest state and images without waiting.
 
         Raises:
             NotConnectedError: Not connected.
-            RobotTimeoutError: A state, gripper or camera is too old.
+            RobotTimeoutError: A state, gripper position or camera image is too old.
             RobotError: A controller reports an error.
         """
         self._require_connected()
@@ -106,7 +112,10 @@ class Rm65Robot:
         return RobotObservation(state=state, images=images, time_s=oldest_s)
 
     def joint_range(self) -> tuple[JointVec, JointVec]:
-        """Return the ends of the range that arms and controllers allow, known since `connect`."""
+        """Return the ends of the range that arms and controllers allow.
+
+        The controllers' limits are known after the first `connect`.
+        """
         lower, upper = spec.LOWER.copy(), spec.UPPER.copy()
         for side, arm in self._arms.items():
             if arm.range:
@@ -114,12 +123,12 @@ class Rm65Robot:
         return lower, upper
 
     def measure(self) -> JointVec:
-        """Return the newest measured position; see `observe` for what may be wrong."""
+        """Return the newest measured position. It raises what `observe` raises."""
         self._require_connected()
         return self._measure()[0]
 
     def ages_s(self) -> dict[str, float]:
-        """Return the ages of the arms' states and of the cameras' newest frames, s."""
+        """Return the ages of the arms' states and cameras' images, s."""
         now_s = time.monotonic()
         frames = self._cameras.latest() if self._cameras and self._is_connected else {}
         ages = {f"{side} arm": arm.feed.age_s() for side, arm in self._arms.items()}
@@ -132,13 +141,13 @@ class Rm65Robot:
             age_s = now_s - frame.time_s
             if age_s > limit_s:
                 raise RobotTimeoutError(
-                    f"camera '{name}': the newest frame is {age_s * 1000:.0f} ms old "
-                    f"(at most {limit_s * 1000:.0f} ms); check its cable"
+                    f"camera '{name}': the newest frame is {age_s * 1000:.0f} ms old, "
+                    f"expected at most {limit_s * 1000:.0f} ms. Check its cable"
                 )
         return frames
 
     def _measure(self) -> tuple[JointVec, dict[str, float]]:
-        """Return the state of both arms, and when each arm's arrived."""
+        """Return the state of both arms, and when each arm's state arrived."""
         state = np.empty(spec.NUM_DIMS)
         times_s = {}
         for side, arm in self._arms.items():
@@ -149,29 +158,29 @@ class Rm65Robot:
         return state, times_s
 
     def send(self, target: JointVec) -> JointVec:
-        """Send both arms and grippers towards a target.
+        """Command both arms and grippers towards a target.
 
         Args:
-            target: Absolute positions, rad and 0..1; not changed.
+            target: Absolute positions, rad and 0..1. It is not changed.
 
         Returns:
-            What was sent: inside the joint range, and at most one tick at full speed from the target before.
+            What was sent: inside the joint range, and at most one tick at full speed from the previous target.
 
         Raises:
             NotConnectedError: Not connected.
-            RejectedError: Stopped, not finite, or an arm does not follow.
-            RobotTimeoutError: An arm's state, a gripper's or a camera's picture is too old.
+            RejectedError: The robot was stopped, the target is not finite, or an arm does not follow.
+            RobotTimeoutError: A state, gripper position or camera image is too old.
             RobotError: A controller reports an error, or the connection is lost.
         """
         self._require_connected()
         if self._is_stopped:
-            raise RejectedError("rm65: stopped, so no motion is accepted; connect again first")
+            raise RejectedError("rm65: stopped, so no motion is accepted. Call connect() first")
         check_finite(target, "target")
         measured, times_s = self._measure()
-        # At each tick, not only when the next chunk is asked for: nobody moves on what a dead camera last saw.
+        # Checked at every tick, not only when a chunk is requested: the arms must not move on the last image of a dead camera.
         self._fresh_frames()
         previous = measured if self._previous is None else self._previous
-        self._look_whether_arms_follow(previous, measured, times_s)
+        self._check_arms_follow(previous, measured, times_s)
         sent = self._limit(target, previous)
         if self._settings.follow == "high":
             if self._stream is None:
@@ -195,7 +204,7 @@ class Rm65Robot:
                 limited[_JOINTS[side]] = np.clip(limited[_JOINTS[side]], arm.range.lower, arm.range.upper)
         return limited
 
-    def _look_whether_arms_follow(self, target: JointVec, measured: JointVec, times_s: dict[str, float]) -> None:
+    def _check_arms_follow(self, target: JointVec, measured: JointVec, times_s: dict[str, float]) -> None:
         for side, watch in self._watches.items():
             watch.look(target[_JOINTS[side]], measured[_JOINTS[side]], times_s[side])
 
@@ -205,7 +214,9 @@ class Rm65Robot:
             arm.send(command[_JOINTS[side]], is_high=is_high)
 
     def slow_stop(self) -> None:
-        """Brake both arms along their path at the same time; no target passes until the next `connect`. `stop` must follow.
+        """Brake both arms along their path at the same time.
+
+        No target passes until the next `connect`. You must call `stop` afterwards.
 
         Raises:
             RobotError: An arm did not brake.
@@ -216,20 +227,22 @@ class Rm65Robot:
             raise RobotError("; ".join(str(e) for e in problems))
 
     def stop(self) -> None:
-        """Stop both arms now, at the same time; no target passes until the next `connect`. Safe to call at any time.
+        """Stop both arms now, at the same time.
+
+        No target passes until the next `connect`. Safe to call at any time.
 
         Raises:
-            RobotError: An arm could not be stopped, or could not be seen to stand still; press the emergency stop.
+            RobotError: An arm could not be stopped, or no standstill was observed. Press the emergency stop.
         """
-        # First close every gate, then stop: a target that passed after the stop would set an arm moving again.
+        # First close every gate, then stop: a target that passed after the stop would make an arm move again.
         self._close_gates()
         problems = _in_parallel([arm.stop for arm in self._arms.values()])
         if problems:
-            raise RobotError(f"{'; '.join(str(e) for e in problems)}; press the emergency stop")
+            raise RobotError(f"{'; '.join(str(e) for e in problems)}. Press the emergency stop")
 
     def _close_gates(self) -> None:
         self._is_stopped = True
-        # All at once before any is waited for: one arm's slow gripper must not let the other arm move on.
+        # Shut all gates before waiting at any: one arm's slow gripper must not let the other arm keep moving.
         for arm in self._arms.values():
             arm.shut()
         for arm in self._arms.values():
@@ -238,7 +251,10 @@ class Rm65Robot:
             self._stream.halt()
 
     def disconnect(self) -> None:
-        """Release arms, grippers and cameras; safe to call twice. It does not stop a motion, `stop` does."""
+        """Release arms, grippers and cameras. Safe to call twice.
+
+        This does not stop a motion. Use `stop` for that.
+        """
         self._is_connected = False
         if self._stream:
             self._stream.halt()
@@ -250,11 +266,14 @@ class Rm65Robot:
 
     def _require_connected(self) -> None:
         if not self._is_connected:
-            raise NotConnectedError("rm65: not connected; call connect() first")
+            raise NotConnectedError("rm65: not connected. Call connect() first")
 
 
 def _in_parallel(calls: list[Callable[[], None]]) -> list[BaseException]:
-    """Run all calls at the same time, to their end, and return what went wrong; each must be bounded in time."""
+    """Run all calls at the same time and return their errors.
+
+    Every call runs to its end, so each must be bounded in time.
+    """
     with concurrent.futures.ThreadPoolExecutor(len(calls)) as pool:
         done = [pool.submit(call) for call in calls]
     return [error for future in done if (error := future.exception())]

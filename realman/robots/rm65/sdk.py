@@ -1,7 +1,7 @@
-"""The vendor's SDK: loaded late, started once per process, and never trusted to come back.
+"""The vendor's SDK: loaded late, started once, its calls bounded in time.
 
-Its state is global: the thread mode is chosen once, the state callback is one for all arms, and after `rm_destroy` no arm
-can be opened again (1.1.6), so that is called at exit only.
+Its state is global. The thread mode is chosen once per process, and all arms share one state callback. After `rm_destroy` no arm
+can be opened again (1.1.6), so it is called only at exit.
 """
 
 import atexit
@@ -24,15 +24,16 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _GRIPPER_TIMEOUT = 1
-"""Seconds, and never 0: with 0 a non-blocking gripper call sleeps a whole second inside the SDK (1.0.4 .. 1.1.6)."""
+"""Seconds, never 0: with 0 a non-blocking gripper call sleeps a whole second inside the SDK (1.0.4 .. 1.1.6)."""
 
 _GRACE_S = 2.0
-"""How long a late call of an earlier run may still take before it counts as hung: a busy machine is late, a lost lock is for ever."""
+"""How long a late call of an earlier run may still take before it counts as hung. A busy machine is late, but a lost lock is lost
+forever."""
 
 _lock = threading.Lock()
 _is_started = False
 _running: set[threading.Thread] = set()
-"""Bounded calls that have not come back."""
+"""Bounded calls that have not returned."""
 
 
 def load() -> ModuleType:
@@ -45,26 +46,28 @@ def load() -> ModuleType:
         from Robotic_Arm import rm_robot_interface
     except (ImportError, OSError) as e:
         raise SiteError(
-            f"rm65: the vendor's SDK does not load ({e}); pip install Robotic_Arm (Linux and Windows only)"
+            f"rm65: the vendor's SDK does not load ({e}). Run: pip install Robotic_Arm (Linux and Windows only)"
         ) from e
     return rm_robot_interface
 
 
 def new_arm() -> Any:
-    """Return a `RoboticArm` that is not connected yet; the first one starts the SDK's threads.
+    """Return a `RoboticArm` that is not connected yet.
+
+    The first one starts the SDK's threads.
 
     Raises:
-        SiteError: See `load`.
-        RobotError: An earlier call never came back; only a new process helps.
+        SiteError: The SDK does not load. See `load`.
+        RobotError: An earlier call never returned. Only a new process helps.
     """
     global _is_started
     sdk = load()
     if calls := _hung_calls(_GRACE_S):
-        raise RobotError(f"rm65: the SDK hangs since an earlier run ({', '.join(calls)}); start the program again")
+        raise RobotError(f"rm65: the SDK hangs since an earlier run ({', '.join(calls)}). Start the program again")
     with _lock:
         if _is_started:
             return sdk.RoboticArm()
-        # The constructor prints its version; stdout is for results.
+        # The constructor prints its version, but stdout is for results.
         with contextlib.redirect_stdout(sys.stderr):
             arm = sdk.RoboticArm(sdk.rm_thread_mode_e.RM_TRIPLE_MODE_E)
         _is_started = True
@@ -73,7 +76,10 @@ def new_arm() -> Any:
 
 
 def move_gripper(arm: Any, position: int) -> int:
-    """Send an EG2 opening (1..1000) and wait for the acknowledgement only (about 2 ms)."""
+    """Send an EG2 opening (1..1000) and wait only for its acknowledgment.
+
+    This takes about 2 ms.
+    """
     return int(arm.rm_set_gripper_position(position, False, _GRIPPER_TIMEOUT))
 
 
@@ -82,17 +88,17 @@ def bounded(function: Callable[[], _T], timeout_s: float, what: str, undo: Calla
 
     Args:
         function: The call.
-        timeout_s: How long it may take.
-        what: It, for messages.
-        undo: Called in the call's own thread if it does come back after all, when nobody wants its result any more.
+        timeout_s: How long it may take, s.
+        what: Name of the call, for messages.
+        undo: Called in the call's own thread if the call returns too late, when its result is no longer wanted.
 
     Raises:
-        RobotTimeoutError: It did not return in time. Its thread stays behind, as nothing can end it.
+        RobotTimeoutError: The call did not return in time. Its thread is left behind, because it cannot be ended.
     """
     done: concurrent.futures.Future[_T] = concurrent.futures.Future()
 
     def run() -> None:
-        # Whoever marks the future first decides: the result is taken, or undone.
+        # The first thread to mark the future decides whether the result is taken or undone.
         try:
             result = function()
         except BaseException as e:
@@ -104,6 +110,7 @@ def bounded(function: Callable[[], _T], timeout_s: float, what: str, undo: Calla
         elif undo is not None:
             undo()
 
+    # A daemon, so that a call that never returns does not keep the process alive.
     thread = threading.Thread(target=run, name=what, daemon=True)
     _running.add(thread)
     thread.start()
@@ -124,7 +131,10 @@ def _forget_finished() -> None:
 
 
 def _hung_calls(grace_s: float = 0.0) -> list[str]:
-    """Name the calls that do not come back, not even within a grace; their locks are lost to this process."""
+    """Name the calls that do not return within a grace period.
+
+    The locks they hold are lost to this process.
+    """
     until_s = time.monotonic() + grace_s
     for thread in list(_running):
         thread.join(max(0.0, until_s - time.monotonic()))

@@ -1,4 +1,7 @@
-"""High follow: targets at the policy's rate become commands at the controller's, by straight lines from one to the next."""
+"""High follow: targets at the policy's rate become commands at the controller's.
+
+Commands lie on straight lines from one target to the next.
+"""
 
 from collections.abc import Callable
 import threading
@@ -14,7 +17,10 @@ _CLOSE_WAIT_S = 1.0
 
 
 class Interpolator:
-    """Where the command is on its way from one target to the next; each leg takes one period of the targets."""
+    """Position of the command between one target and the next.
+
+    Each leg takes one period of the targets.
+    """
 
     def __init__(self, start: JointVec, period_s: float, now_s: float) -> None:
         self._start = start
@@ -23,29 +29,32 @@ class Interpolator:
         self._period_s = period_s
 
     def set_goal(self, goal: JointVec, now_s: float) -> None:
-        """Begin a new leg from where the command is now."""
+        """Start a new leg at the current command."""
         self._start = self.at(now_s)
         self._goal = goal
         self._since_s = now_s
 
     def at(self, now_s: float) -> JointVec:
-        """Return the command at a time; beyond the leg's end it holds the goal."""
+        """Return the command at a time. It ends at the goal."""
         share = min(max((now_s - self._since_s) / self._period_s, 0.0), 1.0)
         return self._start + share * (self._goal - self._start)
 
 
 class CommandStream:
-    """A thread that sends the interpolated command at a steady rate until it is halted or a send fails."""
+    """A thread that sends the interpolated command at a steady rate.
+
+    It ends when it is halted or a send fails.
+    """
 
     def __init__(
         self, send: Callable[[JointVec], None], start: JointVec, max_speed: JointVec, fps: float, rate_hz: float
     ) -> None:
-        """Prepare; nothing is sent before the first target.
+        """Describe the stream. Nothing is sent before the first target.
 
         Args:
             send: Sends one command to both arms.
-            start: Where the arms are.
-            max_speed: Largest speed, units of `start` per second; holds even if targets come faster than `fps`.
+            start: Current position of the arms.
+            max_speed: Largest speed, units of `start` per second. It holds even if targets come faster than `fps`.
             fps: Rate of targets, Hz.
             rate_hz: Rate of commands, Hz.
         """
@@ -59,10 +68,10 @@ class CommandStream:
         self._error: RobotError | None = None
         self._thread = threading.Thread(target=self._run, name="high follow", daemon=True)
         self.num_late = 0
-        """Commands that left late; the controller wants a steady period."""
+        """Number of commands that left late. The controller expects a steady period."""
 
     def set_target(self, target: JointVec) -> None:
-        """Take the next target; the first one starts the thread.
+        """Take the next target. The first one starts the thread.
 
         Raises:
             RobotError: A command could not be sent since the last call.
@@ -75,7 +84,7 @@ class CommandStream:
             self._thread.start()
 
     def halt(self) -> None:
-        """Send no further command and wait for the thread's end."""
+        """Send no further command and wait for the thread to end."""
         self._is_halted.set()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_WAIT_S)

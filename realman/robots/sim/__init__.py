@@ -1,5 +1,5 @@
-"""Two simulated RM65 arms on a table (MuJoCo): scene, kinematics, rendering, a scripted task, recordings, a `Robot`.
+"""Two simulated RM65 arms on a table (MuJoCo).
 
-The only package of this project that imports mujoco (extra `sim`). Nothing is imported here, so that
-`realman.kinematics` stays usable without it.
+Holds the scene, rendering, a scripted task, recordings and a `Robot`. This is the only package of the project that imports
+mujoco (extra `sim`). This module imports nothing, so importing the package alone does not load mujoco.
 """

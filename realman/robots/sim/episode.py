@@ -1,8 +1,11 @@
-"""One recorded episode: simulate it, check that it succeeded, draw its camera images, write ALOHA-style HDF5.
+"""Simulation of one episode and its ALOHA-style HDF5 file.
 
-Layout of the file: /observations/{qpos,qvel,effort} and /action (T, 14) float32; /observations/images/<camera> (T, longest)
-uint8, each row a JPEG padded with zeros; /compress_len (cameras, T), the bytes of each JPEG; attributes `sim`, `compress`,
-`fps`, `language_instruction`, `seed`.
+Layout of the file:
+
+    /observations/{qpos,qvel,effort}, /action   (T, 14) float32
+    /observations/images/<camera>               (T, longest) uint8, each row a JPEG padded with zeros
+    /compress_len                               (cameras, T) int32, bytes of each JPEG
+    attributes                                  `sim`, `compress`, `fps`, `language_instruction`, `seed`
 """
 
 from collections.abc import Mapping
@@ -28,12 +31,15 @@ from realman.robots.sim.scene import Scene
 JPEG_QUALITY = 95
 
 _MAX_ATTEMPTS = 20
-"""So many failures in a row mean that the scene is broken, not that the draw was unlucky."""
+"""This many failures in a row mean that the scene is broken, not that the draws were unlucky."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rollout:
-    """The motion of one successful episode; row t is what was measured when `action[t]` was commanded."""
+    """The motion of one successful episode.
+
+    Row t holds what was measured when `action[t]` was commanded.
+    """
 
     seed: tuple[int, ...]
     layout: Layout
@@ -42,21 +48,23 @@ class Rollout:
     effort: JointTraj
     action: JointTraj
     configuration: Float[np.ndarray, "t q"]
-    """Everything's position in MuJoCo's own coordinates, from which the images are drawn."""
+    """Positions of the whole scene in MuJoCo's own coordinates. The images are drawn from them."""
     num_failed: int
     """Draws before this one that did not end with the cube in the tray."""
 
 
 def simulate(scene: Scene, seed: tuple[int, ...], fps: float) -> Rollout:
-    """Run the scripted task, with fresh draws until one succeeds; the same seed gives the same episode.
+    """Run the scripted task, with fresh draws until one succeeds.
+
+    The same seed gives the same episode.
 
     Args:
-        scene: Is reset.
-        seed: Non-negative numbers that name the episode.
+        scene: The cell, which is reset.
+        seed: Non-negative numbers that identify the episode.
         fps: Rate of the recording, Hz.
 
     Raises:
-        RobotError: Draw after draw failed.
+        RobotError: Too many draws in a row failed.
     """
     for attempt in range(_MAX_ATTEMPTS):
         rng = np.random.default_rng([*seed, attempt])
@@ -72,11 +80,13 @@ def simulate(scene: Scene, seed: tuple[int, ...], fps: float) -> Rollout:
         if scene.is_cube_in_tray():
             state, velocity, effort, configuration = (np.stack(rows) for rows in zip(*measured, strict=True))
             return Rollout(seed, layout, state, velocity, effort, actions, configuration, num_failed=attempt)
-    raise RobotError(f"simulated task: {_MAX_ATTEMPTS} draws in a row failed (seed {seed}); is the scene changed?")
+    raise RobotError(f"simulated task: {_MAX_ATTEMPTS} draws in a row failed (seed {seed}). Did the scene change?")
 
 
 def write_episode(path: Path, scene: Scene, rollout: Rollout, renderer: Renderer, fps: float) -> None:
-    """Draw the images and write the file; it appears under its name only when it is complete.
+    """Draw the images and write the file.
+
+    The file appears under its name only when it is complete.
 
     Raises:
         EpisodeError: The file cannot be written.
@@ -88,7 +98,7 @@ def write_episode(path: Path, scene: Scene, rollout: Rollout, renderer: Renderer
         _write_file(partial, rollout, jpegs, fps)
         partial.replace(path)
     except OSError as e:
-        raise EpisodeError(f"{path}: cannot be written ({e}); choose another folder or free some space") from e
+        raise EpisodeError(f"{path}: cannot be written ({e}). Choose another folder or free some space") from e
 
 
 def _write_file(path: Path, rollout: Rollout, jpegs: Mapping[str, list[np.ndarray]], fps: float) -> None:
@@ -108,7 +118,7 @@ def _write_file(path: Path, rollout: Rollout, jpegs: Mapping[str, list[np.ndarra
 
 
 def _draw_cameras(scene: Scene, rollout: Rollout, renderer: Renderer) -> dict[str, list[np.ndarray]]:
-    scene.reset(rollout.layout)  # also the colours and the tray's place
+    scene.reset(rollout.layout)  # also sets the colors and the tray's position
     jpegs: dict[str, list[np.ndarray]] = {camera: [] for camera in spec.CAMERAS}
     for configuration in rollout.configuration:
         scene.data.qpos[:] = configuration
@@ -129,23 +139,23 @@ def _write_images(file: h5py.File, jpegs: Mapping[str, list[np.ndarray]]) -> Non
 
 
 def encode_jpeg(image: Image) -> np.ndarray:
-    """Bytes of an RGB image as a standard JPEG, a flat uint8 array."""
+    """Encode an RGB image as a standard JPEG, a flat uint8 array."""
     _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return jpeg.reshape(-1)
 
 
 def count_frames(path: Path) -> int:
-    """Frames of a recording made here.
+    """Return the number of frames of a recording made here.
 
     Raises:
-        EpisodeError: The file is damaged or not such a recording.
+        EpisodeError: The file is damaged or is not such a recording.
     """
     try:
         with h5py.File(path) as file:
             counts = {len(file[name]) for name in ("action", "observations/qpos")}
             counts |= {len(file[f"observations/images/{camera}"]) for camera in spec.CAMERAS}
     except (OSError, KeyError) as e:
-        raise EpisodeError(f"{path}: not a complete recording ({e}); remove it or record with --overwrite") from e
+        raise EpisodeError(f"{path}: not a complete recording ({e}). Remove it or record with --overwrite") from e
     if len(counts) != 1:
-        raise EpisodeError(f"{path}: its parts have {sorted(counts)} frames, expected one length; remove it")
+        raise EpisodeError(f"{path}: its parts have {sorted(counts)} frames, expected one length. Remove it")
     return counts.pop()

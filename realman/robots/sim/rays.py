@@ -1,4 +1,7 @@
-"""A camera without OpenGL: one ray a pixel into the scene, Lambert shading in numpy. No textures, no shadows."""
+"""A renderer without OpenGL: it casts one ray per pixel.
+
+Shading is Lambertian, in numpy. There are no textures and no shadows.
+"""
 
 import inspect
 
@@ -12,7 +15,7 @@ from realman.arrays import Image
 from realman.robots.sim.scene import camera_in_model
 
 _MAX_TRACED_ROWS = 240
-"""A taller image is traced at half size and enlarged: a quarter of the time, and softer edges."""
+"""Taller images are traced at half size and enlarged. This takes a quarter of the time and softens edges."""
 
 _VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], np.uint8)
 """Geom groups that MuJoCo's own renderer shows by default."""
@@ -21,7 +24,7 @@ _MISS_RGB = np.zeros(3)
 
 
 class RayRenderer:
-    """Draws by casting rays; works wherever MuJoCo does."""
+    """Draws by casting rays. It works wherever MuJoCo works."""
 
     backend = "rays"
 
@@ -30,7 +33,7 @@ class RayRenderer:
         self._size = (height, width)
         scale = 2 if height > _MAX_TRACED_ROWS else 1
         self._traced = (height // scale, width // scale)
-        # Releases before 4 have no such parameter.
+        # MuJoCo before release 4 does not have this parameter.
         self._extra = {"normal": None} if "normal" in (inspect.getdoc(mujoco.mj_multiRay) or "") else {}
 
     def render(self, data: mujoco.MjData, camera: str) -> Image:
@@ -51,7 +54,10 @@ class RayRenderer:
         """See `realman.robots.sim.render.Renderer`."""
 
     def _ray_directions(self, data: mujoco.MjData, camera_id: int) -> Float[np.ndarray, "n 3"]:
-        """World directions through the pixels' centres, row by row, with unit length along the view axis."""
+        """Return world directions through the pixel centers, row by row.
+
+        They have unit length along the view axis.
+        """
         height, width = self._traced
         top = np.tan(np.deg2rad(self._model.cam_fovy[camera_id]) / 2)
         y = top * (1 - (2 * np.arange(height) + 1) / height)
@@ -62,7 +68,7 @@ class RayRenderer:
     def _cast(
         self, data: mujoco.MjData, camera_id: int, rays: Float[np.ndarray, "n 3"]
     ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-        """Geom met by each ray, -1 for none, and how far along the ray."""
+        """Return which geom each ray hits (-1: none), and how far along."""
         geoms = np.full(len(rays), -1, np.int32)
         distances = np.zeros(len(rays))
         mujoco.mj_multiRay(
@@ -82,14 +88,17 @@ class RayRenderer:
         return geoms, distances
 
     def _albedo(self) -> Float[np.ndarray, "g 3"]:
-        """Colour of each geom; that of its material where it has one."""
+        """Return the color of each geom: its material's where it has one."""
         material = self._model.geom_matid
         return np.where(material[:, None] >= 0, self._model.mat_rgba[material], self._model.geom_rgba)[:, :3]
 
     def _light(
         self, data: mujoco.MjData, points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]
     ) -> Float[np.ndarray, "n 3"]:
-        """Light on each point: ambient, the lamp on the camera, and the scene's directional lights."""
+        """Return the light on each point.
+
+        It sums the ambient light, the camera's lamp and the scene's directional lights.
+        """
         lamp = self._model.vis.headlight
         facing = -np.einsum("nc,nc->n", normals, points) / np.maximum(np.linalg.norm(points, axis=1), 1e-9)
         light = lamp.ambient + facing[:, None] * lamp.diffuse
@@ -99,10 +108,10 @@ class RayRenderer:
 
 
 def surface_normals(points: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
-    """Unit normals of a surface sampled on an image grid, towards the viewer at the origin.
+    """Return the unit normals of a surface sampled on an image grid.
 
-    Each difference is taken to the nearer of the two neighbours, so that the edge of an object does not mix with what lies
-    behind it.
+    They point towards the viewer at the origin. Each difference uses the nearer of the two neighbors, so that the edge of an
+    object does not mix with the background.
     """
     across = _nearer_difference(points, axis=1)
     down = _nearer_difference(points, axis=0)

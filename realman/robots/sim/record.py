@@ -1,7 +1,9 @@
-"""Record simulated episodes: realman sample --out-dir data/sample --num-episodes 12 --num-heldout 2.
+"""`realman sample`: record simulated episodes.
 
-Writes `<out-dir>/train/episode_<n>.hdf5` and `<out-dir>/heldout/episode_<n>.hdf5`, in parallel, and keeps what is there: an
-interrupted run goes on where it stopped.
+Example: `realman sample --out-dir data/sample --num-episodes 12 --num-heldout 2`
+
+Writes `<out-dir>/train/episode_<n>.hdf5` and `<out-dir>/heldout/episode_<n>.hdf5` in parallel. Existing episodes are kept, so an
+interrupted run resumes where it stopped.
 """
 
 import atexit
@@ -29,7 +31,7 @@ from realman.robots.sim.scene import Scene
 
 logger = logging.getLogger(__name__)
 
-# First number of an episode's seed. Not 0: numpy pads a short seed with zeros, so (s, 0, 0) would be the draw of a plain s.
+# Second number of an episode's seed. It is not 0, because numpy pads short seeds with zeros: (s, 0, 0) would equal a plain s.
 _SPLIT_SEEDS = {"train": 1, "heldout": 2}
 
 
@@ -38,24 +40,24 @@ class Args:
     """Flags of the recorder."""
 
     out_dir: Path = Path("data/sample")
-    """Where the folders `train` and `heldout` go."""
+    """Folder for the subfolders `train` and `heldout`."""
     num_episodes: int = 12
-    """Episodes to train on."""
+    """Number of episodes to train on."""
     num_heldout: int = 2
-    """Episodes kept apart for evaluation."""
+    """Number of episodes held out for evaluation."""
     seed: int = 0
-    """Draws object poses, start poses and timing; episode n of one seed is always the same."""
+    """Seed of object poses, start poses and timing. Episode n of a seed is always the same."""
     fps: float = spec.DEFAULT_FPS
     """Rate of the recording, Hz."""
     workers: int | None = None
-    """Processes; default: one for each core, never more than there are episodes."""
+    """Number of processes. The default is one per core. There are never more than episodes."""
     shadows: bool = False
-    """Draw shadows: nicer, about four times slower without a graphics card."""
+    """Draw shadows. They look nicer but take about four times as long without a graphics card."""
     overwrite: bool = False
-    """Record again what is already there."""
+    """Record existing episodes again."""
 
     def check(self) -> None:
-        """Refuse numbers that make no recording.
+        """Check that every number is large enough.
 
         Raises:
             RealmanError: A flag is below its lowest value.
@@ -63,7 +65,7 @@ class Args:
         for name, lowest in {"num_episodes": 1, "num_heldout": 0, "seed": 0, "fps": 1, "workers": 1}.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise RealmanError(f"--{name.replace('_', '-')}: is {value}; expected at least {lowest}")
+                raise RealmanError(f"--{name.replace('_', '-')}: is {value}, expected at least {lowest}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a job made."""
+    """What a job recorded."""
 
     num_frames: int
     num_failed: int
@@ -88,7 +90,7 @@ class Result:
 
 
 def plan_jobs(args: Args) -> list[Job]:
-    """List all episodes of a run, recorded or not."""
+    """Return all episodes of a run, recorded or not."""
     return [
         Job(args.out_dir / split / f"episode_{n}.hdf5", (args.seed, _SPLIT_SEEDS[split], n), args.fps, args.shadows)
         for split, count in (("train", args.num_episodes), ("heldout", args.num_heldout))
@@ -106,7 +108,10 @@ def record(job: Job) -> Result:
 
 @functools.cache
 def _workshop(height: int, width: int, shadows: bool) -> tuple[Scene, Renderer]:  # noqa: FBT001
-    """Scene and renderer of this process; a graphics context is expensive to open."""
+    """Return the scene and renderer of this process.
+
+    They are opened once, because a graphics context is expensive to open.
+    """
     scene = Scene()
     renderer = open_renderer(scene.model, height, width, shadows=shadows)
     atexit.register(renderer.close)
@@ -114,10 +119,12 @@ def _workshop(height: int, width: int, shadows: bool) -> tuple[Scene, Renderer]:
 
 
 def record_all(jobs: list[Job], workers: int) -> Iterator[Result]:
-    """Record in parallel; results come as they are finished, files do not depend on the number of workers.
+    """Record in parallel and yield each result when it is finished.
+
+    The files do not depend on the number of workers.
 
     Raises:
-        RealmanError: An episode could not be recorded; no further one is begun.
+        RealmanError: An episode could not be recorded. No further one is started.
     """
     # Spawned, because a graphics context does not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -126,36 +133,39 @@ def record_all(jobs: list[Job], workers: int) -> Iterator[Result]:
             for future in concurrent.futures.as_completed([pool.submit(record, job) for job in jobs]):
                 yield future.result()
         except KeyboardInterrupt:
-            logger.info("interrupted: the episodes in work are finished and kept")
+            logger.info("interrupted: episodes in progress are finished and kept")
             raise
         except concurrent.futures.process.BrokenProcessPool as e:
-            raise RealmanError("record: a worker ended unexpectedly, perhaps out of memory; try --workers 1") from e
+            raise RealmanError("record: a worker died, perhaps because memory ran out. Try --workers 1") from e
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _prepare_worker() -> None:
     logging.basicConfig(level=logging.WARNING)
-    # Ctrl-C reaches the whole group: the parent stops handing out work, the episodes in work are finished and kept.
+    # Ctrl-C reaches the whole process group. Workers ignore it and finish their episode. The parent hands out no more work.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Mesa's software rasteriser would otherwise start a thread for each core in each worker.
+    # Otherwise Mesa's software rasterizer would start one thread per core in each worker.
     os.environ.setdefault("LP_NUM_THREADS", "1")
 
 
 def main(args: Args) -> None:
-    """Record simulated pick-and-place episodes of the two arms, as HDF5 files that `make convert` reads."""
+    """Record simulated pick-and-place episodes of both arms as HDF5 files."""
     args.check()
     began = time.monotonic()
+    # Keep the episodes of an earlier run. Counting their frames also shows a damaged file before any work is done.
     jobs = plan_jobs(args)
     kept = [] if args.overwrite else [job for job in jobs if job.path.exists()]
     kept_frames = sum(episode.count_frames(job.path) for job in kept)
     missing = [job for job in jobs if job not in kept]
     workers = min(args.workers or os.cpu_count() or 1, max(len(missing), 1))
+    # Record the missing ones.
     results = []
     with tqdm(total=len(jobs), initial=len(kept), unit="ep", desc="record") as progress:
         for result in record_all(missing, workers):
             results.append(result)
             progress.update()
+    # Report totals to stderr. Only the folder goes to stdout, for scripts.
     num_frames = kept_frames + sum(result.num_frames for result in results)
     megabytes = sum(job.path.stat().st_size for job in jobs) / 1e6
     logger.info(
@@ -163,7 +173,7 @@ def main(args: Args) -> None:
         *(args.num_episodes, args.num_heldout, args.out_dir, num_frames, num_frames / args.fps, megabytes),
     )
     logger.info(
-        "recorded %d (drawn by %s), kept %d that were there, drew %d again because the task failed; %.0f s",
+        "recorded %d (drawn by %s), kept %d, redrew %d because the task failed, took %.0f s",
         *(len(results), results[0].backend if results else "nothing", len(kept)),
         *(sum(result.num_failed for result in results), time.monotonic() - began),
     )

@@ -1,6 +1,6 @@
-"""Camera images of a scene: OpenGL without a display where there is one, a ray caster where there is none.
+"""Camera images of a scene, drawn by OpenGL or ray casting.
 
-Order of choice: EGL, OSMesa, rays. `REALMAN_RENDER=egl|osmesa|rays` forces one.
+OpenGL needs no display here. The first that works is used: EGL, OSMesa, rays. `REALMAN_RENDER=egl|osmesa|rays` forces one.
 """
 
 from collections.abc import Iterator
@@ -25,38 +25,46 @@ BACKENDS = ("egl", "osmesa", "rays")
 
 _MAX_GEOMS = 200
 _OFF_FLAGS = (mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX, mujoco.mjtRndFlag.mjRND_HAZE)
-"""Effects that this scene does not have; each costs a pass or a test."""
+"""Effects that this scene does not have. Each would cost a pass or a test."""
 
 
 @runtime_checkable
 class Renderer(Protocol):
-    """Draws one model at one size. Holds a graphics context: use it from the thread that opened it, then close it."""
+    """Draws one model at one size.
+
+    It holds a graphics context. Use it only in the thread that opened it, and close it.
+    """
 
     backend: str
 
     def render(self, data: mujoco.MjData, camera: str) -> Image:
-        """Draw what a camera of `realman.spec.CAMERAS` sees; a new RGB array each time."""
+        """Draw what a camera of `realman.spec.CAMERAS` sees.
+
+        Returns:
+            A new RGB array.
+        """
         ...
 
     def close(self) -> None:
-        """Release the graphics context; safe to call twice."""
+        """Release the graphics context. Safe to call twice."""
         ...
 
 
 class GlContextError(Exception):
-    """OpenGL cannot be used on this machine by the way that was tried."""
+    """This OpenGL backend cannot be used on this machine."""
 
 
 class GlRenderer:
-    """Draws by OpenGL into an offscreen buffer."""
+    """Draws with OpenGL into an offscreen buffer."""
 
     def __init__(self, model: mujoco.MjModel, height: int, width: int, *, backend: str, shadows: bool) -> None:
         """Open a graphics context.
 
         Raises:
-            GlContextError: There is none of this kind here.
+            GlContextError: This backend cannot be used here.
         """
         self.backend = backend
+        # Enlarge the model's offscreen buffer before a context is opened for it.
         model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
         model.vis.global_.offheight = max(model.vis.global_.offheight, height)
         self._gl, self._context = _open_contexts(model, backend, width, height)
@@ -93,20 +101,21 @@ class GlRenderer:
 
 
 def open_renderer(model: mujoco.MjModel, height: int, width: int, *, shadows: bool = False) -> Renderer:
-    """Open the best renderer this machine has, or the one that `REALMAN_RENDER` names.
+    """Open the best renderer of this machine, or the one in `REALMAN_RENDER`.
 
     Args:
-        model: The scene; its offscreen size grows to the images' when needed.
+        model: The scene. Its offscreen buffer grows to the image size if needed.
         height: Rows of an image, px.
         width: Columns of an image, px.
-        shadows: Draw shadows; about four times slower on a software rasteriser. The ray caster has none.
+        shadows: Draw shadows. They are about four times slower on a software rasterizer. The ray caster draws none.
 
     Raises:
-        RobotError: The forced backend is unknown or cannot be opened here.
+        RobotError: The forced backend is unknown or cannot be used here.
     """
     forced = os.environ.get(BACKEND_ENV, "").lower()
     if forced and forced not in BACKENDS:
-        raise RobotError(f"{BACKEND_ENV}: '{forced}' is no way to draw; expected one of {', '.join(BACKENDS)}")
+        raise RobotError(f"{BACKEND_ENV}: unknown renderer '{forced}', expected one of {', '.join(BACKENDS)}")
+    # Rays always work, so they end the search.
     for backend in [forced] if forced else BACKENDS:
         if backend == "rays":
             break
@@ -114,19 +123,20 @@ def open_renderer(model: mujoco.MjModel, height: int, width: int, *, shadows: bo
             renderer = GlRenderer(model, height, width, backend=backend, shadows=shadows)
         except GlContextError as e:
             if forced:
-                remedy = "install libegl1 or libosmesa6, or set 'rays'"
-                raise RobotError(f"{BACKEND_ENV}: '{backend}' cannot draw here ({e}); {remedy}") from e
-            logger.info("no %s here (%s)", backend, e)
+                remedy = "Install libegl1 or libosmesa6, or set 'rays'"
+                raise RobotError(f"{BACKEND_ENV}: '{backend}' cannot draw here ({e}). {remedy}") from e
+            logger.info("%s cannot be used here (%s)", backend, e)
         else:
-            logger.info("cameras are drawn by %s", backend)
+            logger.info("camera images are drawn by %s", backend)
             return renderer
+    # Falling back is worth a warning, a choice of your own is not.
     level = logging.INFO if forced else logging.WARNING
-    logger.log(level, "cameras are drawn by casting rays: no shadows, several times slower than OpenGL")
+    logger.log(level, "camera images are drawn by casting rays: no shadows, several times slower than OpenGL")
     return RayRenderer(model, height, width)
 
 
 def _open_contexts(model: mujoco.MjModel, backend: str, width: int, height: int) -> tuple[Any, mujoco.MjrContext]:
-    """Open the platform's graphics context and MuJoCo's drawing context in it."""
+    """Open the platform's graphics context, and MuJoCo's context in it."""
     logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)
     try:
         if backend == "egl":
@@ -135,16 +145,19 @@ def _open_contexts(model: mujoco.MjModel, backend: str, width: int, height: int)
             from mujoco.osmesa import GLContext
         gl = GLContext(width, height)
         gl.make_current()
-        with _environment_variable("MUJOCO_GL", backend):  # MuJoCo's loader of GL functions reads it here
+        with _environment_variable("MUJOCO_GL", backend):  # read by MuJoCo's loader of GL functions
             return gl, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-    except Exception as e:  # a missing or unfit library surfaces as any of half a dozen types, PyOpenGL's own included
+    except Exception as e:  # an unusable library raises any of half a dozen types, PyOpenGL's own included
         _forget_pyopengl()
         raise GlContextError(str(e) or type(e).__name__) from e
 
 
 def _forget_pyopengl() -> None:
-    """Let PyOpenGL choose its platform again: it keeps that of its first import, even when it cannot be used."""
-    os.environ.pop("PYOPENGL_PLATFORM", None)  # set by mujoco.egl and mujoco.osmesa, and inherited by child processes
+    """Let PyOpenGL choose its platform again.
+
+    It keeps the platform of its first import, even one that cannot be used.
+    """
+    os.environ.pop("PYOPENGL_PLATFORM", None)  # set by mujoco.egl and mujoco.osmesa, inherited by child processes
     for name in [name for name in sys.modules if name.partition(".")[0] == "OpenGL"]:
         del sys.modules[name]
 

@@ -1,4 +1,7 @@
-"""The simulated cell as a `Robot`: simulated time advances by one tick with each `send`, however long that takes."""
+"""The simulated cell as a `Robot`.
+
+Simulated time advances by one tick with each `send`, however long the call takes.
+"""
 
 from collections.abc import Sequence
 import time
@@ -18,7 +21,10 @@ from realman.robots.sim.scene import Scene
 
 
 class SimRobot:
-    """Two RM65 arms, a cube and a tray. Use it from one thread: its cameras hold a graphics context."""
+    """Two RM65 arms, a cube and a tray.
+
+    Use it from one thread: its cameras hold a graphics context.
+    """
 
     def __init__(
         self,
@@ -29,12 +35,12 @@ class SimRobot:
         height_px: int = spec.IMAGE_HEIGHT_PX,
         width_px: int = spec.IMAGE_WIDTH_PX,
     ) -> None:
-        """Describe the robot; nothing is opened before `connect`.
+        """Describe the robot. `connect` opens it.
 
         Args:
-            task_seed: Draws poses of the cube, the tray and the arms.
-            cameras: Which cameras to draw; none is fastest.
-            fps: Ticks a second of simulated time.
+            task_seed: Seed of the poses of cube, tray and arms.
+            cameras: Cameras to draw. None at all is fastest.
+            fps: Ticks per second of simulated time.
             height_px: Rows of an image.
             width_px: Columns of an image.
 
@@ -43,7 +49,7 @@ class SimRobot:
         """
         unknown = set(cameras) - set(spec.CAMERAS)
         if unknown:
-            raise ValueError(f"cameras: {sorted(unknown)} unknown; expected some of {spec.CAMERAS}")
+            raise ValueError(f"cameras: {sorted(unknown)} unknown, expected some of {spec.CAMERAS}")
         self._task_seed = task_seed
         self._cameras = tuple(cameras)
         self._fps = float(fps)
@@ -57,16 +63,19 @@ class SimRobot:
 
     @property
     def fps(self) -> float:
-        """Ticks a second of simulated time, Hz."""
+        """Ticks per second of simulated time."""
         return self._fps
 
     @property
     def sim_time_s(self) -> float:
-        """Simulated time since `connect`."""
+        """Simulated time since `connect`, s."""
         return self._num_ticks / self._fps
 
     def connect(self) -> None:
-        """Set up the cell anew, as the seed draws it; also ends a stop."""
+        """Set up the cell as the seed draws it.
+
+        This also ends a stop.
+        """
         self.disconnect()
         scene = Scene()
         layout = task.draw_layout(np.random.default_rng(self._task_seed))
@@ -79,7 +88,7 @@ class SimRobot:
         self._is_stopped = False
 
     def observe(self) -> RobotObservation:
-        """Measured state and freshly drawn camera images.
+        """Return the measured state and freshly drawn camera images.
 
         Raises:
             NotConnectedError: Not connected.
@@ -89,7 +98,7 @@ class SimRobot:
         return RobotObservation(state=scene.state(), images=images, time_s=time.monotonic())
 
     def measure(self) -> JointVec:
-        """Measured state, without pictures.
+        """Return the measured state without drawing images.
 
         Raises:
             NotConnectedError: Not connected.
@@ -97,14 +106,14 @@ class SimRobot:
         return self._connected().state()
 
     def ages_s(self) -> dict[str, float]:
-        """Nothing grows old where time is simulated."""
+        """Return nothing: simulated measurements have no age."""
         return {}
 
     def send(self, target: JointVec) -> JointVec:
         """Command a target and run one tick of physics.
 
         Args:
-            target: Absolute positions, rad and 0..1; not changed.
+            target: Absolute positions, rad and 0..1. It is not changed.
 
         Returns:
             The target after clipping to the joint ranges and to one tick of motion at maximum speed.
@@ -115,10 +124,10 @@ class SimRobot:
         """
         scene = self._connected()
         if self._is_stopped:
-            raise RejectedError("simulated robot: stopped, so no motion is accepted; connect again first")
+            raise RejectedError("simulated robot: stopped, so no motion is accepted. Call connect() first")
         if not np.isfinite(target).all():
             names = [name for name, value in zip(spec.DIM_NAMES, target, strict=True) if not np.isfinite(value)]
-            raise RejectedError(f"simulated robot: target is not finite at {', '.join(names)}; nothing was sent")
+            raise RejectedError(f"simulated robot: target is not finite at {', '.join(names)}, so nothing was sent")
         reachable = self._target + np.clip(target - self._target, -self._max_step, self._max_step)
         self._target = np.clip(reachable, spec.LOWER, spec.UPPER)
         scene.command(self._target)
@@ -127,20 +136,23 @@ class SimRobot:
         return self._target.copy()
 
     def stop(self) -> None:
-        """Hold the measured position and refuse targets until the next `connect`; harmless when not connected."""
+        """Hold the measured position and refuse targets until the next `connect`.
+
+        Does nothing when not connected.
+        """
         if self._scene is not None:
             self._target = np.clip(self._scene.state(), spec.LOWER, spec.UPPER)
             self._scene.command(self._target)
             self._is_stopped = True
 
     def disconnect(self) -> None:
-        """Release the cameras; safe to call twice."""
+        """Release the cameras. Safe to call twice."""
         if self._renderer is not None:
             self._renderer.close()
         self._renderer = self._scene = None
 
     def is_task_done(self) -> bool:
-        """Whether the cube lies in the tray.
+        """Return whether the cube is in the tray.
 
         Raises:
             NotConnectedError: Not connected.
@@ -149,5 +161,5 @@ class SimRobot:
 
     def _connected(self) -> Scene:
         if self._scene is None:
-            raise NotConnectedError("simulated robot: not connected; call connect() first")
+            raise NotConnectedError("simulated robot: not connected. Call connect() first")
         return self._scene

@@ -1,7 +1,8 @@
-"""The physics of the simulated cell: two arms, a cube and a tray, in the units and order of `realman.spec`.
+"""The physics of the simulated cell: two arms, cube and tray.
 
-`assets/scene.xml` holds the scene and `assets/rm65.xml` the arm; both open in any MuJoCo viewer. World frame: origin on the
-table top between the arms, x from the robot to the workspace, y to the robot's left, z up.
+All vectors have the units and order of `realman.spec`. `assets/scene.xml` holds the scene and `assets/rm65.xml` the arm. Both
+open in any MuJoCo viewer. World frame: origin on the table top between the arms, x from the robot to the workspace, y to the
+robot's left, z up.
 """
 
 import dataclasses
@@ -18,10 +19,10 @@ from realman.kinematics import MountedArm
 SCENE_PATH = Path(__file__).parent / "assets" / "scene.xml"
 
 ACCENT_RGB = {"right": (0.93, 0.45, 0.10), "left": (0.10, 0.42, 0.80)}
-"""Colour of each arm's rings, so that a viewer tells the arms apart."""
+"""Color of each arm's rings, which makes the arms distinguishable."""
 
 CUBE_HALF_M = 0.02
-"""Half the edge of the cube (scene.xml)."""
+"""Half the edge length of the cube (scene.xml)."""
 
 TRAY_INNER_HALF_M = np.array([0.069, 0.079])
 """Half the inner length and width of the tray (scene.xml)."""
@@ -35,8 +36,8 @@ SPEED_LIMIT = np.concatenate([spec.ARM_SPEED_RAD_S, [GRIPPER_SPEED_S]] * 2)
 _TRAY_RIM_M = 0.032
 _AT_REST_M_S = 0.02
 
-# Which geoms may touch: (contype, conaffinity). Links meet the other arm and the surroundings, never their own arm, whose
-# neighbouring housings overlap by design.
+# Which geoms may touch: (contype, conaffinity). Links collide with the other arm and the surroundings, but not with their own
+# arm, whose neighboring housings overlap by design.
 _COLLISION_BITS = {"right": (2, 1 | 4), "left": (4, 1 | 2)}
 
 
@@ -54,7 +55,10 @@ class Layout:
 
 
 class Scene:
-    """One simulated cell. Not thread safe; each process or robot owns its own."""
+    """One simulated cell.
+
+    It is not thread safe. Each process or robot owns its own.
+    """
 
     def __init__(self) -> None:
         self.model = mujoco.MjModel.from_xml_path(str(SCENE_PATH))
@@ -64,7 +68,7 @@ class Scene:
         self._actuators = np.array([self.model.actuator(name).id for name in spec.DIM_NAMES])
         self._fingers = {side: [self.model.joint(f"{side}_finger_{f}").id for f in "ab"] for side in spec.SIDES}
         self.grip_travel_m = float(self.model.actuator("right_gripper").ctrlrange[1])
-        """Travel of one finger between closed and open."""
+        """Travel of one finger from closed to open."""
         self._prepare_arms()
         self._steps_done = 0
         mujoco.mj_forward(self.model, self.data)
@@ -82,7 +86,7 @@ class Scene:
                     self.model.geom_contype[geom], self.model.geom_conaffinity[geom] = _COLLISION_BITS[side]
 
     def reset(self, layout: Layout) -> None:
-        """Put everything where `layout` says, at rest."""
+        """Put everything where `layout` says and at rest."""
         model, data = self.model, self.data
         mujoco.mj_resetData(model, data)
         model.body("tray").pos[:2] = layout.tray_xy_m
@@ -98,33 +102,42 @@ class Scene:
         mujoco.mj_forward(model, data)
 
     def command(self, target: JointVec) -> None:
-        """Set the targets of all joints and grippers; they hold until the next call. MuJoCo clips them to the ranges."""
+        """Set the targets of all joints and grippers.
+
+        They hold until the next call. MuJoCo clips them to the joint ranges.
+        """
         ctrl = target.copy()
         ctrl[list(spec.GRIPPER_DIMS)] *= self.grip_travel_m
         self.data.ctrl[self._actuators] = ctrl
 
     def advance_to(self, time_s: float) -> None:
-        """Run the physics to a simulated time; absolute, so that a step that does not divide a tick never adds up."""
+        """Run the physics to a simulated time.
+
+        The time is absolute, so rounding to whole physics steps never accumulates.
+        """
         until = round(time_s / self.model.opt.timestep)
         if until > self._steps_done:
             mujoco.mj_step(self.model, self.data, until - self._steps_done)
             self._steps_done = until
-            # A step ends with new positions but with poses, contacts and forces of the step before.
+            # A step ends with new positions, but with poses, contacts and forces of the previous step.
             mujoco.mj_forward(self.model, self.data)
 
     def state(self) -> JointVec:
-        """Measured positions: rad, grippers 0..1."""
+        """Return the measured positions: rad, grippers 0..1."""
         qpos = self.data.qpos
-        # The fingers' end stops give by micrometres; a gripper reports none of that.
+        # The fingers' end stops yield by micrometers. A real gripper does not report this.
         fingers = qpos[self._finger_table("jnt_qposadr")].clip(0, self.grip_travel_m)
         return self._layout_vector(qpos[self._arm_qpos], fingers)
 
     def velocity(self) -> JointVec:
-        """Measured velocities: rad/s, grippers in strokes per second."""
+        """Return the measured velocities: rad/s, grippers in strokes per second."""
         return self._layout_vector(self.data.qvel[self._arm_dof], self.data.qvel[self._finger_table("jnt_dofadr")])
 
     def effort(self) -> JointVec:
-        """Motor torques in N m including what carries the arm's weight; grippers: force in N, closing is negative."""
+        """Return motor torques in N m and gripper forces in N.
+
+        Torques include what carries the arm's weight. A closing force is negative.
+        """
         effort = np.empty(spec.NUM_DIMS)
         effort[list(spec.JOINT_DIMS)] = self.data.qfrc_actuator[self._arm_dof]
         grippers = list(spec.GRIPPER_DIMS)
@@ -141,18 +154,21 @@ class Scene:
         return vector
 
     def arm(self, side: str) -> MountedArm:
-        """Kinematics of one arm at its place in the scene, the tool being the point between its fingertips."""
+        """Return the kinematics of one arm at its place in the scene.
+
+        The tool is the point between the fingertips.
+        """
         base = _transform(self.data.body(f"{side}_base").xpos, self.data.body(f"{side}_base").xmat)
         tool = np.eye(4)
         tool[:3, 3] = self.model.site(f"{side}_grasp").pos
         return MountedArm(base, tool)
 
     def cube_position(self) -> Float[np.ndarray, " 3"]:
-        """Centre of the cube, m."""
+        """Return the center of the cube, m."""
         return self.data.body("cube").xpos.copy()
 
     def is_cube_in_tray(self) -> bool:
-        """Whether the cube lies in the tray, at rest and touched by no finger."""
+        """Return whether the cube rests in the tray, untouched by any finger."""
         offset = np.abs(self.cube_position() - self.model.body("tray").pos)
         inside = bool((offset[:2] < TRAY_INNER_HALF_M).all() and offset[2] < _TRAY_RIM_M + CUBE_HALF_M)
         cube_dof = self.model.joint("cube").dofadr[0]
@@ -167,7 +183,10 @@ class Scene:
 
 
 def camera_in_model(camera: str) -> str:
-    """Name of a camera in the MuJoCo model; an attached arm prefixes its own with its side."""
+    """Return the name of a camera in the MuJoCo model.
+
+    An attached arm prefixes its camera's name with its side.
+    """
     return camera.removeprefix("cam_")
 
 

@@ -1,7 +1,8 @@
-"""The scripted task: the right arm puts the cube into the tray while the left arm comes to steady the tray.
+"""The scripted task of the simulated arms.
 
-Each arm follows a list of moves. A move adds a minimum-jerk displacement in joint space, s(u) = 10 u^3 - 15 u^4 + 6 u^5; moves
-may overlap, which rounds the corners, and the sum of smooth displacements stays smooth.
+The right arm puts the cube into the tray while the left arm comes to steady the tray. Each arm follows a list of moves. A move
+adds a minimum-jerk displacement in joint space, s(u) = 10 u^3 - 15 u^4 + 6 u^5. Moves may overlap, which rounds the corners. The
+sum of smooth displacements stays smooth.
 """
 
 import dataclasses
@@ -24,16 +25,16 @@ from realman.robots.sim.scene import Scene
 TASK = "pick up the cube and place it in the tray"
 
 HOME_ARM = np.deg2rad([0.0, 20.0, 70.0, 0.0, 90.0, 0.0])
-"""Arm bent, fingers pointing straight down 0.30 m in front of the base; far from every singular pose."""
+"""Arm bent, fingers pointing straight down 0.30 m in front of the base. It is far from every singular pose."""
 
 MAX_SPEED_SHARE = 0.6
-"""No joint is asked for more than this share of its maximum speed."""
+"""Largest share of its maximum speed that is commanded of any joint."""
 
 _MOVE_SPEED_SHARE = 0.5
-"""The same for a single move; overlapping moves add up to more."""
+"""The same for a single move. Overlapping moves add up to more."""
 
 _PEAK_TO_MEAN_SPEED = 15 / 8
-"""Of a minimum-jerk motion: s'(1/2)."""
+"""Ratio of a minimum-jerk motion: s'(1/2)."""
 
 _CUBE_X_M = (0.24, 0.36)
 _CUBE_Y_M = (-0.40, -0.20)
@@ -42,15 +43,15 @@ _TRAY_SPREAD_M = 0.015
 _HOME_SPREAD_RAD = np.deg2rad(4.0)
 _TIME_SPREAD = 0.08
 _REST_S = 0.25
-"""Nothing moves at the end, so that the arms have arrived in the last frame."""
+"""Time without motion at the end, so that the arms have arrived in the last frame."""
 
-CUBE_COLOURS = ((0.82, 0.12, 0.10), (0.93, 0.72, 0.08), (0.12, 0.55, 0.20), (0.45, 0.16, 0.60))
+CUBE_COLORS = ((0.82, 0.12, 0.10), (0.93, 0.72, 0.08), (0.12, 0.55, 0.20), (0.45, 0.16, 0.60))
 
-# Fingers down, palm's camera towards the robot: the tool's axes in the world when `HOME_ARM` is taken.
+# Fingers down, palm's camera towards the robot: the tool's axes in the world at `HOME_ARM`.
 _FINGERS_DOWN = np.diag([-1.0, 1.0, -1.0])
 
 _GRIP_CLOSED = 0.2
-"""Commanded opening when holding the cube: less than its width, so that the fingers press."""
+"""Commanded opening when holding the cube. It is less than the cube's width, so that the fingers press."""
 _APPROACH_M = 0.09
 _CARRY_M = 0.10
 
@@ -75,7 +76,10 @@ class Plan:
     duration_s: float
 
     def targets(self, fps: float) -> JointTraj:
-        """Absolute targets, one a tick; row k is where the arms should be at (k + 1) / fps."""
+        """Return absolute targets, one per tick.
+
+        Row k is where the arms should be at (k + 1) / fps.
+        """
         times = np.arange(1, round(self.duration_s * fps) + 1) / fps
         targets = np.tile(self.start, (len(times), 1))
         for side, moves in self.moves.items():
@@ -85,7 +89,7 @@ class Plan:
         return targets
 
     def stretched(self, factor: float) -> "Plan":
-        """The same path, `factor` times slower."""
+        """Return the same path, `factor` times slower."""
         moves = {
             side: tuple(Move(m.start_s * factor, m.duration_s * factor, m.delta) for m in moves)
             for side, moves in self.moves.items()
@@ -94,13 +98,16 @@ class Plan:
 
 
 def minimum_jerk(u: np.ndarray) -> np.ndarray:
-    """Share of a displacement done at time `u` in 0..1; flat outside."""
+    """Return the share of a displacement done at time `u` in 0..1.
+
+    It is constant outside that range.
+    """
     u = u.clip(0, 1)
     return u**3 * (10 + u * (6 * u - 15))
 
 
 def draw_layout(rng: np.random.Generator) -> Layout:
-    """Draw poses and colour of the cube, place of the tray, and the arms' start."""
+    """Draw the cube's pose and color, the tray and the arms' start."""
     start = np.concatenate([HOME_ARM, [0.0], HOME_ARM, [0.0]])
     start[list(spec.JOINT_DIMS)] += rng.uniform(-_HOME_SPREAD_RAD, _HOME_SPREAD_RAD, len(spec.JOINT_DIMS))
     start[list(spec.GRIPPER_DIMS)] = rng.uniform(0.88, 0.98, len(spec.GRIPPER_DIMS))
@@ -108,15 +115,15 @@ def draw_layout(rng: np.random.Generator) -> Layout:
     return Layout(
         start=start,
         cube_xy_m=(float(rng.uniform(*_CUBE_X_M)), float(rng.uniform(*_CUBE_Y_M))),
-        # The cube looks the same after a quarter turn, so half of one to each side is every yaw there is.
+        # The cube looks the same after a quarter turn, so an eighth to each side covers every distinct yaw.
         cube_yaw=float(rng.uniform(-np.pi / 4, np.pi / 4)),
-        cube_rgb=CUBE_COLOURS[int(rng.integers(len(CUBE_COLOURS)))],
+        cube_rgb=CUBE_COLORS[int(rng.integers(len(CUBE_COLORS)))],
         tray_xy_m=(float(tray[0]), float(tray[1])),
     )
 
 
 class _ArmScript:
-    """Collects the moves of one arm; knows where the last one ends."""
+    """Collects the moves of one arm, each from the previous end."""
 
     def __init__(self, arm: MountedArm, start: Float[np.ndarray, " 7"], rng: np.random.Generator) -> None:
         self._arm = arm
@@ -133,7 +140,10 @@ class _ArmScript:
         self.time_s = max(self.time_s, time_s)
 
     def reach(self, pose: Transform, seconds: float, *, grip: float | None = None, blend: float = 0.0) -> None:
-        """Bring the tool to a pose; the last `blend` share of the time overlaps the next move."""
+        """Bring the tool to a pose.
+
+        The last `blend` share of the time overlaps the next move.
+        """
         joints = self._arm.inverse(pose, self._now[:6])
         self._go(joints, self._now[6] if grip is None else grip, seconds, blend)
 
@@ -156,10 +166,12 @@ class _ArmScript:
 
 
 def draw_plan(scene: Scene, layout: Layout, rng: np.random.Generator) -> Plan:
-    """Plan both arms for a layout; timing and tilts vary with `rng`, every joint keeps `MAX_SPEED_SHARE` of its speed.
+    """Plan the motion of both arms for a layout.
+
+    Timing and tilts vary with `rng`. Every joint stays within `MAX_SPEED_SHARE` of its speed.
 
     Raises:
-        ValueError: A pose is out of an arm's reach, which the ranges of `draw_layout` exclude.
+        ValueError: A pose is out of an arm's reach. The ranges of `draw_layout` exclude this.
     """
     right = _ArmScript(scene.arm("right"), layout.start[spec.ARM_SLICES["right"]], rng)
     left = _ArmScript(scene.arm("left"), layout.start[spec.ARM_SLICES["left"]], rng)
@@ -171,7 +183,7 @@ def draw_plan(scene: Scene, layout: Layout, rng: np.random.Generator) -> Plan:
 
 
 def _script_right(arm: _ArmScript, layout: Layout, rng: np.random.Generator) -> float:
-    """Pick and place; returns when the cube is released, s."""
+    """Script pick and place, and return the time of release, s."""
     cube = np.array([*layout.cube_xy_m, CUBE_HALF_M])
     tray = np.array([*layout.tray_xy_m, CUBE_HALF_M + 0.014])
     up = np.array([0.0, 0.0, 1.0])
@@ -192,7 +204,10 @@ def _script_right(arm: _ArmScript, layout: Layout, rng: np.random.Generator) -> 
 
 
 def _script_left(arm: _ArmScript, layout: Layout, released_s: float, rng: np.random.Generator) -> None:
-    """Come to the tray's left edge with half closed fingers, stay until the cube lies in it, go home."""
+    """Script the left arm, which steadies the tray.
+
+    It comes to the tray's left edge with half closed fingers, stays until the cube is in the tray, and goes home.
+    """
     edge = np.array([*layout.tray_xy_m, 0.0]) + np.array([-0.02, 0.115, 0.045])
     away = np.array([0.0, 0.06, 0.07])
     yaw = rng.uniform(-1.0, -0.7)
@@ -206,12 +221,12 @@ def _script_left(arm: _ArmScript, layout: Layout, released_s: float, rng: np.ran
 
 
 def tool_pose(position: Float[np.ndarray, " 3"], yaw: float, *, roll: float = 0.0) -> Transform:
-    """Pose of the point between the fingertips, fingers down.
+    """Return a pose of the point between the fingertips, fingers down.
 
     Args:
-        position: In the world, m.
-        yaw: Turn about the vertical, rad; at 0 the fingers open along the world's y.
-        roll: Lean of the tool about the world's x, rad; positive moves the palm towards the robot's right.
+        position: Position in the world, m.
+        yaw: Rotation about the vertical, rad. At 0 the fingers open along the world's y.
+        roll: Lean of the tool about the world's x, rad. A positive roll moves the palm towards the robot's right.
     """
     pose = np.eye(4)
     pose[:3, :3] = Rotation.from_euler("XZ", [roll, yaw]).as_matrix() @ _FINGERS_DOWN
@@ -220,6 +235,6 @@ def tool_pose(position: Float[np.ndarray, " 3"], yaw: float, *, roll: float = 0.
 
 
 def _speed_share(plan: Plan, sample_hz: float = 200.0) -> float:
-    """Largest share of its maximum speed that any number is asked for."""
+    """Return the largest commanded share of any joint's or gripper's speed limit."""
     speed = np.abs(np.diff(plan.targets(sample_hz), axis=0)) * sample_hz
     return float((speed / SPEED_LIMIT).max())
