@@ -249,6 +249,6 @@ def test_opencv_itself_opens_a_stream_and_its_end_is_an_unplugged_camera(video):
 def test_a_stream_of_another_size_says_what_to_set(video):
     source = CameraSettings("opencv", device=video).source("cam_low")
     source.open()
-    with pytest.raises(RobotError, match="frame of 48x64x3, expected 480x640x3. Set 'width_px' and 'height_px'"):
+    with pytest.raises(RobotError, match=r"frame of 48x64x3, expected 480x640x3\. Set 'width_px' and 'height_px'"):
         source.grab()
     source.close()
