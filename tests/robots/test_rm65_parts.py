@@ -1,5 +1,6 @@
 """The driver's parts without an SDK: what follows a target, what a gripper is told, what codes mean, what settings allow."""
 
+import concurrent.futures
 import socket
 import threading
 import time
@@ -210,7 +211,9 @@ def test_a_state_that_the_sdk_could_not_read_is_not_used():
 
     feed = StateFeed("right arm", "127.0.0.1", 0.1)
     feed.receive(Unreadable())
-    with pytest.raises(RobotTimeoutError, match=r"1 pushes could not be read: check that the firmware is 1\.7 or newer"):
+    with pytest.raises(
+        RobotTimeoutError, match=r"1 pushes could not be read: check that the firmware is 1\.7 or newer"
+    ):
         feed.latest()
 
 
@@ -222,6 +225,21 @@ def test_a_call_that_never_returns_is_given_up_and_its_errors_are_passed_on():
     assert bounded(lambda: 3, 1.0, "counting") == 3
     with pytest.raises(ZeroDivisionError):
         bounded(lambda: 1 // 0, 1.0, "dividing")
+
+
+def test_a_call_that_never_returns_is_given_up_where_futures_have_a_timeout_error_of_their_own(monkeypatch):
+    # As before Python 3.11, where it is not the built-in one.
+    class FutureTimeoutError(Exception): ...
+
+    def result(_future: object, _timeout_s: float) -> None:
+        raise FutureTimeoutError
+
+    monkeypatch.setattr(concurrent.futures, "TimeoutError", FutureTimeoutError)
+    monkeypatch.setattr(concurrent.futures.Future, "result", result)
+    forever = threading.Event()
+    with pytest.raises(RobotTimeoutError, match="sleeping: the SDK did not return"):
+        bounded(forever.wait, 0.05, "sleeping")
+    forever.set()
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,8 @@ def bounded(function: Callable[[], _T], timeout_s: float, what: str, undo: Calla
     thread.start()
     try:
         return done.result(timeout_s)
-    except TimeoutError:
+    # The built-in TimeoutError is a different class before Python 3.11.
+    except concurrent.futures.TimeoutError:
         if not done.cancel():
             return done.result()
         raise RobotTimeoutError(f"{what}: the SDK did not return within {timeout_s:g} s") from None
