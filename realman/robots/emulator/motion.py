@@ -25,7 +25,7 @@ _ARRIVED = 1e-6
 """Distance that counts as arrived, rad or share of a planned path."""
 
 
-class Status(enum.StrEnum):
+class Status(str, enum.Enum):  # enum.StrEnum needs Python 3.11
     """What the arm is doing, in the words of the state push."""
 
     IDLE = "idle"
@@ -34,6 +34,9 @@ class Status(enum.StrEnum):
     STOP = "stop"
     SLOW_STOP = "slow_stop"
     PAUSE = "pause"
+
+    def __str__(self) -> str:
+        return str(self.value)
 
 
 def approach(
