@@ -53,7 +53,10 @@ def test_values_are_read_and_whole_numbers_may_stand_for_floats(tmp_path):
         ),
         ("[rm65]\nright_host = '10.0.0.1'\nleft_host = '10.0.0.1'", "both arms have the address '10.0.0.1'"),
         ("[cameras.cam_hihg]\nkind = 'opencv'\ndevice = 0", "unknown camera 'cam_hihg'"),
-        ("[cameras.cam_high]\nkind = 'opencv'\nserial = '1'", "kind = 'opencv' needs 'device' and does not accept 'serial'"),
+        (
+            "[cameras.cam_high]\nkind = 'opencv'\nserial = '1'",
+            "kind = 'opencv' needs 'device' and does not accept 'serial'",
+        ),
         ("[cameras]\ncam_high = 3", r"'cameras.cam_high' is 3, expected a table \[cameras.cam_high\]"),
         ("robot = ", "cannot be read as TOML"),
         ("[safety]\njoint_margin_deg = -3", "'joint_margin_deg' is -3"),
