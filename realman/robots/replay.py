@@ -1,6 +1,7 @@
 """A robot that plays back a recording.
 
-It accepts every target without moving. It plays a recorded episode (HDF5), with images for a policy, or the log of a run (run.npz), without images.
+It accepts every target without moving. It plays a recorded episode (HDF5), with images for a policy, or the log of a
+run (run.npz), without images.
 """
 
 from pathlib import Path
@@ -105,7 +106,7 @@ class ReplayRobot:
         return len(self._connected().state)
 
     def connect(self) -> None:
-        """Open the file and begin at its first frame.
+        """Open the file and start at its first frame.
 
         Raises:
             EpisodeError: The file is neither a recording nor a log.
@@ -125,7 +126,7 @@ class ReplayRobot:
         return np.array(self._connected().state[self._frame()])
 
     def ages_s(self) -> dict[str, float]:
-        """Return nothing: a recording has no ages."""
+        """Return no ages: nothing grows old in a recording."""
         return {}
 
     def send(self, target: JointVec) -> JointVec:

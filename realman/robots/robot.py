@@ -1,6 +1,7 @@
 """The robot interface, `connected()`, and the wrapper for dry runs.
 
-A robot is two RM65 arms with their grippers and cameras, real or simulated. Only its driver knows native units and wire formats.
+A robot is two RM65 arms with their grippers and cameras, real or simulated. Only its driver knows native units and wire
+formats.
 """
 
 from collections.abc import Iterator
@@ -166,7 +167,7 @@ class ShadowRobot:
         return self._robot.observe()
 
     def send(self, target: JointVec) -> JointVec:
-        """Return the target as if it was sent."""
+        """Return the target as if it had been sent."""
         return target
 
     def slow_stop(self) -> None:
@@ -187,9 +188,9 @@ class ShadowRobot:
 def connected(robot: Robot) -> Iterator[Robot]:
     """Connect a robot. When the block ends, stop and release it.
 
-    However the block ends and any signal that arrives meanwhile, the arms are stopped first and released second. After a normal
-    end, a tripped watchdog or a lost policy, the arms first brake along their path (`BrakingRobot`). After a signal or an
-    unexpected error, they are stopped at once.
+    The arms are always stopped first and released second, even if signals arrive meanwhile. After a normal end, a
+    tripped watchdog or a lost policy, they brake along their path before the stop (`BrakingRobot`). After a signal or
+    an unexpected error, they are stopped at once.
 
     Raises:
         RobotError: The arms could not be stopped, and the block itself had not failed.
@@ -232,7 +233,7 @@ def _stop(robot: Robot, *, has_failed: bool) -> None:
         robot.stop()
     except Exception as e:
         # The error that ended the block stays the one reported, but the user must see that the arms are not stopped.
-        logger.critical("the arms could not be stopped (%s): press the emergency stop", e)
+        logger.critical("robot: the arms could not be stopped (%s). Press the emergency stop", e)
         if not has_failed:
             raise RobotError(f"robot: the arms could not be stopped ({e}). Press the emergency stop") from e
 

@@ -1,4 +1,4 @@
-"""Camera devices behind their sources: OpenCV and RealSense stand-ins, colours, sizes, missing and frozen devices."""
+"""Camera devices behind their sources: OpenCV and RealSense stand-ins, colors, sizes, missing and frozen devices."""
 
 import sys
 import time
@@ -72,7 +72,7 @@ def test_a_device_that_does_not_open_is_named_and_released():
     [(None, "delivers no frame"), (np.zeros((8, 6, 3), np.uint8), "frame of 8x6x3, expected 4x6x3")],
     ids=["unplugged", "other size"],
 )
-def test_a_device_that_delivers_nothing_usable_says_what(frame, says):
+def test_a_device_that_delivers_nothing_usable_is_reported(frame, says):
     capture = FakeCapture(frame)
     source = opencv_source(capture)
     source.open()
@@ -139,7 +139,7 @@ def test_a_realsense_is_opened_by_its_serial_number_with_its_channels_in_order()
         (FakeRealSense("222", start_error="busy"), r"640x480 px at 30 Hz does not start \(busy\)"),
     ],
 )
-def test_a_realsense_that_is_not_there_says_what_was_found(library, says):
+def test_a_missing_realsense_is_reported_with_what_was_found(library, says):
     with pytest.raises(RobotError, match=says):
         realsense_source(library).open()
 
@@ -191,22 +191,22 @@ def test_an_image_that_never_changes_is_a_frozen_camera_and_one_changed_bit_is_n
 
 
 def wait_for_the_end_of(cameras: ThreadedCameras, error: type[Exception], match: str) -> None:
-    """Look at the newest frames, as the driver does at each tick, until a camera says what is wrong with it."""
+    """Read the newest frames, as the driver does at each tick, until a camera reports an error."""
     until = time.monotonic() + 10
-    with pytest.raises(error, match=match):  # noqa: PT012 - which look fails is not known
+    with pytest.raises(error, match=match):  # noqa: PT012 - which read fails is not known
         while time.monotonic() < until:
             cameras.latest()
             time.sleep(0.01)
 
 
-def test_a_frozen_camera_tells_the_driver_what_is_wrong():
+def test_the_driver_reports_a_frozen_camera():
     cameras = ThreadedCameras([FrozenCheck(StillSource(), 0.05)], max_fps=200)
     cameras.open()
     wait_for_the_end_of(cameras, RobotTimeoutError, "camera 'cam_high': the image has not changed")
     cameras.close()
 
 
-def test_a_library_that_raises_what_it_likes_is_a_broken_camera():
+def test_any_error_of_a_library_is_a_failed_camera():
     class Broken(StillSource):
         def grab(self) -> dict[str, np.ndarray]:
             if self.grabs:
@@ -224,7 +224,7 @@ def test_a_library_that_raises_what_it_likes_is_a_broken_camera():
 
 @pytest.fixture
 def video(tmp_path) -> str:
-    """Ten frames that differ, in a file that OpenCV opens like any device; mostly red."""
+    """A file with ten different frames, mostly red. OpenCV opens it like any device."""
     path = str(tmp_path / "video.avi")
     writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
     for t in range(10):

@@ -110,7 +110,7 @@ def test_a_stop_brakes_every_kind_of_motion_and_forgets_the_target(slow):
         assert np.rad2deg(np.abs(path[-1] - before).max()) < (43 if slow else 11)
 
 
-def test_a_paused_motion_goes_on_where_it_stood_and_a_discarded_one_does_not():
+def test_a_paused_motion_resumes_where_it_stood_and_a_discarded_one_does_not():
     motion = new_motion()
     motion.plan(-HOME, 0.5)
     advance(motion, 0.3)
@@ -140,7 +140,7 @@ def test_kinematic_arms_move_at_their_top_speed_at_most():
     assert gripper == pytest.approx(1.0 - 0.1 / 0.7)
 
 
-def test_a_native_gripper_keeps_its_route_tells_its_mode_and_reports_its_arrival_once():
+def test_a_native_gripper_keeps_its_route_and_reports_its_mode_and_its_arrival_once():
     gripper = Gripper()
     assert gripper.set_route(100, 900)
     assert gripper.move(0, notify=True)

@@ -86,7 +86,7 @@ def test_a_connection_is_reset(emulator):
         ("left clear everything", "expected 'right|left clear"),
     ],
 )
-def test_a_line_that_means_nothing_says_what_would(emulator, line, says):
+def test_an_invalid_line_is_refused_with_what_was_expected(emulator, line, says):
     with pytest.raises(RobotError) as caught:
         prompt.obey(emulator, line)
     assert says in str(caught.value)

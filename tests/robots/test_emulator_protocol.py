@@ -27,7 +27,7 @@ HOME_MDEG = [0, 20000, 70000, 0, 90000, 0]
 
 
 class Arm:
-    """A controller with its world and a clock in one hand."""
+    """A controller with its world and a clock that the test advances."""
 
     def __init__(self, **settings) -> None:
         self.physics = KinematicPhysics()
@@ -66,7 +66,7 @@ def test_messages_are_found_however_the_stream_is_cut(messages, size):
     assert found == messages
 
 
-def test_lines_that_are_no_object_are_dropped_and_a_stream_without_lines_is_an_error():
+def test_lines_without_an_object_are_dropped_and_a_stream_without_lines_is_an_error():
     reader = LineReader()
     assert list(reader.feed(b'\xff\r\n[1]\r\n\r\n{"command":"x"}\r\n')) == [{"command": "x"}]
     with pytest.raises(ValueError, match="no end of line"):
@@ -165,8 +165,9 @@ def test_an_arm_held_back_by_the_world_stops_with_a_collision(arm):
     assert arm.ask("movej", v=50, joint=HOME_MDEG)["receive_state"] is True
 
 
-def test_a_burst_of_high_follow_targets_is_no_collision(arm):
-    # What waited in the network while this process was held up: three steps of 9 deg at once, faster than any joint.
+def test_a_burst_of_high_follow_targets_is_not_a_collision(arm):
+    # Targets that waited in the network while this process was paused: three steps of 9 deg at once, faster than any
+    # joint.
     for k in (1, 2, 3):
         arm.ask("movej_canfd", joint=[9_000 * k, *HOME_MDEG[1:]], follow=True)
     arm.run(1.0)
@@ -211,7 +212,7 @@ def test_a_rejected_command_changes_nothing_and_is_answered_false(arm):
         {"command": "set_joint_en_state", "joint_en_state": [9, 1]},
     ],
 )
-def test_a_request_that_makes_no_sense_is_met_with_silence(arm, request_):
+def test_a_malformed_request_is_not_answered(arm, request_):
     assert answer(arm.controller, request_) is None
     assert arm.controller.records == []
 

@@ -55,7 +55,7 @@ def test_the_emulated_robot_is_a_robot_whose_images_show_its_motion():
 
 
 class CellClock:
-    """The time of the emulated cell, which stands still when a busy machine lets the emulator wait."""
+    """The time of the emulated cell. It does not pass while a busy machine makes the emulator wait."""
 
     def __init__(self, robot: EmulatedRobot) -> None:
         self._physics = robot._physics

@@ -1,4 +1,4 @@
-"""The emulator on its sockets, spoken to without any SDK: lines, pushes, faults, and the command that starts it."""
+"""The emulator on its sockets without any SDK: lines, pushes, faults, and the command that starts it."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from realman.robots.emulator.settings import two_arms
 
 
 class Client:
-    """A controller's client that knows nothing but lines."""
+    """A client that exchanges plain lines with a controller."""
 
     def __init__(self, address) -> None:
         self.socket = socket.create_connection(address, 10)
@@ -80,7 +80,7 @@ def test_push_settings_take_effect(emulator, pushes):
         assert client.ask("set_realtime_push", **{**request, "cycle": 0})["state"] is False
 
 
-def test_requests_in_one_segment_are_answered_one_by_one_and_rubbish_is_survived(emulator):
+def test_requests_in_one_segment_are_answered_one_by_one_and_garbage_is_survived(emulator):
     with Client(emulator.addresses["left"]) as client:
         line = b'{"command":"get_joint_degree"}\r\n'
         client.socket.sendall(line + b"rubbish\r\n" + line[:10])
@@ -112,7 +112,7 @@ def test_a_reset_drops_the_connection_and_a_new_one_works(emulator):
         assert client.ask("get_joint_degree")["state"] == "joint_degree"
 
 
-def test_an_address_in_use_is_told_when_the_emulator_starts(emulator, ports):
+def test_an_address_in_use_is_reported_when_the_emulator_starts(emulator, ports):
     with pytest.raises(OSError, match="in use"), Emulator(two_arms(*ports)):
         pass
 
@@ -136,7 +136,7 @@ def test_the_command_runs_two_arms_until_it_is_interrupted(repo_root: Path, tmp_
         stderr=log,
         text=True,
         env=os.environ,
-        # Tests that a shell runs in its background have SIGINT ignored, and so would this child.
+        # Tests that a shell runs in the background ignore SIGINT, and so would this child.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:

@@ -82,7 +82,7 @@ def test_a_stopped_or_closed_replay_takes_no_target(tmp_path, write_recording):
 
 
 @pytest.mark.parametrize("name", ["missing.npz", "other.npz", "missing.hdf5"])
-def test_what_cannot_be_replayed_is_told_in_one_line(tmp_path, name):
+def test_what_cannot_be_replayed_is_reported_in_one_line(tmp_path, name):
     np.savez(tmp_path / "other.npz", something=np.zeros(3))
     with pytest.raises(EpisodeError, match=name):
         ReplayRobot(tmp_path / name).connect()

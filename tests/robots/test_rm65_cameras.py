@@ -13,7 +13,7 @@ from realman.robots.cameras.threads import ThreadedCameras
 
 
 class FakeSource:
-    """A device whose images count up; it can be missing, silent, or be unplugged."""
+    """A device whose images count up. It can be missing, silent or unplugged."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -75,7 +75,7 @@ def test_frames_are_taken_no_faster_than_asked():
     assert elapsed_s >= 9 / 50
 
 
-def test_a_camera_that_is_not_there_is_told_and_the_others_are_released():
+def test_a_missing_camera_is_reported_and_the_others_are_released():
     sources = [FakeSource("cam_high"), FakeSource("cam_low")]
     sources[1].failure = RobotError("camera 'cam_low': serial 123 is not connected")
     with pytest.raises(RobotError, match="serial 123 is not connected"):
@@ -90,7 +90,7 @@ def test_a_camera_without_a_first_frame_is_named():
         ThreadedCameras(sources, first_frame_timeout_s=0.2).open()
 
 
-def test_an_unplugged_camera_is_told_at_the_next_look_and_comes_back_when_it_is_opened_again():
+def test_an_unplugged_camera_is_reported_at_the_next_read_and_works_when_it_is_opened_again():
     source = FakeSource("cam_high")
     cameras = ThreadedCameras([source], max_fps=200)
     cameras.open()

@@ -1,4 +1,4 @@
-"""The real driver through the vendor's own SDK when something breaks: it says what, and no arm keeps moving."""
+"""The real driver through the vendor's own SDK when something breaks: it reports what, and no arm keeps moving."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -40,7 +40,7 @@ class Cell:
         return self.emulator.controllers[side]
 
     def drive_until(self, error: type[Exception], match: str, seconds: float = 30.0) -> None:
-        """Keep the arms moving until the driver complains."""
+        """Keep the arms moving until the driver raises."""
         until = time.monotonic() + seconds
         with pytest.raises(error, match=match):  # noqa: PT012 - which of the calls fails is not known
             target = self.robot.observe().state
@@ -50,7 +50,7 @@ class Cell:
                 time.sleep(0.02)
 
     def assert_still_for_good(self, side: str) -> None:
-        """The arm was stopped, and no motion command came after that."""
+        """Check that the arm was stopped, and that no motion command followed."""
         arm = self.arm(side)
         stop = next(r for r in arm.records if r.command == "set_arm_stop")
         assert motion_commands(arm.records, stop.time_s) == []
@@ -80,14 +80,14 @@ def cell() -> Iterator[Cell]:
         cell.robot.disconnect()
 
 
-def test_no_controller_at_the_address_is_told_in_one_line():
+def test_no_controller_at_the_address_is_reported_in_one_line():
     port, push_port = free_ports()
     robot = Rm65Robot(Rm65Settings("127.0.0.1", "127.0.0.2", tcp_port=port, push_port=push_port))
     with pytest.raises(RobotTimeoutError, match=f"right arm 127.0.0.1: no RealMan controller answers at port {port}"):
         robot.connect()
 
 
-def test_a_controller_that_hangs_is_told_and_the_other_arm_is_released(cell):
+def test_a_hanging_controller_is_reported_and_the_other_arm_is_released(cell):
     cell.arm("left").faults.ignored = frozenset({EVERYTHING})
     with pytest.raises(RobotTimeoutError, match=r"left arm 127.0.0.2"):
         cell.robot.connect()
@@ -100,7 +100,7 @@ def test_a_controller_that_hangs_is_told_and_the_other_arm_is_released(cell):
     cell.robot.observe()
 
 
-def test_everything_that_keeps_an_arm_from_moving_is_told_at_once(cell):
+def test_everything_that_keeps_an_arm_from_moving_is_reported_together(cell):
     arm = cell.arm()
     arm.is_real = arm.is_powered = False
     arm.joints_enabled[3] = False
@@ -143,9 +143,10 @@ def test_a_number_that_is_not_finite_never_reaches_the_wire(cell):
     assert motion_commands(cell.arm("right").records + cell.arm("left").records, 0.0) == []
 
 
-# The SDK (1.1.6) reads a lost connection in a loop; closing it in the wrong microsecond ends its thread, and no arm connects after that.
+# The SDK (1.1.6) reads a lost connection in a loop. Closing it in the wrong microsecond ends its thread, and no arm
+# connects after that.
 @pytest.mark.own_process
-def test_a_connection_reset_while_driving_stops_both_arms_and_connecting_again_mends_it(cell):
+def test_a_connection_reset_while_driving_stops_both_arms_and_connecting_again_recovers(cell):
     cell.robot.connect()
     cell.robot.send(cell.robot.observe().state)
     cell.emulator.reset_connections("right")
@@ -197,7 +198,7 @@ def test_a_gripper_that_stops_answering_is_noticed(cell):
     )
 
 
-def test_a_stop_that_nobody_acknowledges_is_an_error_that_names_the_emergency_stop(cell):
+def test_an_unacknowledged_stop_is_an_error_that_names_the_emergency_stop(cell):
     robot = cell.robot = Rm65Robot(dataclasses.replace(cell.settings, reply_timeout_s=0.2, stop_timeout_s=0.2))
     robot.connect()
     cell.arm("left").faults.ignored = frozenset({"set_arm_stop"})
@@ -208,7 +209,7 @@ def test_a_stop_that_nobody_acknowledges_is_an_error_that_names_the_emergency_st
     cell.assert_still_for_good("right")
 
 
-def test_an_arm_that_moves_on_after_an_acknowledged_stop_is_an_error(cell):
+def test_an_arm_that_keeps_moving_after_an_acknowledged_stop_is_an_error(cell):
     robot = cell.robot = Rm65Robot(dataclasses.replace(cell.settings, stop_timeout_s=2.0))
     robot.connect()
     arm = cell.arm("left")
@@ -218,7 +219,7 @@ def test_an_arm_that_moves_on_after_an_acknowledged_stop_is_an_error(cell):
         robot.stop()
 
 
-def test_a_missing_sdk_is_told_with_the_remedy(monkeypatch):
+def test_a_missing_sdk_is_reported_with_the_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "Robotic_Arm", None)
     with pytest.raises(SiteError, match="pip install Robotic_Arm"):
         Rm65Robot(Rm65Settings()).connect()
@@ -239,7 +240,7 @@ with Emulator(two_arms(port, push_port, generation=3)) as emulator:
     robot = Rm65Robot(settings)
     robot.connect()
     robot.send(robot.observe().state)
-    # What nobody should do on generation 3: it leaves the SDK's lock taken for ever.
+    # Never do this on generation 3: it leaves the SDK's lock taken forever.
     assert robot._arms["right"]._sdk_arm.rm_set_arm_emergency_stop(True) == -4
     start = time.monotonic()
     robot.stop()
@@ -261,5 +262,5 @@ def test_a_hung_sdk_does_not_keep_the_arms_from_stopping():
     lines = done.stdout.splitlines()
     assert lines[:3] == ["stopped True", "right True []", "left True []"], done.stderr
     assert "the SDK hangs since an earlier run (left arm 127.0.0.2: release" in lines[3]
-    assert "start the program again" in lines[3]
+    assert "Start the program again" in lines[3]
     assert done.returncode == 0, done.stderr

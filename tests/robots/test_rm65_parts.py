@@ -1,4 +1,4 @@
-"""The driver's parts without an SDK: what follows a target, what a gripper is told, what codes mean, what settings allow."""
+"""The driver's parts without an SDK: following a target, grippers, error codes, settings."""
 
 import concurrent.futures
 import socket
@@ -79,7 +79,7 @@ def test_a_command_stream_that_cannot_send_says_so_at_the_next_target():
 
 
 def watch_for(seconds: float, measured_speed: float, offset: float) -> FollowWatch:
-    """Look 50 times a second at an arm that moves at a speed and is `offset` away from its target."""
+    """Watch an arm 50 times per second while it moves at `speed`, `offset` away from its target."""
     watch = FollowWatch("right arm", 0.5)
     for tick in range(round(seconds * 50)):
         measured = np.full(6, measured_speed * tick / 50)
@@ -105,14 +105,14 @@ def test_a_pause_between_targets_is_not_taken_for_standing_still():
 
 
 def test_an_arm_is_not_still_while_nothing_new_is_known_of_it():
-    # A busy machine calls often and hears late: half a second of calls with one old state is no arm that stands still.
+    # A busy machine calls often and hears late: half a second of calls with one old state does not mean a standstill.
     watch = FollowWatch("right arm", 0.5)
     for _ in range(200):
         watch.look(np.full(6, 0.1), np.zeros(6), 7.0)
 
 
 class FakeGripper:
-    """A gripper that remembers what it was told and fails when asked to."""
+    """A gripper that remembers its commands and fails on request."""
 
     def __init__(self) -> None:
         self.moves: list[float] = []
@@ -227,8 +227,8 @@ def test_a_call_that_never_returns_is_given_up_and_its_errors_are_passed_on():
         bounded(lambda: 1 // 0, 1.0, "dividing")
 
 
-def test_a_call_that_never_returns_is_given_up_where_futures_have_a_timeout_error_of_their_own(monkeypatch):
-    # As before Python 3.11, where it is not the built-in one.
+def test_a_call_that_never_returns_is_given_up_on_python_3_10_too(monkeypatch):
+    # Before Python 3.11 a future raises a TimeoutError of its own, not the built-in one.
     class FutureTimeoutError(Exception): ...
 
     def result(_future: object, _timeout_s: float) -> None:
@@ -267,7 +267,7 @@ def test_a_raw_stop_believes_only_an_acknowledgement(reply, kind, text):
         thread.join(10)
 
 
-def test_nobody_at_the_raw_stops_address_is_told():
+def test_no_controller_at_the_raw_stops_address_is_reported():
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(RobotTimeoutError, match=r"right arm: no connection to 127\.0\.0\.1"):

@@ -1,4 +1,4 @@
-"""The SDK's UDP thread stands still while a handle is released: through the real SDK, and the router alone."""
+"""The SDK's UDP thread waits while a handle is released: through the real SDK, and in the router alone."""
 
 import dataclasses
 import threading
@@ -20,7 +20,7 @@ class Push:
 
 
 class Sender:
-    """A thread that delivers pushes one after the other, as the SDK's does."""
+    """A thread that delivers pushes one after the other, as the SDK's thread does."""
 
     def __init__(self, router: PushRouter) -> None:
         self.num_sent = 0
@@ -45,7 +45,7 @@ class Sender:
 @pytest.fixture
 def router() -> PushRouter:
     router = PushRouter()
-    # As after the first `add`: no SDK is needed to route.
+    # The state after the first `add`, so that routing needs no SDK.
     router._callback = object()
     return router
 
@@ -67,7 +67,7 @@ def test_pushes_go_to_the_receiver_of_their_address_until_it_is_removed(router):
     assert seen == [Push(1)]
 
 
-def test_a_pause_begins_when_the_thread_stands_still_and_loses_nothing(router, monkeypatch):
+def test_a_pause_begins_when_the_thread_waits_and_loses_nothing(router, monkeypatch):
     monkeypatch.setattr(pushes, "_ARRIVAL_S", 60.0)
     monkeypatch.setattr(pushes, "_RECENT_S", 60.0)
     seen: list[int] = []
@@ -83,7 +83,7 @@ def test_a_pause_begins_when_the_thread_stands_still_and_loses_nothing(router, m
     assert seen == list(range(len(seen)))
 
 
-def test_a_pause_waits_for_nobody_when_nobody_pushes(router, monkeypatch):
+def test_a_pause_does_not_wait_when_no_arm_pushes(router, monkeypatch):
     monkeypatch.setattr(pushes, "_ARRIVAL_S", 1e6)
     with router.paused():
         pass
@@ -93,7 +93,7 @@ def test_a_pause_waits_for_nobody_when_nobody_pushes(router, monkeypatch):
         pass
 
 
-def test_a_call_that_hangs_does_not_keep_the_other_arms_state_away_for_ever(router, monkeypatch):
+def test_a_hanging_call_does_not_withhold_the_other_arms_state_forever(router, monkeypatch):
     monkeypatch.setattr(pushes, "_LONGEST_PAUSE_S", 0.01)
     seen: list[Push] = []
     router.add("10.0.0.1", seen.append)

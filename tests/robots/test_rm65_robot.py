@@ -1,4 +1,4 @@
-"""The real driver through the vendor's own SDK against two emulated controllers on loopback: when all is well."""
+"""The real driver through the vendor's own SDK against two emulated controllers on loopback, without faults."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -22,7 +22,7 @@ from realman.robots.robot import Robot
 
 pytest.importorskip("Robotic_Arm", reason="needs the vendor's SDK: pip install Robotic_Arm")
 
-# Patient limits: this machine may be busy, and the emulator shares its process with the driver.
+# Generous limits: this machine may be busy, and the emulator shares its process with the driver.
 PATIENT = Rm65Settings(
     "127.0.0.1",
     "127.0.0.2",
@@ -63,7 +63,7 @@ def make_cell() -> Iterator:
 
 
 def drive(robot: Rm65Robot, goal: np.ndarray, ticks: int) -> np.ndarray:
-    """Walk to `goal` in a straight line, wait for the arms, and return what the robot then measures."""
+    """Move to `goal` in a straight line, wait for the arms, and return what the robot then measures."""
     start = robot.observe().state
     for k in range(1, ticks + 1):
         robot.send(start + (goal - start) * k / ticks)
@@ -110,7 +110,7 @@ def test_both_arms_and_grippers_reach_a_target(make_cell, generation, gripper, f
         assert {r.request["follow"] for r in streamed} == {follow == "high"}
 
 
-def test_the_preflight_table_tells_about_both_arms(make_cell):
+def test_the_preflight_table_covers_both_arms(make_cell):
     robot = make_cell().robot()
     robot.connect()
     try:
@@ -167,7 +167,7 @@ def test_a_stop_ends_the_motion_of_both_arms_and_nothing_is_sent_after_it(make_c
             robot.send(goal)
             time.sleep(1 / robot.fps)
         robot.stop()
-        # From the controllers: a busy machine may deliver state pushes of before the stop after it.
+        # Read from the controllers, because a busy machine may deliver older state pushes after the stop.
         arms = cell.emulator.controllers.values()
         stopped = np.concatenate([arm.position.joints for arm in arms])
         with pytest.raises(RejectedError, match="stopped"):
@@ -259,7 +259,7 @@ def wait_for(found: Callable[[], list[int]], expected: list[int]) -> None:
 
 
 class FakeCameras:
-    """A full set of cameras whose clock the test holds."""
+    """A full set of cameras whose clock the test controls."""
 
     def __init__(self) -> None:
         self.age_s = 0.0
@@ -289,7 +289,7 @@ def test_camera_frames_come_with_the_state_and_an_old_one_is_an_error(make_cell)
             TimeoutError, match=r"camera 'cam_high': the newest frame is 30\d\d ms old, expected at most 2000 ms"
         ):
             robot.observe()
-        # Nobody goes on with a chunk that was predicted from what the camera saw before it broke.
+        # A chunk predicted from the last image of a broken camera must not be played on.
         with pytest.raises(TimeoutError, match="camera 'cam_high'"):
             robot.send(observation.state)
     finally:

@@ -56,7 +56,7 @@ def test_rows_are_whole_jpegs_padded_with_zeros(recording):
             assert cv2.imdecode(rows[0], cv2.IMREAD_COLOR).shape == (48, 64, 3)
 
 
-def test_jpeg_keeps_colours_in_their_place():
+def test_jpeg_keeps_the_channel_order():
     image = np.zeros((16, 16, 3), np.uint8)
     image[..., 0] = 200
     decoded = cv2.imdecode(episode.encode_jpeg(image), cv2.IMREAD_COLOR_RGB)
@@ -148,6 +148,6 @@ def test_training_heldout_and_client_scenes_are_drawn_apart(tmp_path):
 
 
 @pytest.mark.parametrize(("flag", "value"), [("num_episodes", 0), ("fps", 0.0), ("workers", 0), ("num_heldout", -1)])
-def test_senseless_numbers_are_refused_with_the_flag(flag, value):
+def test_invalid_numbers_are_refused_with_the_flag(flag, value):
     with pytest.raises(RealmanError, match=f"--{flag.replace('_', '-')}: is {value}, expected at least"):
         record.main(record.Args(**{flag: value}))

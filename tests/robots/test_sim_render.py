@@ -1,4 +1,4 @@
-"""Camera images: by OpenGL where there is one, and by rays."""
+"""Camera images drawn by OpenGL, where there is one, and by rays."""
 
 import os
 
@@ -25,10 +25,10 @@ def scene():
 
 
 def cube_mask(image, scene):
-    """Pixels with the hue of the cube, whatever the light."""
+    """Pixels with the hue of the cube in any light."""
     rgb = image.astype(float) / np.maximum(image.max(axis=-1, keepdims=True), 1)
-    colour = scene.model.mat("cube").rgba[:3]
-    return np.abs(rgb - colour / colour.max()).max(axis=-1) < 0.1
+    color = scene.model.mat("cube").rgba[:3]
+    return np.abs(rgb - color / color.max()).max(axis=-1) < 0.1
 
 
 @pytest.mark.parametrize("camera", spec.CAMERAS)

@@ -121,7 +121,7 @@ def test_nothing_touches_but_fingers_cube_tray_and_table(scene):
 
 
 def test_every_drawn_episode_ends_with_the_cube_in_the_tray(rollouts):
-    # `simulate` keeps only successes; a working script needs no second draw.
+    # `simulate` keeps only successes. A working script needs no second draw.
     assert [rollout.num_failed for rollout in rollouts] == [0] * len(rollouts)
 
 
@@ -163,7 +163,7 @@ def test_episodes_differ_in_scene_and_length(rollouts):
     assert all(4.0 <= len(rollout.action) / FPS <= 7.0 for rollout in rollouts)
 
 
-def test_same_seed_gives_the_same_episode_whatever_ran_before(scene, rollouts):
+def test_same_seed_gives_the_same_episode_after_any_other(scene, rollouts):
     again = episode.simulate(scene, (7, 0), FPS)
     np.testing.assert_array_equal(again.state, rollouts[0].state)
     np.testing.assert_array_equal(again.action, rollouts[0].action)

@@ -181,13 +181,13 @@ def test_a_stop_that_fails_is_logged_as_critical_and_keeps_the_first_error(caplo
     robot = FakeRobot(fail={"stop": RobotError("no answer")})
     with pytest.raises(ServerError, match="gone"):
         run(robot, RampClient(fail_at=1))
-    assert "press the emergency stop" in caplog.text
+    assert "Press the emergency stop" in caplog.text
     assert robot.calls[-1] == "disconnect"
 
 
 def test_a_stop_that_fails_after_a_good_run_is_an_error():
     robot = FakeRobot(fail={"stop": RobotError("no answer")})
-    with pytest.raises(RobotError, match="press the emergency stop"):
+    with pytest.raises(RobotError, match="Press the emergency stop"):
         run(robot, RampClient())
     assert robot.calls[-1] == "disconnect"
 

@@ -79,8 +79,8 @@ class RealSenseSource:
             pipeline.start(config)
         except RuntimeError as e:
             raise RobotError(
-                f"{self._where}: {width_px}x{height_px} px at {fps} Hz does not start ({e}). Check that the camera is on USB 3, "
-                "and that no other program uses it"
+                f"{self._where}: {width_px}x{height_px} px at {fps} Hz does not start ({e}). "
+                "Check that the camera is on USB 3, and that no other program uses it"
             ) from e
         self._pipeline = pipeline
 

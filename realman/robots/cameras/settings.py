@@ -28,7 +28,7 @@ class CameraSettings:
     width_px: int = spec.IMAGE_WIDTH_PX
     height_px: int = spec.IMAGE_HEIGHT_PX
     fps: int = 30
-    """Frame rate to request from the device, Hz."""
+    """Rate to request from the device, Hz."""
     max_frozen_s: float = 1.0
     """How long an image may stay the same to the last bit, s. The noise of a live sensor changes it with each frame."""
 

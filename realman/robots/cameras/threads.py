@@ -91,7 +91,7 @@ class ThreadedCameras:
         for thread in self._threads:
             thread.daemon = True
             thread.start()
-        # Wait until every camera has delivered or one has failed. What a source raised explains more than the timeout does.
+        # Wait until every camera has delivered or one has failed. A source's own error explains more than a timeout.
         with self._changed:
             self._changed.wait_for(lambda: self._errors or wanted <= set(self._frames), self._first_frame_timeout_s)
         missing = sorted(wanted - set(self._frames))
@@ -101,7 +101,8 @@ class ThreadedCameras:
             if errors:
                 raise errors[0]
             raise RobotTimeoutError(
-                f"cameras: no frame from {', '.join(missing)} within {self._first_frame_timeout_s:g} s. Check cable and name"
+                f"cameras: no frame from {', '.join(missing)} within {self._first_frame_timeout_s:g} s. "
+                "Check cable and name"
             )
 
     def latest(self) -> dict[str, Frame]:
@@ -134,7 +135,7 @@ class ThreadedCameras:
                     self._changed.notify_all()
                 self._is_closing.wait(max(0.0, begin_s + self._period_s - time.monotonic()))
         except Exception as e:
-            # Device libraries raise errors of any type. In every case this camera is dead and the control loop must know.
+            # Device libraries raise errors of any type. All of them mean that this camera is dead.
             error = e if isinstance(e, RealmanError) else RobotError(f"camera {', '.join(source.names)}: failed ({e})")
             logger.error("%s", error)
             with self._changed:

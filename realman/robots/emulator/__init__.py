@@ -1,7 +1,8 @@
 """An emulated RealMan arm controller on loopback.
 
-It speaks JSON over TCP, pushes its state over UDP, and has motion, a gripper and faults. It answers the vendor's own SDK well
-enough to connect, move, grip, stop and read state, so the real driver is tested without an arm. Each module knows one thing:
+It speaks JSON over TCP, pushes its state over UDP, and has motion, a gripper and faults. It answers the vendor's own
+SDK well enough to connect, move, grip, stop and read state, so the real driver is tested without an arm. Each module
+knows one thing:
 
     wire        integers on the wire <-> rad, m, and the framing of lines
     settings    one arm's address, identity and limits
@@ -12,8 +13,8 @@ enough to connect, move, grip, stop and read state, so the real driver is tested
     controller  one arm: its state, its motion, its record of commands
     protocol    which reply a request gets: the tables of `queries` and `commands`
     push        the UDP state message
-    faults      what a test can break
-    prompt      how you break it by typing a line at the running emulator
+    faults      what can be broken
+    prompt      faults that you type at the running emulator
     server      sockets and clock
     robot       all of it behind the real driver, with the simulated cell and its cameras
 

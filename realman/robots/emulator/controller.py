@@ -198,8 +198,8 @@ class Controller:
 
     def _watch_collision(self, joints: ArmVec, dt_s: float) -> None:
         """Raise a collision if the arm is far from its expected position."""
-        # The expected position is not the command itself: after a pause of the network or of this process, a burst of high-follow
-        # targets runs ahead of what any joint can do, without a collision.
+        # The expected position is not the command itself: after a pause of the network or of this process, a burst of
+        # high-follow targets runs ahead of what any joint can do, without a collision.
         reach = spec.ARM_SPEED_RAD_S * dt_s
         self._expected = self._expected + np.clip(self.motion.position - self._expected, -reach, reach)
         # Our assumption, as the vendor gives no figure: 15 deg at the usual stage 4, less at more sensitive stages.

@@ -3,7 +3,7 @@
 import dataclasses
 
 EVERYTHING = "*"
-"""Stands for every command in `Faults.silent` and `Faults.rejected`."""
+"""Stands for every command in the sets of `Faults`."""
 
 
 @dataclasses.dataclass

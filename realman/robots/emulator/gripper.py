@@ -52,7 +52,7 @@ class Gripper:
         speed: Share of full speed.
         route: Smallest and largest opening, EG2 units.
         registers: Last written Modbus registers.
-        is_modbus: Whether the tool port speaks Modbus. If so, native commands are refused. If not, Modbus is.
+        is_modbus: Whether the tool port speaks Modbus. If so, native commands are refused, otherwise Modbus ones.
     """
 
     target: float = 1.0

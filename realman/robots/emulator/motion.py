@@ -19,7 +19,7 @@ MAX_HIGH_FOLLOW_STEP_RAD = float(np.deg2rad(10.0))
 """Largest step between two high-follow commands (vendor's manual). A larger one raises the joint's step alarm."""
 
 STOP_DECELERATION_FACTOR = 4.0
-"""How much harder `stop` brakes than the joints' usual acceleration. This is our assumption: the vendor gives no figure."""
+"""How much harder `stop` brakes than the usual acceleration. This is our assumption, as the vendor gives no figure."""
 
 _ARRIVED = 1e-6
 """Distance that counts as arrived, rad or share of a planned path."""

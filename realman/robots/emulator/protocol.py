@@ -14,8 +14,8 @@ def answer(controller: Controller, request: Message) -> Message | None:
     """Carry out one request.
 
     Returns:
-        The reply, or None where a controller stays silent: the command is unknown, the request is malformed, or the command has
-        no reply.
+        The reply, or None where a controller stays silent: the command is unknown, the request is malformed, or the
+        command has no reply.
     """
     command = request.get("command")
     if not isinstance(command, str):

@@ -40,7 +40,8 @@ class EmulatedRobot:
         Args:
             task_seed: Seed of the poses of cube, tray and arms.
             cameras: Cameras to draw.
-            settings: Settings of the driver. The emulator's addresses and ports replace its own. None means the defaults.
+            settings: Settings of the driver. The emulator's addresses and ports replace its own. None means the
+                defaults.
             size_px: Height and width of the images.
         """
         self._task_seed = task_seed

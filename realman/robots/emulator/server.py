@@ -1,7 +1,7 @@
 """Sockets and clock of the emulator.
 
-One thread runs all arms. Other threads may read controllers and assign faults. Anything else goes through `Emulator.call`, which
-runs it between two ticks.
+One thread runs all arms. Other threads may read controllers and assign faults. Anything else goes through
+`Emulator.call`, which runs it between two ticks.
 """
 
 import asyncio

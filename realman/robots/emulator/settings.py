@@ -105,9 +105,9 @@ def two_arms(
 def free_ports() -> tuple[int, int]:
     """Return a TCP port free at both addresses, and a UDP port.
 
-    The TCP port stays reserved until the next call, so that no connection of another process takes it before an emulator listens.
-    The UDP port belongs to this process and is the same at each call: the SDK (1.1.6) cannot open a sixth one in a process's
-    lifetime.
+    The TCP port stays reserved until the next call, so that no connection of another process takes it before an
+    emulator listens. The UDP port belongs to this process and is the same at each call: the SDK (1.1.6) cannot open a
+    sixth one in a process's lifetime.
     """
     _reservation.close()
     for _ in range(_PORT_TRIES):

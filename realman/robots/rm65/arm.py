@@ -39,9 +39,9 @@ _STANDSTILL_RAD = float(np.deg2rad(0.05))
 
 
 class Arm:
-    """One arm. Its commands pass a gate that a stop closes.
+    """One arm.
 
-    So no command can follow a stop.
+    Commands pass a gate that a stop closes, so no command can follow a stop.
 
     Attributes:
         name: Name for messages, such as 'right arm 192.168.1.19'.
@@ -98,8 +98,8 @@ class Arm:
             undo=lambda: close_handle(arm),
         ):
             raise RobotTimeoutError(
-                f"{self.name}: no RealMan controller answers at port {settings.tcp_port}. Check power, network and address. "
-                "If it was connected a moment ago, start the program again"
+                f"{self.name}: no RealMan controller answers at port {settings.tcp_port}. "
+                "Check power, network and address. If it was connected a moment ago, start the program again"
             )
         self._sdk_arm = arm
         arm.rm_set_timeout(round(settings.reply_timeout_s * 1000))
@@ -173,8 +173,8 @@ class Arm:
     def stop(self) -> None:
         """Stop at once and wait for the standstill.
 
-        The stop goes through the SDK, or past it if it hangs or lost its connection. It never uses `rm_set_arm_emergency_stop`: on
-        a generation 3 controller this leaves the SDK locked forever (1.1.1 .. 1.1.6).
+        The stop goes through the SDK, or around it if it hangs or lost its connection. It never uses
+        `rm_set_arm_emergency_stop`: on a generation 3 controller this leaves the SDK locked forever (1.1.1 .. 1.1.6).
 
         Raises:
             RobotError: The stop was not acknowledged, or no standstill was observed.

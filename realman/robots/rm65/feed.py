@@ -65,7 +65,7 @@ class StateFeed:
 
     def receive(self, push: Any) -> None:
         """Take one push (`rm_realtime_arm_joint_state_t`)."""
-        # -3 means that the SDK could not parse the push. Firmware before 1.7 spells errors differently, so they would be missed.
+        # -3: the SDK could not parse the push. Firmware before 1.7 spells errors differently, so they would be missed.
         if push.errCode != 0:
             self._num_unreadable += 1
             return
@@ -91,7 +91,10 @@ class StateFeed:
         state = self._state
         age_s = time.monotonic() - state.time_s if state else float("inf")
         if state is None or age_s > self._max_age_s:
-            found = "no state push arrives" if state is None else f"the state is {age_s * 1000:.0f} ms old"
+            limit_ms = self._max_age_s * 1000
+            found = f"the state is {age_s * 1000:.0f} ms old, expected at most {limit_ms:.0f} ms"
+            if state is None:
+                found = "no state push arrives"
             # Pushes that arrive but cannot be read have a cause of their own.
             hint = (
                 f" {self._num_unreadable} pushes could not be read: check that the firmware is 1.7 or newer."
@@ -99,8 +102,8 @@ class StateFeed:
                 else ""
             )
             raise RobotTimeoutError(
-                f"{self._name}: {found}, expected at most {self._max_age_s * 1000:.0f} ms.{hint} Check the network, the firewall "
-                "and that no other program uses the UDP port"
+                f"{self._name}: {found}.{hint} "
+                "Check the network, the firewall and that no other program uses the UDP port"
             )
         return state
 

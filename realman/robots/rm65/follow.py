@@ -11,7 +11,7 @@ from realman.kinematics import ArmVec
 _STANDS_STILL_RAD = float(np.deg2rad(0.2))
 _NEAR_TARGET_RAD = float(np.deg2rad(2.0))
 _MAX_GAP_S = 0.1
-"""Most that the time between two looks counts: an arm is not expected to move while nothing is sent."""
+"""Longest time counted between two looks, because an arm is not expected to move while nothing is sent."""
 
 
 class FollowWatch:
@@ -50,6 +50,6 @@ class FollowWatch:
         self._looked_s = measured_s
         if self._still_s > self._timeout_s:
             raise RejectedError(
-                f"{self._name}: stands still {np.rad2deg(apart):.1f} deg away from its target for {self._still_s:.1f} s. It "
-                "refuses motion, is blocked, or its state push is frozen"
+                f"{self._name}: stands still {np.rad2deg(apart):.1f} deg away from its target "
+                f"for {self._still_s:.1f} s. It refuses motion, is blocked, or its state push is frozen"
             )

@@ -1,6 +1,7 @@
 """Drivers for the grippers, and the thread that runs one.
 
-A gripper call waits for the controller's answer and, over Modbus, for a serial line. So it never runs in the control loop.
+A gripper call waits for the controller's answer and, over Modbus, for a serial line. So it never runs in the control
+loop.
 """
 
 import logging

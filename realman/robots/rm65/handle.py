@@ -8,7 +8,7 @@ from realman.robots.rm65.pushes import router
 _LOG_ERRORS_ONLY = 3
 _CONNECT_REPLY_MS = 1000
 _CONNECT_TRIES = 2
-"""A briefly busy machine may lose one of the eleven answers of a connect. The second try spares the user a retry by hand."""
+"""A briefly busy machine may lose one of the eleven answers of a connect. The second try saves you a retry by hand."""
 
 
 def open_handle(arm: Any, host: str, port: int) -> bool:
@@ -20,7 +20,7 @@ def open_handle(arm: Any, host: str, port: int) -> bool:
     Raises:
         RobotError: The SDK has no slot for another arm.
     """
-    # The SDK has one time limit for all arms of a process. The previous arm's is too short for the eleven answers of a connect.
+    # The SDK has one timeout for all arms. The previous arm's is too short for the eleven answers of a connect.
     arm.rm_set_timeout(_CONNECT_REPLY_MS)
     for _ in range(_CONNECT_TRIES):
         try:

@@ -84,7 +84,7 @@ def refuse_if_any(results: list[CheckResult]) -> None:
     Raises:
         RejectedError: At least one check failed. The message names all problems.
     """
-    problems = [f"{f.arm}: {f.check} is {f.found}, {f.problem}" for f in results if f.problem]
+    problems = [f"{r.arm}: {r.check} is {r.found}, {r.problem}" for r in results if r.problem]
     if problems:
         raise RejectedError("; ".join(problems))
 
@@ -110,8 +110,8 @@ def _versions(name: str, arm: Any) -> CheckResult:
 
 def _run_mode(name: str, arm: Any) -> CheckResult:
     is_real = _ask(name, "rm_get_arm_run_mode", arm.rm_get_arm_run_mode()) == 1
-    problem = "expected real: a simulated arm does not move. Switch to real mode on the teach pendant"
-    return CheckResult(name, "run mode", "real" if is_real else "simulated", None if is_real else problem)
+    remedy = "expected real: a simulated arm does not move. Switch to real mode on the teach pendant"
+    return CheckResult(name, "run mode", "real" if is_real else "simulated", None if is_real else remedy)
 
 
 def _power(name: str, arm: Any) -> CheckResult:
@@ -123,7 +123,8 @@ def _enabled(name: str, arm: Any) -> CheckResult:
     enabled = _ask(name, "rm_get_joint_en_state", arm.rm_get_joint_en_state())
     off = [joint for joint, on in zip(spec.ARM_JOINTS, enabled, strict=False) if not on]
     found = f"off at {', '.join(off)}" if off else "all on"
-    return CheckResult(name, "joint enable", found, "enable the joints on the teach pendant" if off else None)
+    remedy = "expected all on. Enable the joints on the teach pendant"
+    return CheckResult(name, "joint enable", found, remedy if off else None)
 
 
 def _joint_errors(name: str, arm: Any) -> CheckResult:
@@ -134,9 +135,8 @@ def _joint_errors(name: str, arm: Any) -> CheckResult:
         for joint, bits in zip(spec.ARM_JOINTS, flags["err_flag"], strict=False)
         if bits
     ]
-    return CheckResult(
-        name, "joint state", ", ".join(found) or "good", "clear it on the teach pendant" if found else None
-    )
+    remedy = "expected good. Clear it on the teach pendant"
+    return CheckResult(name, "joint state", ", ".join(found) or "good", remedy if found else None)
 
 
 def _controller(name: str, arm: Any) -> CheckResult:
@@ -146,20 +146,24 @@ def _controller(name: str, arm: Any) -> CheckResult:
     found = (
         codes.describe_system_error(error) if error else f"good, {state['voltage']:.1f} V, {state['temperature']:.0f} C"
     )
-    return CheckResult(name, "controller", found, "clear it on the teach pendant" if error else None)
+    return CheckResult(name, "controller", found, "expected good. Clear it on the teach pendant" if error else None)
 
 
 def _pushed_errors(name: str, state: ArmState) -> CheckResult:
     problems = state.problems()
-    return CheckResult(name, "state push", ", ".join(problems) or "fresh", "clear it first" if problems else None)
+    remedy = "expected no error. Clear it on the teach pendant"
+    return CheckResult(name, "state push", ", ".join(problems) or "fresh", remedy if problems else None)
 
 
 def _agreement(name: str, arm: Any, state: ArmState) -> CheckResult:
     queried = np.array(_ask(name, "rm_get_joint_degree", arm.rm_get_joint_degree())[:_DOF])
     apart = float(np.abs(np.rad2deg(state.joints) - queried).max())
     is_good = apart <= _MAX_DISAGREEMENT_DEG
-    problem = f"expected at most {_MAX_DISAGREEMENT_DEG:g} deg. Check that the arm is at rest and that each controller has an address of its own"
-    return CheckResult(name, "push against query", f"{apart:.2f} deg apart", None if is_good else problem)
+    remedy = (
+        f"expected at most {_MAX_DISAGREEMENT_DEG:g} deg. "
+        "Check that the arm is at rest, and that there is one controller per address"
+    )
+    return CheckResult(name, "push against query", f"{apart:.2f} deg apart", None if is_good else remedy)
 
 
 def _in_range(name: str, state: ArmState, joint_range: JointRange) -> CheckResult:
@@ -169,15 +173,15 @@ def _in_range(name: str, state: ArmState, joint_range: JointRange) -> CheckResul
         if not low <= q <= high
     ]
     found = ", ".join(outside) or "inside the range"
-    return CheckResult(name, "joint position", found, "move the arm back by hand" if outside else None)
+    remedy = "expected inside the range. Move the arm back by hand"
+    return CheckResult(name, "joint position", found, remedy if outside else None)
 
 
 def _speed(name: str, joint_range: JointRange) -> CheckResult:
     found = " ".join(f"{speed:.0f}" for speed in np.rad2deg(joint_range.max_speed))
     is_good = bool((joint_range.max_speed > 0).all())
-    return CheckResult(
-        name, "joint speed", f"at most {found} deg/s", None if is_good else "set it on the teach pendant"
-    )
+    remedy = "expected above 0. Set it on the teach pendant"
+    return CheckResult(name, "joint speed", f"at most {found} deg/s", None if is_good else remedy)
 
 
 def _collision(name: str, arm: Any) -> CheckResult:

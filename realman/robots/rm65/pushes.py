@@ -1,8 +1,9 @@
 """Routing of state pushes from the SDK's callback to each arm.
 
-The router can also pause the SDK's UDP thread. That thread walks the table of handles without a lock when a push says that its
-arm has stopped, and `rm_delete_robot_arm` frees an entry before it removes it from the table. So the process may crash when a
-stopped arm is released (1.1.6). The thread holds no handle while it is in the callback, so it waits there during a release.
+The router can also pause the SDK's UDP thread. That thread walks the table of handles without a lock when a push says
+that its arm has stopped, and `rm_delete_robot_arm` frees an entry before it removes it from the table. So the process
+may crash when a stopped arm is released (1.1.6). The thread holds no handle while it is in the callback, so it waits
+there during a release.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import Any
 from realman.robots.rm65 import sdk
 
 _RECENT_S = 1.0
-"""Pushes come every 5 to 20 ms. After this long without one no arm pushes, and the SDK's thread waits for its socket."""
+"""Pushes come every 5 to 20 ms. Without one for this long, no arm pushes and the SDK's thread waits for its socket."""
 _ARRIVAL_S = 0.5
 """How long to wait for the next push. A busy machine is late."""
 _LONGEST_PAUSE_S = 5.0

@@ -1,7 +1,7 @@
 """A stop that bypasses the SDK.
 
-It serves when the SDK hangs or lost its connection. It uses a separate TCP connection. A hanging SDK delivers no state either (1.1.6), so the standstill is checked over the same
-connection.
+It is used when the SDK hangs or lost its connection, and has a TCP connection of its own. A hanging SDK delivers no
+state either (1.1.6), so the standstill is checked over the same connection.
 """
 
 import json

@@ -44,7 +44,7 @@ class Rm65Robot:
 
         Args:
             settings: Addresses, rates and limits.
-            cameras: The robot's cameras, opened and closed with it. None means that only joints and grippers are observed.
+            cameras: The robot's cameras, opened and closed with it. None observes joints and grippers only.
         """
         self._settings = settings
         self._cameras = cameras
@@ -70,8 +70,8 @@ class Rm65Robot:
     def connect(self) -> None:
         """Open both arms, their grippers and the cameras, without moving.
 
-        A failure leaves nothing open. Connecting also ends a stop. It releases everything first, so you can call it again to recover a
-        lost connection.
+        A failure leaves nothing open. Connecting also ends a stop. Call it again to recover a lost connection: it
+        releases everything first.
 
         Raises:
             SiteError: The SDK does not load.
@@ -177,7 +177,7 @@ class Rm65Robot:
             raise RejectedError("rm65: stopped, so no motion is accepted. Call connect() first")
         check_finite(target, "target")
         measured, times_s = self._measure()
-        # Checked at every tick, not only when a chunk is requested: the arms must not move on the last image of a dead camera.
+        # At every tick, not only when a chunk is requested: the arms must not move on the last image of a dead camera.
         self._fresh_frames()
         previous = measured if self._previous is None else self._previous
         self._check_arms_follow(previous, measured, times_s)

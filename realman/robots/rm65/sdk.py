@@ -1,7 +1,7 @@
 """The vendor's SDK: loaded late, started once, its calls bounded in time.
 
-Its state is global. The thread mode is chosen once per process, and all arms share one state callback. After `rm_destroy` no arm
-can be opened again (1.1.6), so it is called only at exit.
+Its state is global. The thread mode is chosen once per process, and all arms share one state callback. After
+`rm_destroy` no arm can be opened again (1.1.6), so it is called only at exit.
 """
 
 import atexit
@@ -27,8 +27,10 @@ _GRIPPER_TIMEOUT = 1
 """Seconds, never 0: with 0 a non-blocking gripper call sleeps a whole second inside the SDK (1.0.4 .. 1.1.6)."""
 
 _GRACE_S = 2.0
-"""How long a late call of an earlier run may still take before it counts as hung. A busy machine is late, but a lost lock is lost
-forever."""
+"""How long a late call of an earlier run may take before it counts as hung.
+
+A busy machine is late, but a lost lock is lost forever.
+"""
 
 _lock = threading.Lock()
 _is_started = False

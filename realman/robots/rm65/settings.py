@@ -88,7 +88,8 @@ class Rm65Settings:
                 raise SiteError(f"rm65: '{name}' is {getattr(self, name)}, expected a finite number greater than 0")
         if self.follow == "high" and self.high_follow_rate_hz < max(100.0, self.fps):
             raise SiteError(
-                f"rm65: 'high_follow_rate_hz' is {self.high_follow_rate_hz}, expected 100 Hz or more, and not below 'fps'"
+                f"rm65: 'high_follow_rate_hz' is {self.high_follow_rate_hz}, "
+                "expected 100 Hz or more, and not below 'fps'"
             )
         if self.collision_stage is not None and self.collision_stage not in range(9):
             raise SiteError(f"rm65: 'collision_stage' is {self.collision_stage}, expected 0..8")

@@ -110,8 +110,8 @@ class RayRenderer:
 def surface_normals(points: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
     """Return the unit normals of a surface sampled on an image grid.
 
-    They point towards the viewer at the origin. Each difference uses the nearer of the two neighbors, so that the edge of an
-    object does not mix with the background.
+    They point towards the viewer at the origin. Each difference uses the nearer of the two neighbors, so that the edge
+    of an object does not mix with the background.
     """
     across = _nearer_difference(points, axis=1)
     down = _nearer_difference(points, axis=0)

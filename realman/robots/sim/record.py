@@ -2,8 +2,8 @@
 
 Example: `realman sample --out-dir data/sample --num-episodes 12 --num-heldout 2`
 
-Writes `<out-dir>/train/episode_<n>.hdf5` and `<out-dir>/heldout/episode_<n>.hdf5` in parallel. Existing episodes are kept, so an
-interrupted run resumes where it stopped.
+Writes `<out-dir>/train/episode_<n>.hdf5` and `<out-dir>/heldout/episode_<n>.hdf5` in parallel. Existing episodes are
+kept, so an interrupted run resumes where it stopped.
 """
 
 import atexit
@@ -31,7 +31,7 @@ from realman.robots.sim.scene import Scene
 
 logger = logging.getLogger(__name__)
 
-# Second number of an episode's seed. It is not 0, because numpy pads short seeds with zeros: (s, 0, 0) would equal a plain s.
+# Second number of an episode's seed. Not 0, because numpy pads short seeds with zeros: (s, 0, 0) would equal a plain s.
 _SPLIT_SEEDS = {"train": 1, "heldout": 2}
 
 
@@ -50,7 +50,7 @@ class Args:
     fps: float = spec.DEFAULT_FPS
     """Rate of the recording, Hz."""
     workers: int | None = None
-    """Number of processes. The default is one per core. There are never more than episodes."""
+    """Number of processes, at most one per episode. The default is one per core."""
     shadows: bool = False
     """Draw shadows. They look nicer but take about four times as long without a graphics card."""
     overwrite: bool = False
@@ -143,7 +143,8 @@ def record_all(jobs: list[Job], workers: int) -> Iterator[Result]:
 
 def _prepare_worker() -> None:
     logging.basicConfig(level=logging.WARNING)
-    # Ctrl-C reaches the whole process group. Workers ignore it and finish their episode. The parent hands out no more work.
+    # Ctrl-C reaches the whole process group. Workers ignore it and finish their episode. The parent hands out no more
+    # work.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Otherwise Mesa's software rasterizer would start one thread per core in each worker.
     os.environ.setdefault("LP_NUM_THREADS", "1")
@@ -159,7 +160,7 @@ def main(args: Args) -> None:
     kept_frames = sum(episode.count_frames(job.path) for job in kept)
     missing = [job for job in jobs if job not in kept]
     workers = min(args.workers or os.cpu_count() or 1, max(len(missing), 1))
-    # Record the missing ones.
+    # Record the missing episodes.
     results = []
     with tqdm(total=len(jobs), initial=len(kept), unit="ep", desc="record") as progress:
         for result in record_all(missing, workers):

@@ -1,6 +1,7 @@
 """Camera images of a scene, drawn by OpenGL or ray casting.
 
-OpenGL needs no display here. The first that works is used: EGL, OSMesa, rays. `REALMAN_RENDER=egl|osmesa|rays` forces one.
+OpenGL needs no display here. The first that works is used: EGL, OSMesa, rays. `REALMAN_RENDER=egl|osmesa|rays` forces
+one.
 """
 
 from collections.abc import Iterator
@@ -129,7 +130,7 @@ def open_renderer(model: mujoco.MjModel, height: int, width: int, *, shadows: bo
         else:
             logger.info("camera images are drawn by %s", backend)
             return renderer
-    # Falling back is worth a warning, a choice of your own is not.
+    # A fallback is worth a warning. Rays that you chose yourself are not.
     level = logging.INFO if forced else logging.WARNING
     logger.log(level, "camera images are drawn by casting rays: no shadows, several times slower than OpenGL")
     return RayRenderer(model, height, width)

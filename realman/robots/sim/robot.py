@@ -39,7 +39,7 @@ class SimRobot:
 
         Args:
             task_seed: Seed of the poses of cube, tray and arms.
-            cameras: Cameras to draw. None at all is fastest.
+            cameras: Cameras to draw. An empty sequence is fastest.
             fps: Ticks per second of simulated time.
             height_px: Rows of an image.
             width_px: Columns of an image.
@@ -106,7 +106,7 @@ class SimRobot:
         return self._connected().state()
 
     def ages_s(self) -> dict[str, float]:
-        """Return nothing: simulated measurements have no age."""
+        """Return no ages: nothing grows old in simulated time."""
         return {}
 
     def send(self, target: JointVec) -> JointVec:

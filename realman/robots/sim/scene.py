@@ -1,8 +1,8 @@
 """The physics of the simulated cell: two arms, cube and tray.
 
-All vectors have the units and order of `realman.spec`. `assets/scene.xml` holds the scene and `assets/rm65.xml` the arm. Both
-open in any MuJoCo viewer. World frame: origin on the table top between the arms, x from the robot to the workspace, y to the
-robot's left, z up.
+All vectors have the units and order of `realman.spec`. `assets/scene.xml` holds the scene and `assets/rm65.xml` the
+arm. Both open in any MuJoCo viewer. World frame: origin on the table top between the arms, x from the robot to the
+workspace, y to the robot's left, z up.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ SPEED_LIMIT = np.concatenate([spec.ARM_SPEED_RAD_S, [GRIPPER_SPEED_S]] * 2)
 _TRAY_RIM_M = 0.032
 _AT_REST_M_S = 0.02
 
-# Which geoms may touch: (contype, conaffinity). Links collide with the other arm and the surroundings, but not with their own
-# arm, whose neighboring housings overlap by design.
+# Which geoms may touch: (contype, conaffinity). Links collide with the other arm and the surroundings, but not with
+# their own arm, whose neighboring housings overlap by design.
 _COLLISION_BITS = {"right": (2, 1 | 4), "left": (4, 1 | 2)}
 
 

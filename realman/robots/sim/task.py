@@ -1,8 +1,8 @@
 """The scripted task of the simulated arms.
 
-The right arm puts the cube into the tray while the left arm comes to steady the tray. Each arm follows a list of moves. A move
-adds a minimum-jerk displacement in joint space, s(u) = 10 u^3 - 15 u^4 + 6 u^5. Moves may overlap, which rounds the corners. The
-sum of smooth displacements stays smooth.
+The right arm puts the cube into the tray while the left arm comes to steady the tray. Each arm follows a list of moves.
+A move adds a minimum-jerk displacement in joint space, s(u) = 10 u^3 - 15 u^4 + 6 u^5. Moves may overlap, which rounds
+the corners. The sum of smooth displacements stays smooth.
 """
 
 import dataclasses
