@@ -1,6 +1,7 @@
-"""The client, the real driver and the vendor's own SDK against emulated controllers, with a policy server: nothing is
-faked
-but the hardware and the policy's mind."""
+"""The client, the real driver and the vendor's own SDK against emulated controllers, with a policy server.
+
+Only the hardware and the policy's mind are faked.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -39,8 +40,10 @@ METADATA = {
 
 
 class SlowWave(base_policy.BasePolicy):
-    """Moves every joint slowly away from its start. A fault may happen before its third reply (the first is the
-    pre-flight's)."""
+    """Moves every joint slowly away from its start.
+
+    A fault may happen before its third reply (the first is the pre-flight's).
+    """
 
     robot: "Watched"
     server: WebsocketPolicyServer

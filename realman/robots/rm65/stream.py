@@ -35,7 +35,7 @@ class Interpolator:
         self._since_s = now_s
 
     def at(self, now_s: float) -> JointVec:
-        """Return the command at a time, which is the goal after the leg."""
+        """Return the command at a time: the goal after the leg."""
         share = min(max((now_s - self._since_s) / self._period_s, 0.0), 1.0)
         return self._start + share * (self._goal - self._start)
 
