@@ -1,7 +1,7 @@
 """Check recordings before anything is written.
 
-Are the numbers sound, and do they agree with the options? A check never changes anything. It says in one line per episode what it
-found, where, and which option would explain it.
+Are the numbers sound, and do they agree with the options? A check never changes anything. It says in one line per
+episode what it found, where, and which option would explain it.
 """
 
 from collections import Counter
@@ -233,7 +233,8 @@ def _angle_problems(name: str, values: Traj, options: RawOptions) -> Iterator[st
             text += ". These look like degrees: give --angle-unit deg"
         yield text
     elif options.angle_unit == "deg" and 0 < largest_rad < math.radians(MIN_MOTION_DEG):
-        yield f"'{name}' stays within {math.degrees(largest_rad):.2f} deg. These look like radians: leave --angle-unit deg out"
+        seen = f"'{name}' stays within {math.degrees(largest_rad):.2f} deg"
+        yield f"{seen}. These look like radians: leave --angle-unit deg out"
 
 
 def _gripper_problems(name: str, values: Traj, options: RawOptions) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Convert recordings to a LeRobot v2.1 dataset: `realman convert --raw-dir DIR`.
 
-All recordings (HDF5) are checked first. Then episodes are written in parallel into a hidden folder next to the dataset. The folder is
-moved into place once it is complete. An interrupted run resumes where it stopped. A LeRobot v2.0 dataset is upgraded instead.
+All recordings (HDF5) are checked first. Then episodes are written in parallel into a hidden folder next to the dataset.
+The folder is moved into place once it is complete. An interrupted run resumes where it stopped. A LeRobot v2.0 dataset
+is upgraded instead.
 """
 
 import contextlib
@@ -85,7 +86,7 @@ class Args(ReadingFlags):
     skip_bad: bool = False
     """Leave out bad recordings and list them in meta/rejected.json, instead of stopping."""
     accept: tuple[Doubt, ...] = ()
-    """Doubts to accept: jump (faster than the joint can move), timestamps (gaps, another rate), frozen and black images."""
+    """Doubts to accept: jump (faster than joints can move), timestamps (gaps, other rate), frozen and black images."""
     dry_run: bool = False
     """Check everything but write nothing."""
     workers: int | None = None
@@ -150,7 +151,8 @@ def _open_pool(args: Args, num_episodes: int) -> contextlib.AbstractContextManag
 def _upgrade(args: Args) -> Outcome:
     if args.options != RawOptions() or args.task_file or args.episodes or args.shard or args.merge:
         raise DatasetError(
-            f"{args.raw_dir}: is a LeRobot dataset, expected no flags for reading recordings. Leave them out to upgrade it"
+            f"{args.raw_dir}: is a LeRobot dataset, expected no flags for reading recordings. "
+            "Leave them out to upgrade it"
         )
     num_episodes = (
         len(layout.read_json_lines(args.raw_dir / layout.EPISODES)) if (args.raw_dir / layout.EPISODES).is_file() else 1

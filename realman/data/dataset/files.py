@@ -26,7 +26,8 @@ def finish(part: Path, path: Path) -> None:
 class EarlySync:
     """Sync a file to the disk in the background while it grows.
 
-    Otherwise the system may keep some hundred MB in memory until the end, and the processor idles while they are written.
+    Otherwise the system may keep some hundred MB in memory until the end, and the processor idles while they are
+    written.
     """
 
     def __init__(self, part: Path) -> None:

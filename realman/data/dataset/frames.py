@@ -1,6 +1,7 @@
 """Read the images of a recording once and encode them in threads.
 
-HDF5 serves one thread at a time, so one thread reads and writes. Codecs run in other threads and release the interpreter.
+HDF5 serves one thread at a time, so one thread reads and writes. Codecs run in other threads and release the
+interpreter.
 """
 
 from collections import deque
@@ -119,7 +120,7 @@ class CameraFrames:
     def encoded_images(self, frames: range, encoding: Encoding) -> list[EncodedImage | Future[EncodedImage]]:
         """Return the encoded images of the next frames.
 
-        These are the recorded JPEGs if their colors are right, otherwise newly encoded images.
+        These are the recorded JPEGs if an ordinary decoder shows them in the right colors, otherwise new ones.
         """
         return [self._encoded_image(t, encoding) for t in frames]
 

@@ -120,8 +120,9 @@ class RawJob:
     def fingerprint(self) -> str:
         """Return a hash of everything the episode's files depend on.
 
-        That is the recording's identity (name, size, time of change), all options, and the episode's place in the dataset. The
-        recording's folder is left out, because another machine that builds a part of the dataset may have it elsewhere.
+        That is the recording's identity (name, size, time of change), all options, and the episode's place in the
+        dataset. The recording's folder is left out, because another machine that builds a part of the dataset may have
+        it elsewhere.
         """
         content = {**dataclasses.asdict(self), "revision": _WRITER_REVISION}
         content["facts"]["path"] = self.facts.path.name
@@ -241,7 +242,7 @@ def _write_videos(cameras: Sequence[CameraFrames], job: RawJob, context: BuildCo
 
     With one thread, cameras are encoded one after the other. Encoders need much memory.
     """
-    # Imported here, because loading the codec library takes a fifth of the converter's start, and only this mode needs it.
+    # Imported here, because the codec library takes a fifth of the converter's start, and only this mode needs it.
     from realman.data.dataset.video import VideoWriter
 
     num_done = itertools.count(1)

@@ -1,7 +1,8 @@
 """The LeRobot v2.1 format on disk: names, paths, features and metadata.
 
-This module knows nothing about recordings or robot drivers. The tree: `meta/{info.json,tasks.jsonl,episodes.jsonl,episodes_stats.jsonl}`, `data/chunk-000/episode_000000.parquet` and,
-in video mode, `videos/chunk-000/<camera key>/episode_000000.mp4`.
+This module knows nothing about recordings or robot drivers. The tree:
+`meta/{info.json,tasks.jsonl,episodes.jsonl,episodes_stats.jsonl}`, `data/chunk-000/episode_000000.parquet` and, in
+video mode, `videos/chunk-000/<camera key>/episode_000000.mp4`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

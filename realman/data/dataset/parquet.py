@@ -73,8 +73,8 @@ class EpisodeTable:
         # With one frame per row group, reading a frame does not read the pixels of the frames next to it.
         self._group_rows = 1 if has_images else None
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Encoded images cannot be compressed further. A page dictionary would hold each of them twice while writing. Their min
-        # and max mean nothing.
+        # Encoded images cannot be compressed further. A page dictionary would hold each of them twice while writing.
+        # Their min and max mean nothing.
         self._writer = pq.ParquetWriter(
             self._part,
             self._schema,

@@ -14,8 +14,9 @@ _FILTER_LEFT = 1
 """Each byte is replaced by its difference from the pixel to the left, per channel (filter type "Sub")."""
 
 _LEVEL = 1
-# Nothing repeats in filtered camera noise, so a search for repetitions only costs time. RLE finds runs of one byte alone, and Huffman
-# codes do the rest. The bytes also do not depend on the processor, as they would with zlib-ng's search.
+# Nothing repeats in filtered camera noise, so a search for repetitions only costs time. RLE finds runs of one byte
+# alone, and Huffman codes do the rest. The bytes also do not depend on the processor, as they would with zlib-ng's
+# search.
 _STRATEGY = zlib_ng.Z_RLE
 _WINDOW_BITS = 15
 _MEMORY_LEVEL = 9

@@ -151,12 +151,12 @@ def process_executor(workers: int) -> Iterator[Executor]:
 def _start_server() -> ForkServerContext:
     """Start the server process from which workers are forked.
 
-    It imports what they need, once, while this process continues. Workers are not forked from this process, because it has threads
-    (HDF5, Arrow, OpenCV) and because a fork would inherit the staging folder's lock.
+    It imports what they need, once, while this process continues. Workers are not forked from this process, because it
+    has threads (HDF5, Arrow, OpenCV) and because a fork would inherit the staging folder's lock.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOAD))
-    # Only this process handles Ctrl-C. Processes started while a signal is ignored inherit that, so no moment is left open.
+    # Only this process handles Ctrl-C. Processes inherit a signal that is ignored, so it can never reach them.
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main_thread else None
     try:

@@ -17,8 +17,8 @@ _POLL_S = 0.5
 class FramesBar:
     """Show frames done, rate and time left.
 
-    A thread reads the progress that workers report in the staging folder. All workers share that folder: threads, processes, and
-    the machines of a cluster.
+    A thread reads the progress that workers report in the staging folder. All workers share that folder: threads,
+    processes, and the machines of a cluster.
     """
 
     def __init__(self, jobs: Sequence[EpisodeJob], staging: Staging) -> None:

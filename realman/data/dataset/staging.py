@@ -1,7 +1,8 @@
 """Build a dataset in a hidden folder, then move it into place.
 
-The folder `.<name>.partial` is next to the dataset. Each finished episode leaves a record in it, with a fingerprint of everything
-that its bytes depend on. So a run that was interrupted at any moment resumes where it stopped, and two runs are never mixed.
+The folder `.<name>.partial` is next to the dataset. Each finished episode leaves a record in it, with a fingerprint of
+everything that its bytes depend on. So a run that was interrupted at any moment resumes where it stopped, and two runs
+are never mixed.
 """
 
 from collections.abc import Sequence

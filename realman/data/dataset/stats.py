@@ -66,8 +66,8 @@ def level_counts(pixels: Image) -> LevelCounts:
 class ImageStats:
     """Statistics per color channel over the sampled frames of one camera.
 
-    Values are scaled to 0..1. Only a histogram of the 256 levels is kept, so the result is exact and does not depend on the order
-    of frames.
+    Values are scaled to 0..1. Only a histogram of the 256 levels is kept, so the result is exact and does not depend on
+    the order of frames.
     """
 
     def __init__(self) -> None:

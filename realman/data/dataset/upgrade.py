@@ -1,7 +1,7 @@
 """Upgrade a LeRobot v2.0 dataset to v2.1.
 
-Tables and videos stay the same and are never encoded again. Statistics per episode are added. A v2.1 dataset stays unchanged,
-except that missing statistics are computed.
+Tables and videos stay the same and are never encoded again. Statistics per episode are added. A v2.1 dataset stays
+unchanged, except that missing statistics are computed.
 """
 
 import dataclasses
@@ -133,7 +133,7 @@ def _read_info(root: Path) -> dict[str, Any]:
 
 
 def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
-    """Lay out the v2.1 form of an existing dataset.
+    """Plan the v2.1 form of an existing dataset.
 
     Args:
         root: The dataset.

@@ -28,9 +28,10 @@ class Codec:
 # SVT-AV1 reports every encoder it opens, and 1 leaves only errors. The library reads this when it is first used.
 os.environ.setdefault("SVT_LOG", "1")
 
-# AV1 quality 30 is LeRobot's. Preset 9 encodes twice as fast as 8 at the same size, and the encoder's authors warn of artifacts
-# from 10 on. x264 has another quality scale, and 23 is its default. With a key frame every second frame there is nothing to look
-# ahead for. x264's choice of B-frames depends on uninitialized memory: the same frames gave up to three different files.
+# AV1 quality 30 is LeRobot's. Preset 9 encodes twice as fast as 8 at the same size, and the encoder's authors warn of
+# artifacts from 10 on. x264 has another quality scale, and 23 is its default. With a key frame every second frame there
+# is nothing to look ahead for. x264's choice of B-frames depends on uninitialized memory: the same frames gave up to
+# three different files.
 _X264_NO_LOOKAHEAD = (("bf", "0"), ("rc-lookahead", "0"), ("mbtree", "0"), ("sc_threshold", "0"))
 CODECS: dict[CodecName, Codec] = {
     "av1": Codec("libsvtav1", (("preset", "9"), ("crf", "30"), ("svtav1-params", "lp=1"))),

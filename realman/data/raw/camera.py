@@ -19,10 +19,16 @@ from realman.data.raw.options import ColorOrder
 from realman.errors import EpisodeError
 
 _BLOCK_BYTES = 4 * 2**20
-"""Bytes read at once per camera: enough to make HDF5's cost per call negligible, and small compared with a run's budget of 1 GiB."""
+"""Bytes read at once per camera.
+
+Enough to make HDF5's cost per call negligible, and small compared with a run's budget of 1 GiB.
+"""
 
 _MAX_CHUNK_BYTES = 64 * 2**20
-"""A compressed HDF5 chunk up to this size is read whole. Otherwise each of its frames would decompress the chunk again."""
+"""A compressed HDF5 chunk up to this size is read whole.
+
+Otherwise each of its frames would decompress the chunk again.
+"""
 
 _VARIABLE_LENGTH_ROWS = 16
 """Frames read at once when the size of a row is not known in advance."""
@@ -31,8 +37,8 @@ _VARIABLE_LENGTH_ROWS = 16
 class CameraStream:
     """Random access to the frames of one camera.
 
-    Reading all frames in order goes block by block, and the last block stays in memory. Reading a single frame reads little more
-    than that frame.
+    Reading all frames in order goes block by block, and the last block stays in memory. Reading a single frame reads
+    little more than that frame.
     """
 
     def __init__(
@@ -41,11 +47,12 @@ class CameraStream:
         """Check the layout of the dataset and measure its first frame.
 
         Args:
-            dataset: One of three layouts: (T, h, w, 3) uint8 frames, (T, n) uint8 JPEG buffers padded at the end, or T JPEG
-                buffers of variable length.
+            dataset: One of three layouts: (T, h, w, 3) uint8 frames, (T, n) uint8 JPEG buffers padded at the end, or
+                T JPEG buffers of variable length.
             place: File and dataset, for messages.
             color: Channel order of the frames.
-            lengths: (cameras, T) true lengths of padded buffers, with rows in any order. Needed if the padding is not zero.
+            lengths: (cameras, T) true lengths of padded buffers, with rows in any order. Needed if the padding is not
+                zero.
 
         Raises:
             EpisodeError: The dataset has another layout, or its first frame is damaged.
@@ -85,8 +92,8 @@ class CameraStream:
     def stored(self, t: int) -> StoredFrame:
         """Return frame `t` as recorded.
 
-        This is a whole JPEG without padding, or the raw frame in the recorded channel order. It is a view of the data read, so do
-        not change it. Reading other frames does not change it either.
+        This is a whole JPEG without padding, or the raw frame in the recorded channel order. It is a view of the data
+        read, so do not change it. Reading other frames does not change it either.
 
         Raises:
             EpisodeError: The buffer is not a whole color JPEG, or its size differs from that of the first frame.
@@ -149,7 +156,7 @@ class CameraStream:
     def _check_header(self, data: Bytes, t: int) -> None:
         """Check that `data`, a JPEG, has the first frame's size.
 
-        Only called if the header is not the first frame's, which may happen for frames of the same size.
+        Called only if its header differs from the first frame's, which alone is not an error.
         """
         try:
             header = jpeg.read_header(data.tobytes())
@@ -169,7 +176,7 @@ class CameraStream:
         if not 0 <= t < len(self):
             raise IndexError(f"frame {t} of {len(self)}")
         if not self._block_start <= t < self._block_start + len(self._block):
-            # Only a reader that moves on from the end of the last block is about to need a whole one.
+            # A whole block is read only for a reader that continues where the last block ends.
             follows = len(self._block) > 0 and t == self._block_start + len(self._block)
             start = t // self._unit_rows * self._unit_rows
             with hdf5.reading(f"{self._place} near frame {t}"):

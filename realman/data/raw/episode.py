@@ -61,8 +61,8 @@ def open_episode(path: Path, options: RawOptions | None = None) -> "Episode":
 class Episode:
     """An open recording in the contract's layout and units.
 
-    That is: right arm first, joints in rad, grippers 0..1 (1 = open), images in RGB. Joint arrays are read on first use. Images are
-    read in blocks of a few MiB.
+    That is: right arm first, joints in rad, grippers 0..1 (1 = open), images in RGB. Joint arrays are read on first
+    use. Images are read in blocks of a few MiB.
     """
 
     def __init__(self, path: Path, options: RawOptions) -> None:

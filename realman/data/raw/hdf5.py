@@ -8,8 +8,8 @@ import h5py
 
 from realman.errors import EpisodeError
 
-# h5py raises these on damaged files, depending on the structure hit: I/O and B-tree errors, lost names, impossible types and
-# shapes.
+# h5py raises these on damaged files, depending on the structure hit: I/O and B-tree errors, lost names, impossible
+# types and shapes.
 _DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError)
 
 

@@ -1,7 +1,8 @@
 """Options for reading a recording, and the conversion of its numbers.
 
-The options describe what a recording does not say about itself. With them its numbers are brought into the contract's layout and
-units. Nothing is detected and then changed silently: `realman.data.checks` only stops if the data contradict the options.
+The options describe what a recording does not say about itself. With them its numbers are brought into the contract's
+layout and units. Detection never changes a number: `realman.data.checks` only stops if the data
+contradict the options.
 """
 
 from collections.abc import Sequence

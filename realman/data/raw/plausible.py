@@ -1,7 +1,7 @@
 """Doubts about a readable recording: did robot, clock and cameras work?
 
-You can accept each of these findings by name (`Doubt`), because you may know better. The findings of all other checks cannot be
-accepted.
+You can accept each of these findings by name (`Doubt`), because you may know better. The findings of all other checks
+cannot be accepted.
 """
 
 from collections.abc import Iterator
@@ -74,8 +74,8 @@ def jump_problems(name: str, values: Traj, fps: int) -> Iterator[str]:
     frame, column = np.unravel_index(np.argmax(excess), excess.shape)
     times = step[frame, column] * fps / speed[column]
     yield (
-        f"'{name}' {spec.DIM_NAMES[_JOINTS[column]]} jumps by {step[frame, column]:.3f} rad at frame {frame + 1}, {times:.1f} times "
-        f"the joint's top speed ({int((excess > 0).sum())} such steps). Keep it with --accept jump"
+        f"'{name}' {spec.DIM_NAMES[_JOINTS[column]]} jumps by {step[frame, column]:.3f} rad at frame {frame + 1}, "
+        f"{times:.1f} times the joint's top speed ({int((excess > 0).sum())} such steps). Keep it with --accept jump"
     )
 
 

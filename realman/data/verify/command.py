@@ -1,7 +1,7 @@
 """Verify a dataset with the official lerobot: `realman verify --data RECORDINGS`.
 
-lerobot runs in its own environment and loads every item of the dataset. Each item is compared with the recordings, which are read
-with the options of the conversion. The exit code is 1 if a feature differs.
+lerobot runs in its own environment and loads every item of the dataset. Each item is compared with the recordings,
+which are read with the options of the conversion. The exit code is 1 if a feature differs.
 """
 
 import dataclasses

@@ -4,9 +4,10 @@ This script runs in lerobot's own environment:
 
     python stream_items.py DATASET_FOLDER
 
-It imports nothing from this project, so it sends what any user of lerobot sees. The stream starts with a line of JSON: the library's
-version, the number of items, and the dtype and shape of each array of an item by key. Each item follows as a line of JSON and the
-bytes of its arrays in that order. Images are sent as 8-bit levels. The item's line names those whose numbers are not exactly n / 255.
+It imports nothing from this project, so it sends what any user of lerobot sees. The stream starts with a line of JSON:
+the library's version, the number of items, and the dtype and shape of each array of an item by key. Each item follows
+as a line of JSON and the bytes of its arrays in that order. Images are sent as 8-bit levels. The item's line names
+those whose numbers are not exactly n / 255.
 """
 
 import importlib
