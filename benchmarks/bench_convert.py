@@ -165,7 +165,7 @@ def convert(source: Path, target: Path, workers: int, *flags: str, is_cold: bool
     shutil.rmtree(target, ignore_errors=True)
     settle(source, is_cold=is_cold)
     settings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-m", "realman.data.convert", "--raw-dir", str(source), "--root", str(target.parent)]
+    command = [sys.executable, "-m", "realman", "convert", "--raw-dir", str(source), "--root", str(target.parent)]
     command += ["--repo-id", target.name, "--workers", str(workers), *flags]
     started = time.perf_counter()
     process = psutil.Popen(command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -182,7 +182,8 @@ def make_dataset(args: Args, name: str) -> Path:
         command = [
             sys.executable,
             "-m",
-            "realman.data.convert",
+            "realman",
+            "convert",
             "--raw-dir",
             str(recordings),
             "--root",

@@ -74,7 +74,8 @@ class Workplace:
             self.env["HF_LEROBOT_HOME"] = str(folder / "lerobot")
             self._call(
                 "-m",
-                "realman.robots.sim.record",
+                "realman",
+                "sample",
                 "--out-dir",
                 folder / "sample",
                 "--num-episodes",
@@ -82,8 +83,7 @@ class Workplace:
                 "--num-heldout",
                 0,
             )
-            convert = ROOT / "examples/realman/convert_realman_data_to_lerobot.py"
-            self._call(convert, "--raw-dir", folder / "sample/train", "--repo-id", self.repo_id)
+            self._call("-m", "realman", "convert", "--raw-dir", folder / "sample/train", "--repo-id", self.repo_id)
         stats = ROOT / "third_party/openpi/scripts/compute_norm_stats.py"
         self._call(stats, "--config-name", CONFIG, "--repo-id", self.repo_id)
 
