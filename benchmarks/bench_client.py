@@ -1,10 +1,10 @@
-"""What the robot PC does with time: is the loop steady, are chunks smooth, how soon do the arms stop, how light is the install?
+"""Measure the robot PC's side: loop jitter, seams, stopping, install size.
 
     python benchmarks/bench_client.py                 # everything, about five minutes
     python benchmarks/bench_client.py --only loop stop --seconds 5
 
-The loop, the driver, the vendor's SDK, the safety layer and the camera threads are the product's own; only the hardware is emulated:
-two controllers on loopback in a process of their own, four cameras that hand out noise.
+The loop, the driver, the vendor's SDK, the safety layer and the camera threads are the real ones. Only the hardware is
+emulated: two controllers on loopback in a process of their own, and four cameras that return noise.
 """
 
 from collections.abc import Callable, Iterator
@@ -68,13 +68,13 @@ class Args:
     only: tuple[Part, ...] = get_args(Part)
     """Parts to measure."""
     seconds: float = 30.0
-    """How long the loop runs at each rate."""
+    """How long the loop runs at each rate, s."""
     trips: int = 10
-    """How often the arms are stopped."""
+    """How many times the arms are stopped."""
     frames: int = 3000
-    """Ticks over which chunks are played, at 50 Hz."""
+    """Number of ticks over which chunks are played, at 50 Hz."""
     python: str = sys.executable
-    """Python to install the robot PC's environment with."""
+    """Python that creates the robot PC's environment."""
     out: Path | None = None
     """Write the figures to this JSON file as well."""
 
@@ -97,52 +97,58 @@ def main(args: Args) -> None:
 
 
 class NoiseCamera:
-    """A camera source that hands out a new picture at its own rate, as a device does."""
+    """A camera source that returns images at its own rate."""
 
     def __init__(self, name: str) -> None:
         self.names: tuple[str, ...] = (name,)
         rng = np.random.default_rng(0)
         shape = (4, spec.IMAGE_HEIGHT_PX, spec.IMAGE_WIDTH_PX, 3)
-        self._pictures = rng.integers(0, 256, shape, np.uint8)
+        self._images = rng.integers(0, 256, shape, np.uint8)
         self._count = 0
 
     def open(self) -> None:
-        """Nothing to open."""
+        """Do nothing."""
 
     def grab(self) -> dict[str, Image]:
-        """Wait for the next picture."""
+        """Wait for the next image and return it."""
         time.sleep(1 / CAMERA_FPS)
         self._count += 1
-        return {self.names[0]: self._pictures[self._count % len(self._pictures)].copy()}
+        return {self.names[0]: self._images[self._count % len(self._images)].copy()}
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 class Wave:
-    """A policy that waves all joints about where they were first seen, and takes its time, as one behind a network does."""
+    """A policy that waves all joints around their first position.
+
+    It takes its time, like a policy behind a network.
+    """
 
     action_chunk = spec.ACTION_CHUNK
 
     def __init__(self, rate_hz: float = 50.0, seconds: float = 0.1) -> None:
         self._rate_hz = rate_hz
         self._seconds = seconds
-        self._centre: np.ndarray | None = None
+        self._center: np.ndarray | None = None
         self._began_s = time.monotonic()
 
     def infer(self, state: np.ndarray, images: Any, prompt: str | None = None, **_: Any) -> Prediction:
         """Return a chunk of 50 steps."""
-        if self._centre is None:
-            self._centre, self._began_s = state.copy(), time.monotonic()
+        if self._center is None:
+            self._center, self._began_s = state.copy(), time.monotonic()
         at_s = time.monotonic() - self._began_s + np.arange(50) / self._rate_hz
         time.sleep(self._seconds)
         steps = 0.05 * np.sin(np.pi * at_s)[:, None] * np.ones(spec.NUM_DIMS)
         steps[:, list(spec.GRIPPER_DIMS)] = 0
-        return Prediction(self._centre + steps, self._seconds, self._seconds)
+        return Prediction(self._center + steps, self._seconds, self._seconds)
 
 
 def loop(args: Args) -> dict[str, Any]:
-    """Jitter of the control loop with two arms and four cameras, while predictions are made."""
+    """Measure the jitter of the control loop during predictions.
+
+    It runs two arms and four cameras.
+    """
     return {f"{rate:g} Hz": _loop_at(rate, args.seconds) for rate in RATES_HZ}
 
 
@@ -172,7 +178,10 @@ def _limits(rate_hz: float) -> Limits:
 
 @contextlib.contextmanager
 def _cell(rate_hz: float, *, in_process: bool = False) -> Iterator[Rm65Robot]:
-    """A robot on emulated arms. Those run in a process of their own, unless the caller wants to look into them."""
+    """Provide a robot on emulated arms.
+
+    The arms run in a process of their own, unless the caller needs access to them (`in_process`).
+    """
     port, push_port = free_ports()
     settings = Rm65Settings(
         HOSTS["right"],
@@ -215,7 +224,10 @@ def _emulate(port: int, push_port: int, ready: Any, done: Any) -> None:
 
 
 def played_chunks(args: Args) -> dict[str, Any]:
-    """Stalls and jumps at the seams, per way to play chunks and delay of a prediction; see `realman.evaluation.seams`."""
+    """Measure stalls and jumps at the seams with `realman.evaluation.seams`.
+
+    There is one result per execution mode and delay of a prediction.
+    """
     t = np.arange(args.frames)[:, None] / 50
     recorded = 0.5 * np.sin(0.6 * t + 0.4 * np.arange(spec.NUM_DIMS))
     predict = seams.wandering_copy(recorded, 50)
@@ -227,15 +239,18 @@ def played_chunks(args: Args) -> dict[str, Any]:
 
 
 def stops(args: Args) -> dict[str, Any]:
-    """Time from a trip to the last motion command on the wire, and to both arms standing still, ms."""
+    """Measure how soon the arms stop after a trip, in ms.
+
+    Measured are the last motion command on the wire, the stop command, and when both arms stand still.
+    """
     after_trip, to_stop, to_rest = [], [], []
     with _cell(50.0, in_process=True) as robot:
         for trip in range(args.trips):
-            # There and back, or the joints would come to the end of their range.
+            # There and back, or the joints would reach the end of their range.
             tripped_s, rest_s, records = _trip(robot, 0.01 if trip % 2 == 0 else -0.01)
             commands = [r.time_s for arm in records for r in motion_commands(arm, 0.0)]
             asked = [next(r.time_s for r in arm if "stop" in r.command) for arm in records]
-            # Commands that left before the trip are not late ones.
+            # Commands that left before the trip are not late.
             after_trip.append(max(0.0, max(commands) - tripped_s) * 1000)
             to_stop.append((max(asked) - tripped_s) * 1000)
             to_rest.append((rest_s - tripped_s) * 1000)
@@ -248,7 +263,7 @@ def stops(args: Args) -> dict[str, Any]:
 
 
 class _Tripwire:
-    """Plays slow motion and trips after a while."""
+    """Play slow motion and trip after a while."""
 
     def __init__(self, ticks: int, step_rad: float) -> None:
         self._step = np.where(np.isin(np.arange(spec.NUM_DIMS), spec.GRIPPER_DIMS), 0.0, step_rad)
@@ -259,7 +274,7 @@ class _Tripwire:
         self.tripped_s = 0.0
 
     def next_tick(self, observe: chunks.Observe) -> chunks.Tick:
-        """Return the next step, or fail as a watchdog does."""
+        """Return the next step, or fail like a watchdog."""
         if self._state is None:
             self._state = observe().state
         self._left -= 1
@@ -277,7 +292,7 @@ def _trip(robot: Rm65Robot, step_rad: float) -> tuple[float, float, list[list[An
         arm.records.clear()
     with contextlib.suppress(RobotError), connected(robot):
         control.run(robot, player, _limits(50.0), control.RunRecord(), pacer=Pacer(50.0))
-    # `connected` returns when both arms were seen to stand still.
+    # `connected` returns once both arms stand still.
     return player.tripped_s, time.monotonic(), [list(arm.records) for arm in arms]
 
 
@@ -296,7 +311,10 @@ print(",".join(m for m in ("jax", "torch", "mujoco", "pyarrow") if m in sys.modu
 
 
 def installed(args: Args) -> dict[str, Any]:
-    """Size of a robot PC's environment from its lock, and how long the client takes to import in it."""
+    """Measure a robot PC's environment and the client's import time.
+
+    The size is that of an environment installed from its lock file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         venv = Path(folder) / "venv"
         subprocess.run([args.python, "-m", "venv", str(venv)], check=True, capture_output=True)
@@ -336,7 +354,7 @@ def _spread(values: list[float]) -> dict[str, float]:
 
 
 def _goals(figures: dict[str, Any]) -> dict[str, float]:
-    """What the goals are about, as far as it was measured."""
+    """Return the measured values that have goals."""
     found: dict[str, float] = {}
     for rate, values in figures.get("loop", {}).items():
         found[f"loop p99 at {rate}, ms"] = values["jitter_p99_ms"]

@@ -1,10 +1,13 @@
-"""Conversion beside the official writer and beside `cp`, on the same recordings: python benchmarks/bench_convert.py.
+"""Time the converter, the official writer and `cp` on the same recordings.
 
-Recordings of four 640x480 cameras are made once in --work-dir (about 2 GB). Each figure is the median of --repeats runs. Ours is the
-whole command as a user starts it, with Python's start (but not its first one, which compiles the sources) and all bytes on the disk
-(fsync); `cp` is timed until its bytes are there, too. Both copy recordings from the disk (cold: the system's cache holds none of
-them, as with recordings that are larger than the memory) and from the cache (warm); the ratio is the median of that of neighbouring
-runs. The official lerobot writes fewer frames, for it is slow; its import is not counted. --write adds a page to docs/benchmarks.
+    python benchmarks/bench_convert.py            # or: make bench-convert
+
+Recordings of four 640x480 cameras are made once in --work-dir (about 2 GB). Each figure is the median of --repeats
+runs. Ours is the whole command as a user starts it, with the start of Python (but not its first start, which compiles
+the sources) and until all bytes are on the disk (fsync). `cp` is also timed until its bytes are there. Both read
+recordings from the disk (cold: none are in the system's cache, as with recordings that are larger than the memory) and
+from the cache (warm). The ratio is the median of the ratios of successive runs. The official lerobot writes fewer
+frames because it is slow, and its import is not counted. --write adds a page to docs/benchmarks.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +43,7 @@ GOALS = {
     "JPEG recordings, time / cp, warm": ("at most", 3.0),
     "raw to PNG / official": ("at least", 8.0),
     "raw to video / official": ("at least", 3.0),
-    "disk / pictures' bytes": ("at most", 1.05),
+    "disk / images' bytes": ("at most", 1.05),
     "peak memory, GiB": ("at most", 1.0),
 }
 
@@ -50,25 +53,25 @@ class Args:
     """Flags of the benchmark."""
 
     work_dir: Path = Path("data/bench_convert")
-    """Where recordings and datasets go; on the disk that should be measured."""
+    """Folder for recordings and datasets. It should be on the disk to measure."""
     episodes: int = 4
-    """JPEG recordings."""
+    """Number of JPEG recordings."""
     frames: int = 1000
-    """Frames of each."""
+    """Frames per recording."""
     raw_episodes: int = 2
-    """Recordings of raw frames."""
+    """Number of recordings with raw frames."""
     raw_frames: int = 200
-    """Frames of each."""
+    """Frames per recording."""
     official: bool = True
-    """Time the official writer, too; installs it when it is not there (about 3 GB to load)."""
+    """Also time the official writer. It is installed if it is missing (a download of about 3 GB)."""
     official_frames: int = 60
     """Frames that the official writer writes."""
     repeats: int = 3
-    """Runs of everything."""
+    """Runs of each measurement."""
     workers: int = 2
-    """Processes of our converter."""
+    """Number of processes of our converter."""
     write: bool = False
-    """Write docs/benchmarks/convert_<cpu>_<yyyymm>.md as well."""
+    """Also write docs/benchmarks/convert_<cpu>_<yyyymm>.md."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Run:
 
 
 def main(args: Args) -> int:
-    """Measure our converter, the official writer and cp; the table goes to stdout."""
+    """Time our converter, the official writer and cp, and print the table."""
     args.work_dir.mkdir(parents=True, exist_ok=True)
     jpeg, raw = args.work_dir / "jpeg", args.work_dir / "raw"
     make_recordings(jpeg, args.episodes, args.frames, is_jpeg=True)
@@ -102,28 +105,31 @@ def main(args: Args) -> int:
             "official, raw to PNG": lambda: official(python, raw, scratch, "image", args.official_frames),
             "official, raw to video": lambda: official(python, raw, scratch, "video", args.official_frames),
         }
-    convert(raw, scratch, args.workers, "--dry-run")  # Python's first start
+    convert(raw, scratch, args.workers, "--dry-run")  # The first start of Python compiles the sources.
     runs = {name: [] for name in measures}
-    # All of them once, then all again: a noisy minute then spoils one run of each, not all runs of one.
+    # All of them once, then all again, so that a noisy minute spoils one run of each and not all runs of one.
     for i in range(args.repeats):
         for name, measure in measures.items():
             runs[name].append(measure())
             sys.stderr.write(f"run {i + 1}/{args.repeats}: {name} {runs[name][-1].seconds:.2f} s\n")
     convert(jpeg, scratch, args.workers)
-    disk = folder_bytes(scratch / "data") / picture_bytes(jpeg)
+    disk = folder_bytes(scratch / "data") / image_bytes(jpeg)
     shutil.rmtree(scratch)
     report(args, runs, disk)
     return 0
 
 
 def make_recordings(folder: Path, episodes: int, num_frames: int, *, is_jpeg: bool) -> None:
-    """Write recordings unless they are there: moving waves with sensor noise, 86 kB a frame as JPEG."""
+    """Write recordings unless they are already there.
+
+    They show moving waves with sensor noise, 86 kB per frame as JPEG.
+    """
     names = [folder / f"episode_{i}_of_{episodes}_{num_frames}.hdf5" for i in range(episodes)]
     if all(path.exists() for path in names):
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    pool = [noisy_picture(i) for i in range(24)]
+    pool = [noisy_image(i) for i in range(24)]
     stored = [cv2.imencode(".jpg", p, [cv2.IMWRITE_JPEG_QUALITY, 95])[1] for p in pool] if is_jpeg else pool
     width = max(map(len, stored))
     motion = 0.5 + 0.4 * np.sin(np.arange(num_frames)[:, None] / 50 + 0.3 * np.arange(spec.NUM_DIMS))
@@ -142,8 +148,8 @@ def make_recordings(folder: Path, episodes: int, num_frames: int, *, is_jpeg: bo
         part.rename(path)
 
 
-def noisy_picture(seed: int) -> np.ndarray:
-    """A 640x480 picture with the noise of a camera."""
+def noisy_image(seed: int) -> np.ndarray:
+    """Return a 640x480 image with the noise of a camera."""
     y, x = np.mgrid[:480, :640].astype(np.float32)
     waves = [127 + 100 * np.sin(0.02 * y * (c + 1) + 0.015 * x + seed) for c in range(3)]
     noise = np.random.default_rng(seed).normal(0, 3, (480, 640, 3))
@@ -151,7 +157,7 @@ def noisy_picture(seed: int) -> np.ndarray:
 
 
 def copy(source: Path, target: Path, *, is_cold: bool = False) -> Run:
-    """Copy the recordings with cp, until all bytes are on the disk."""
+    """Time cp until all bytes are on the disk."""
     shutil.rmtree(target, ignore_errors=True)
     settle(source, is_cold=is_cold)
     started = time.perf_counter()
@@ -161,7 +167,7 @@ def copy(source: Path, target: Path, *, is_cold: bool = False) -> Run:
 
 
 def convert(source: Path, target: Path, workers: int, *flags: str, is_cold: bool = False) -> Run:
-    """Convert with our command; the dataset is left at `target`."""
+    """Time our command. The dataset is left at `target`."""
     shutil.rmtree(target, ignore_errors=True)
     settle(source, is_cold=is_cold)
     settings = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -177,7 +183,7 @@ def convert(source: Path, target: Path, workers: int, *flags: str, is_cold: bool
 
 
 def official(python: Path, source: Path, target: Path, mode: str, num_frames: int) -> Run:
-    """Write a part of the first recording with the official library."""
+    """Time the official library on a part of the first recording."""
     shutil.rmtree(target, ignore_errors=True)
     settle(source)
     recording = sorted(source.iterdir())[0]
@@ -191,7 +197,11 @@ def official(python: Path, source: Path, target: Path, mode: str, num_frames: in
 
 
 def settle(source: Path, *, is_cold: bool = False) -> None:
-    """Let earlier writes end, so that a run pays only for its own, and have the recordings in the system's cache or not."""
+    """Prepare the disk and the system's cache for a run.
+
+    Earlier writes end first, so that a run pays only for its own. The recordings are then in the cache, or not if
+    `is_cold`.
+    """
     os.sync()
     for path in source.iterdir():
         with path.open("rb") as file:
@@ -203,7 +213,10 @@ def settle(source: Path, *, is_cold: bool = False) -> None:
 
 @contextlib.contextmanager
 def peak_memory(process: psutil.Popen) -> Iterator[list[int]]:
-    """Sample the memory of a process and its children; the peak is in the list when the block has ended."""
+    """Sample the memory of a process and its children.
+
+    The peak is in the list when the block has ended.
+    """
     peak, ended = [0], threading.Event()
 
     def sample() -> None:
@@ -222,7 +235,10 @@ def peak_memory(process: psutil.Popen) -> Iterator[list[int]]:
 
 
 def pss(process: psutil.Process) -> int:
-    """Memory of a process, shared pages divided among those who share them; 0 when it has ended."""
+    """Return the memory of a process, or 0 if it has ended.
+
+    Shared pages are divided among the processes that share them.
+    """
     try:
         return process.memory_full_info().pss
     except psutil.Error:
@@ -230,12 +246,12 @@ def pss(process: psutil.Process) -> int:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Size of all files in a folder."""
+    """Return the size of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def picture_bytes(folder: Path) -> int:
-    """Size of all JPEGs in the recordings of a folder, without their padding."""
+def image_bytes(folder: Path) -> int:
+    """Return the size of all JPEGs in a folder's recordings, without padding."""
     total = 0
     for path in folder.iterdir():
         with h5py.File(path) as file:
@@ -246,7 +262,7 @@ def picture_bytes(folder: Path) -> int:
 
 
 def report(args: Args, runs: dict[str, list[Run]], disk: float) -> None:
-    """Print ratios and figures, and write them as a page when asked."""
+    """Print ratios and figures, and write a page if asked to."""
     seconds = {name: statistics.median(run.seconds for run in found) for name, found in runs.items()}
     rate = {name: num_frames(name, args) / seconds[name] for name in runs}
     ratios = {}
@@ -260,7 +276,7 @@ def report(args: Args, runs: dict[str, list[Run]], disk: float) -> None:
         pairs = zip(runs[f"ours, JPEG, {cache}"], runs[f"cp, {cache}"], strict=True)
         times_cp = statistics.median(ours.seconds / cp.seconds for ours, cp in pairs)
         ratios[f"JPEG recordings, time / cp, {cache}"] = times_cp
-    ratios["disk / pictures' bytes"] = disk
+    ratios["disk / images' bytes"] = disk
     ratios["peak memory, GiB"] = max(run.peak_bytes for found in runs.values() for run in found) / 2**30
     ratio_rows = [[name, f"{value:.2f}", " ".join(map(str, GOALS[name]))] for name, value in ratios.items()]
     rows = [
@@ -279,20 +295,20 @@ def report(args: Args, runs: dict[str, list[Run]], disk: float) -> None:
 
 
 def num_frames(name: str, args: Args) -> int:
-    """Time steps that a run of this name writes."""
+    """Return how many time steps a run of this name writes."""
     if name.startswith("official"):
         return args.official_frames
     return args.raw_episodes * args.raw_frames if "raw" in name else args.episodes * args.frames
 
 
 def memory(found: list[Run]) -> str:
-    """Peak over all runs of our converter; empty for others."""
+    """Return the peak memory of all runs, if it was measured."""
     peak = max(run.peak_bytes for run in found)
     return f"{peak / 2**20:.0f}" if peak else ""
 
 
 def spread(found: list[Run]) -> str:
-    """How much the runs differ."""
+    """Return how much the runs differ: slowest over fastest."""
     return f"{max(run.seconds for run in found) / min(run.seconds for run in found):.2f}"
 
 
@@ -308,11 +324,11 @@ def show(tables: list[tuple[list[str], list[list[str]]]]) -> None:
 
 
 def page(args: Args, tables: list[tuple[list[str], list[list[str]]]]) -> str:
-    """The tables as a page of documentation."""
+    """Return the tables as a page of documentation."""
     text = [
         "# Conversion\n",
-        f"{cpu_name()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB; Python {platform.python_version()}; "
-        f"medians of {args.repeats} runs. Four 640x480 cameras at 50 fps; JPEG: {args.episodes} x {args.frames} frames, "
+        f"{cpu_name()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, Python {platform.python_version()}, "
+        f"medians of {args.repeats} runs. Four 640x480 cameras at 50 fps. JPEG: {args.episodes} x {args.frames} frames, "
         f"raw: {args.raw_episodes} x {args.raw_frames}, official writer (lerobot 0.3.3): {args.official_frames}. "
         f"Ours with {args.workers} workers, the whole command, all bytes on the disk.\n",
     ]
@@ -323,7 +339,7 @@ def page(args: Args, tables: list[tuple[list[str], list[list[str]]]]) -> str:
 
 
 def cpu_name(*, short: bool = False) -> str:
-    """Name of the processor, or the part of it that serves as a file name."""
+    """Return the name of the processor, if `short` for a file name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")[:40] if short else name

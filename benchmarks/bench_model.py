@@ -1,11 +1,14 @@
-"""Compile time, run time, peak memory and FLOPs of one training step and of sampling an action chunk, on the CPU.
+"""Measure time, memory and FLOPs of training and sampling on the CPU.
 
-    python benchmarks/bench_model.py                                         # ten minutes, 11 GiB
-    python benchmarks/bench_model.py --parts flops                           # nothing is allocated
-    python benchmarks/bench_model.py --parts rtc                             # real-time chunking, see bench_rtc.py
-    python benchmarks/bench_model.py --parts times --vision-variant mu/16    # small, to try it out
+    python benchmarks/bench_model.py                                         # Ten minutes, 11 GiB.
+    python benchmarks/bench_model.py --parts flops                           # Nothing is allocated.
+    python benchmarks/bench_model.py --parts rtc                             # Real-time chunking, see bench_rtc.py.
+    python benchmarks/bench_model.py --parts times --vision-variant mu/16    # Small, to try it out.
 
-The first table: what saved work saves, full-size models too. The second one: the image tower with dummy experts, timed. FLOPs are XLA's cost analysis of the lowered program with all loops unrolled (it counts the body of a loop once).
+The first table shows how much each saving of work saves, also for full-size models. The second table times one
+training step and the sampling of one action chunk: compile time, run time and peak memory of the image tower with
+dummy experts. FLOPs come from XLA's cost analysis of the lowered program with all loops unrolled, because it counts
+the body of a loop once.
 """
 
 from collections.abc import Callable, Iterator
@@ -51,15 +54,15 @@ class Args:
 
     # Tables to print.
     parts: tuple[Literal["flops", "times", "rtc"], ...] = ("flops", "times", "rtc")
-    # Image tower of the timed model; its experts are the dummy ones.
+    # Image tower of the timed model, whose experts are dummies.
     vision_variant: str = "So400m/14"
     # Steps of the flow.
     num_steps: int = 10
-    # Timed runs of each program; the best counts.
+    # Timed runs of each program. The best one counts.
     repeats: int = 3
-    # File that gets the tables too.
+    # Also write the tables to this file.
     out: pathlib.Path | None = None
-    # One timed case as JSON, in this process: "train" or "sample", then the type of the activations.
+    # Time one case in this process and print it as JSON: "train" or "sample", then the type of the activations.
     case: tuple[str, str] | None = None
 
 
@@ -80,7 +83,7 @@ def bench_config(dtype: str, vision_variant: str) -> pi0_config.Pi0Config:
 
 
 def measure(kind: str, dtype: str, args: Args) -> dict[str, Any]:
-    """Compile and run one program; the first run is not timed."""
+    """Compile and run one program. The first run is not timed."""
     config = bench_config(dtype, args.vision_variant)
     function, inputs = build_train_step(config) if kind == "train" else build_sampling(config, args.num_steps)
     start = time.perf_counter()
@@ -96,7 +99,10 @@ def measure(kind: str, dtype: str, args: Args) -> dict[str, Any]:
 
 
 def build_train_step(model: pi0_config.Pi0Config) -> tuple[Any, tuple]:
-    """One step of AdamW on one sample; float32 parameters, no averaging."""
+    """Return one training step and its inputs.
+
+    It is AdamW on one sample with float32 parameters and no averaging.
+    """
     config = TrainConfig(name="bench", exp_name="bench", model=model, ema_decay=None)
     model_def, params = nnx.split(jax.jit(lambda key: model.create(key))(jax.random.key(0)))
     state = train_state.create_train_state(config, params)
@@ -105,14 +111,17 @@ def build_train_step(model: pi0_config.Pi0Config) -> tuple[Any, tuple]:
 
 
 def build_sampling(model: pi0_config.Pi0Config, num_steps: int) -> tuple[Any, tuple]:
-    """One chunk of actions; parameters in the type of the activations, as a server holds them."""
+    """Return the sampling of one chunk and its inputs.
+
+    Parameters have the type of the activations, as in a server.
+    """
     model_def, params = nnx.split(jax.jit(lambda key: model.create(key))(jax.random.key(0)))
     params = jax.tree.map(lambda leaf: leaf.astype(model.dtype), params)
     return sampling(model_def, num_steps), (params, model.fake_obs(1))
 
 
 def sampling(model_def: nnx.GraphDef, num_steps: int) -> Any:
-    """Jit the sampling of a model given as structure and parameters."""
+    """Return a model's jitted sampling as a function of its parameters."""
 
     def sample(params: nnx.State, observation: _model.Observation) -> jax.Array:
         return nnx.merge(model_def, params).sample_actions(jax.random.key(0), observation, num_steps=num_steps)
@@ -121,7 +130,10 @@ def sampling(model_def: nnx.GraphDef, num_steps: int) -> Any:
 
 
 def time_rows(args: Args) -> Iterator[str]:
-    """Measure every case in a process of its own, so that its peak of memory is its own; give the rows of the table."""
+    """Measure every case and yield the rows of the table.
+
+    Each case has a process of its own, and so a peak of memory of its own.
+    """
     yield "| program | activations | compile s | run s | peak memory MiB |"
     yield "|---|---|---:|---:|---:|"
     size = ["--vision-variant", args.vision_variant, "--num-steps", str(args.num_steps), "--repeats", str(args.repeats)]
@@ -140,13 +152,16 @@ def time_rows(args: Args) -> Iterator[str]:
 
 @contextlib.contextmanager
 def unrolled_loops() -> Iterator[None]:
-    """Write every scan out, so that the cost analysis sees all its rounds."""
+    """Unroll every scan, so that the cost analysis sees all its rounds."""
     with mock.patch.object(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True)):
         yield
 
 
 def count(model: pi0_config.Pi0Config, function: Callable[..., Any], *args: Any) -> float:
-    """Return the FLOPs of `function(model, *args)`, without allocating the model or the arguments."""
+    """Return the FLOPs of `function(model, *args)`.
+
+    Neither the model nor the arguments are allocated.
+    """
     model_def, params = nnx.split(nnx.eval_shape(model.create, jax.random.key(0)))
     with unrolled_loops():
         lowered = jax.jit(lambda params, *args: function(nnx.merge(model_def, params), *args)).lower(params, *args)
@@ -154,12 +169,15 @@ def count(model: pi0_config.Pi0Config, function: Callable[..., Any], *args: Any)
 
 
 def fill_cache(model: Pi0, observation: _model.Observation) -> Any:
-    """What happens once: images and prompt."""
+    """Run the part that happens once per chunk: images and prompt."""
     return model._fill_cache(_model.preprocess_observation(None, observation))
 
 
 def abstract_suffix_inputs(model: pi0_config.Pi0Config, observation: _model.Observation) -> tuple[Any, Any, Any]:
-    """Return the shapes of what a step needs: condition, which keys are valid, and the cache."""
+    """Return the shapes of a step's inputs.
+
+    These are the condition, which keys are valid, and the cache.
+    """
     model_def, params = nnx.split(nnx.eval_shape(model.create, jax.random.key(0)))
 
     def inputs(params: nnx.State, observation: _model.Observation, time: jax.Array) -> tuple[Any, Any, Any]:
@@ -170,14 +188,20 @@ def abstract_suffix_inputs(model: pi0_config.Pi0Config, observation: _model.Obse
 
 
 def time_weights_mb(config: pi0_config.Pi0Config) -> float:
-    """Return the size of the weights that only the time goes through (pi0.5), in bfloat16."""
+    """Return the size of the weights that only the time uses (pi0.5).
+
+    In MB, as bfloat16.
+    """
     params = nnx_utils.to_pure_dict(nnx.state(nnx.eval_shape(config.create, jax.random.key(0))))
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     return sum(2 * leaf.size for path, leaf in flat.items() if re.search("norm_1/Dense_0|time_mlp", path)) / 1e6
 
 
 def chunk_parts(config: pi0_config.Pi0Config, observation: _model.Observation) -> tuple[float, float]:
-    """Return the FLOPs of what happens once, and of one step without its time."""
+    """Return the FLOPs of what happens once, and of one step.
+
+    The step is counted without its time.
+    """
     once = count(config, fill_cache, observation)
     actions = config.inputs_spec(batch_size=1)[1]
     step = count(config, Pi0._predict_cached, observation, actions, *abstract_suffix_inputs(config, observation))
@@ -185,7 +209,10 @@ def chunk_parts(config: pi0_config.Pi0Config, observation: _model.Observation) -
 
 
 def smaller(observation: _model.Observation, *, num_images: int, prompt_tokens: int) -> _model.Observation:
-    """Return the shapes that a server computes for so many cameras and so long a prompt."""
+    """Return the shapes that a server computes.
+
+    They depend on the number of cameras and the length of the prompt.
+    """
     length = program_shapes.prompt_length(observation.tokenized_prompt.shape[1], prompt_tokens)
     fields = ("tokenized_prompt", "tokenized_prompt_mask")
     tokens = {field: jax.ShapeDtypeStruct((1, length), getattr(observation, field).dtype) for field in fields}
@@ -193,7 +220,7 @@ def smaller(observation: _model.Observation, *, num_images: int, prompt_tokens: 
 
 
 def flops_rows(name: str, config: pi0_config.Pi0Config, num_steps: int) -> Iterator[str]:
-    """Give a table row per saving, for one chunk of one sample."""
+    """Yield a table row per saving, for one chunk of one sample."""
     whole = config.inputs_spec(batch_size=1)[0]
     longest = config.max_token_len
     two = chunk_parts(config, smaller(whole, num_images=2, prompt_tokens=longest))
@@ -201,7 +228,7 @@ def flops_rows(name: str, config: pi0_config.Pi0Config, num_steps: int) -> Itera
     both = chunk_parts(config, smaller(whole, num_images=2, prompt_tokens=SHORT_PROMPT))
     whole = chunk_parts(config, whole)
     time_row = count(config, Pi0._condition, jax.ShapeDtypeStruct((), jnp.float32))
-    # pi0 had the time beside every action in the input of its first action layer.
+    # The original pi0 had the time next to every action in the input of its first action layer.
     times_before = num_steps * (1 if config.pi05 else config.action_horizon) * time_row
     times_after = num_steps * time_row
 
@@ -216,7 +243,7 @@ def flops_rows(name: str, config: pi0_config.Pi0Config, num_steps: int) -> Itera
     prompt = f"images and prompt, {SHORT_PROMPT} tokens: {computed} computed instead of {longest}"
     yield row(prompt, "GFLOP", whole[0] / 1e9, short[0] / 1e9)
     if config.pi05:
-        # As many products, but the weights, a quarter of the action expert's, pass through the processor once.
+        # The number of products is the same, but the weights, a quarter of the action expert's, are read only once.
         weights = time_weights_mb(config)
         yield row("weights read for the time, bfloat16", "MB", num_steps * weights, weights)
     else:
@@ -227,7 +254,7 @@ def flops_rows(name: str, config: pi0_config.Pi0Config, num_steps: int) -> Itera
 
 
 def all_flops_rows(args: Args) -> Iterator[str]:
-    """Give the rows of the table of savings."""
+    """Yield the rows of the table of savings."""
     yield "| left | model | part | unit | before | after |"
     yield "|---:|---|---|---|---:|---:|"
     for name, config in (
@@ -239,12 +266,12 @@ def all_flops_rows(args: Args) -> Iterator[str]:
 
 
 def rtc_rows(args: Args) -> Iterator[str]:
-    """Give the table of real-time chunking."""
+    """Yield the rows of the table of real-time chunking."""
     return bench_rtc.rows(count, fill_cache, args.num_steps, args.repeats)
 
 
 def main(args: Args) -> None:
-    """Print what was asked for."""
+    """Print the tables that were asked for."""
     if args.case is not None:
         print(json.dumps(measure(*args.case, args)))
         return

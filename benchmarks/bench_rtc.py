@@ -1,8 +1,9 @@
-"""What real-time chunking costs beside plain sampling: FLOPs of a chunk of full-size models, and times of small ones on the CPU.
+"""Compare the cost of real-time chunking with plain sampling.
 
     python benchmarks/bench_model.py --parts rtc
 
-Nothing full-size is allocated. `bench_model` sets the platform and counts; this file knows the cases.
+The table has the FLOPs of a chunk of full-size models, and the times of small ones on the CPU. Nothing full-size is
+allocated. `bench_model` sets the platform and counts, and this file has the cases.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,13 +25,13 @@ _DELAY, _NUM_LEFT = 6, 25
 
 
 def models() -> Iterator[tuple[str, pi0_config.Pi0Config]]:
-    """Yield those that are counted."""
+    """Yield the models whose FLOPs are counted."""
     yield "pi0", pi0_config.Pi0Config(rtc_max_delay=10)
     yield "pi0.5", pi0_config.Pi0Config(pi05=True, rtc_max_delay=10)
 
 
 def small_models() -> Iterator[tuple[str, pi0_config.Pi0Config]]:
-    """Yield those that are timed."""
+    """Yield the models that are timed."""
     debug = dataclasses.replace(_config.get_config("debug_realman").model, rtc_max_delay=10)
     yield "debug_realman", debug
     yield "debug_realman as pi0.5", dataclasses.replace(debug, pi05=True, discrete_state_input=True)
@@ -56,11 +57,11 @@ def one_step(model: Any, observation: _model.Observation, given: rtc.Guidance | 
 
 
 def rows(count: Callable[..., float], fill_cache: Callable[..., Any], num_steps: int, repeats: int) -> Iterator[str]:
-    """Give the lines of the table.
+    """Yield the lines of the table.
 
     Args:
-        count: `count(config, function, *args)` gives the FLOPs of `function(model, *args)`.
-        fill_cache: What a model does once for a chunk.
+        count: `count(config, function, *args)` returns the FLOPs of `function(model, *args)`.
+        fill_cache: What a model does once per chunk.
         num_steps: Steps of the flow.
         repeats: Timed runs of each small program.
     """
@@ -76,7 +77,10 @@ def rows(count: Callable[..., float], fill_cache: Callable[..., Any], num_steps:
 
 
 def times_ms(config: pi0_config.Pi0Config, num_steps: int, repeats: int) -> list[float]:
-    """Return the median time of a chunk, plain and by each method, asked in turn so that other work disturbs all alike."""
+    """Return the median time of a chunk, plain and with each method.
+
+    They run in turn, so that other work on the machine disturbs all alike.
+    """
     model = config.create(jax.random.key(0))
     sampler = nnx_utils.module_jit(model.sample_actions, static_argnames=("num_steps",))
     observation = config.fake_obs(1)
@@ -87,7 +91,7 @@ def times_ms(config: pi0_config.Pi0Config, num_steps: int, repeats: int) -> list
             start_s = time.perf_counter()
             jax.block_until_ready(sampler(jax.random.key(0), observation, num_steps=num_steps, guidance=given))
             taken.append(1000 * (time.perf_counter() - start_s))
-    # The first one compiles.
+    # The first run compiles.
     return [statistics.median(taken[1:]) for taken in samples]
 
 

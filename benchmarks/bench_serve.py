@@ -1,10 +1,11 @@
-"""How much time a policy server adds to its model, and whether it stays fair, responsive and small. Loopback, one machine.
+"""Measure the time that a policy server adds to its model.
 
-    python benchmarks/bench_serve.py                        # everything, about three minutes
-    python benchmarks/bench_serve.py --requests 50 --seconds 5 --memory-requests 500 --inference-seconds 2    # a look
+    python benchmarks/bench_serve.py                        # Everything, about three minutes.
+    python benchmarks/bench_serve.py --requests 50 --seconds 5 --memory-requests 500 --inference-seconds 2    # A quick look.
 
-The model is one that computes nothing, behind the whole chain of the RealMan robot (checks, resizing, tokens, normalisation),
-in a server process of its own.
+It also measures whether the server stays fair, responsive and small. Everything runs over loopback on one machine. The
+model computes nothing. It is behind the whole chain of the RealMan robot (checks, resizing, tokens, normalization), in
+a server process of its own.
 """
 
 from collections.abc import Iterator
@@ -41,20 +42,20 @@ _FAIR_MODEL_MS = 20
 class Args:
     """What to measure."""
 
-    # Requests of each overhead measurement.
+    # Requests per measurement of the overhead.
     requests: int = 300
-    # Clients of the fairness measurement, and for how long they ask.
+    # Clients of the fairness measurement, and how long they send requests, s.
     clients: int = 8
     seconds: float = 60.0
     # Requests of the memory measurement.
     memory_requests: int = 10_000
-    # Length of the inference during which /healthz is asked.
+    # Length of the inference during which /healthz is requested, s.
     inference_seconds: float = 10.0
-    # Try openpi's published client as well (installs it into .venv-published-client on the first run).
+    # Also try openpi's published client (installed into .venv-published-client on the first run).
     published_client: bool = True
     # Write the figures to this JSON file as well.
     out: pathlib.Path | None = None
-    # Be the server, with a model that takes so many ms (used by the benchmark itself).
+    # Run as the server, with a model that takes this many ms (used by the benchmark itself).
     serve_ms: float | None = None
 
 
@@ -66,7 +67,7 @@ class Row:
     measured: str
     goal: str = ""
     ratio: float | None = None
-    """Measured by goal: below 1 is good."""
+    """Measured value divided by the goal: below 1 is good."""
     figures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -75,7 +76,7 @@ def main(args: Args) -> None:
     if args.serve_ms is not None:
         serve(args.serve_ms)
         return
-    memory.keep_freed_memory()  # as the robot's program does
+    memory.keep_freed_memory()  # As the robot's program does.
     rows = list(measure(args))
     table = rich.table.Table("of goal", "what", "goal", "measured", title=_machine())
     for row in rows:
@@ -105,7 +106,7 @@ def measure(args: Args) -> Iterator[Row]:
         fair = fairness(port, args.clients, args.seconds)
         yield Row(
             f"{args.clients} clients for {args.seconds:g} s, {_FAIR_MODEL_MS} ms model: answers of each",
-            f"{fair['fewest_answers']} to {fair['most_answers']}; median {fair['median_ms']:.0f} ms, longest {fair['longest_ms']:.0f} ms",
+            f"{fair['fewest_answers']} to {fair['most_answers']} (median {fair['median_ms']:.0f} ms, longest {fair['longest_ms']:.0f} ms)",
             "none starved",
             figures=fair,
         )
@@ -135,7 +136,10 @@ def _machine() -> str:
 
 
 def overhead(port: int, request: dict, count: int) -> dict[str, float]:
-    """Round trip less the model's own time, ms, and where the server's part of it went (medians)."""
+    """Return the round trip without the model's own time, ms.
+
+    Its parts are the medians of the server's phases.
+    """
     rows = []
     with WebsocketClientPolicy(HOST, port) as client:
         for _ in range(20):
@@ -147,7 +151,7 @@ def overhead(port: int, request: dict, count: int) -> dict[str, float]:
             rows.append(
                 (total_ms - timing["model_ms"], *(timing[f"{p}_ms"] for p in ("queue", "preprocess", "postprocess")))
             )
-            time.sleep(0.002)  # a robot asks once in a while; let the machine come to rest
+            time.sleep(0.002)  # Let the machine come to rest, because a robot asks only now and then.
     beyond, queue, preprocess, postprocess = np.array(rows).T
     return {
         "median_ms": np.median(beyond),
@@ -160,7 +164,10 @@ def overhead(port: int, request: dict, count: int) -> dict[str, float]:
 
 
 def fairness(port: int, num_clients: int, seconds: float) -> dict[str, float]:
-    """Answers of each of several clients that ask as fast as they can, and the longest that one had to wait."""
+    """Let several clients ask as fast as they can.
+
+    Returns the fewest and most answers of a client, and the median and longest time for an answer.
+    """
     answers: list[list[float]] = [[] for _ in range(num_clients)]
     end_s = time.monotonic() + seconds
 
@@ -186,7 +193,7 @@ def fairness(port: int, num_clients: int, seconds: float) -> dict[str, float]:
 
 
 def health(port: int) -> dict[str, float]:
-    """Times of /healthz while the policy is in its inference."""
+    """Return the times of /healthz during an inference."""
     with WebsocketClientPolicy(HOST, port) as client:
         inference = threading.Thread(target=client.infer, args=(_request(3, (224, 224)),))
         inference.start()
@@ -203,7 +210,10 @@ def health(port: int) -> dict[str, float]:
 
 
 def memory_use(port: int, process: psutil.Process, count: int) -> dict[str, float]:
-    """Resident memory of the server, MB, after a tenth of the requests and after all."""
+    """Return the server's resident memory, MB.
+
+    It is taken after a tenth of the requests and after all.
+    """
     request = _request(3, (224, 224))
     sizes_mb = []
     with WebsocketClientPolicy(HOST, port) as client:
@@ -215,9 +225,9 @@ def memory_use(port: int, process: psutil.Process, count: int) -> dict[str, floa
 
 
 def serve(model_ms: float) -> None:
-    """Be the server: print the port, serve until killed."""
-    memory.keep_freed_memory()  # as scripts/serve_policy.py does
-    logging.getLogger("openpi").setLevel(logging.ERROR)  # a bad request is part of the programme
+    """Run as the server: print the port and serve until killed."""
+    memory.keep_freed_memory()  # As scripts/serve_policy.py does.
+    logging.getLogger("openpi").setLevel(logging.ERROR)  # A bad request is part of the benchmark.
     import jax.numpy as jnp
 
     from openpi import transforms
@@ -230,7 +240,7 @@ def serve(model_ms: float) -> None:
     from openpi.training import config
 
     class Still(_model.BaseModel):
-        """Repeats the state."""
+        """Repeat the state."""
 
         def compute_loss(self, rng: object, observation: object, actions: object, *, train: bool = False) -> None:
             raise AssertionError("not part of inference")

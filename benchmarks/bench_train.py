@@ -1,14 +1,19 @@
-"""Training's data beside the official lerobot, and the train loop: python benchmarks/bench_train.py (make bench-train).
+"""Compare training's data path with the official lerobot, and time the loop.
 
+    python benchmarks/bench_train.py                              # or: make bench-train
     python benchmarks/bench_train.py --sections norm-stats loader
-    python benchmarks/bench_train.py --frames 40 --official-items 16 --episodes 10     # a look in minutes
+    python benchmarks/bench_train.py --frames 40 --official-items 16 --episodes 10     # A quick look, minutes.
 
-norm-stats: the whole command `compute_norm_stats.py`, from its start to its end, beside the time that reading every item with the
-official library would take (a few items are read, the rest is multiplied out). loader: batches as training gets them (three
-cameras, resized, collated, on the device; two threads) beside `LeRobotDataset.__getitem__` on the same files (four cameras
-decoded; one process, and two workers), and whether both give the same items. Ours in the first pass over a dataset, which decodes and
-keeps the pictures, and in those after it. The other sections are those of `bench_train_loop.py`. Recordings and datasets are made
-once in --work-dir. Nothing else is written but with --out.
+norm-stats: times the whole command `compute_norm_stats.py` and the time that the official library would need to read
+every item. Only some items are read, and the rest is extrapolated.
+
+loader: compares batches as training gets them (three cameras, resized, collated, on the device, two threads) with
+`LeRobotDataset.__getitem__` on the same files (four cameras decoded, in one process and with two workers), and checks
+that both return the same items. Ours is timed in the first pass over a dataset, which decodes and keeps the images,
+and in later passes.
+
+The other sections are those of `bench_train_loop.py`. Recordings and datasets are made once in --work-dir. Nothing
+else is written, except with --out.
 """
 
 from collections.abc import Callable
@@ -54,13 +59,13 @@ class Args:
     """Flags of the benchmark."""
 
     sections: tuple[str, ...] = ("norm-stats", "loader", *LOOP_SECTIONS)
-    """Parts to run."""
+    """Sections to run."""
     work_dir: Path = Path("data/bench_train")
-    """Where recordings and datasets go."""
+    """Folder for recordings and datasets."""
     episodes: int = 120
-    """Episodes of the statistics."""
+    """Episodes of the dataset for the statistics."""
     episode_frames: int = 300
-    """Frames of each."""
+    """Frames per episode."""
     frames: int = 150
     """Frames of each of the two recordings that the loader reads (four cameras, 640x480)."""
     official_items: int = 100
@@ -68,21 +73,21 @@ class Args:
     batches: int = 40
     """Batches of 16 that our loader reads."""
     repeats: int = 3
-    """Runs of everything; medians are shown."""
+    """Runs of each measurement. Medians are shown."""
     out: Path | None = None
-    """Write the tables as JSON as well."""
+    """Also write the tables to this JSON file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Two tables of a section: ratios with their goals, and the figures they come from."""
+    """Two tables of a section: ratios with goals, and their figures."""
 
     ratios: Rows
     figures: Rows
 
 
 def main(args: Args) -> int:
-    """Measure; the tables go to stdout."""
+    """Run the sections and print their tables."""
     sections: dict[str, Callable[[Args], Result]] = {"norm-stats": norm_stats, "loader": loader}
     if unknown := [name for name in args.sections if name not in (*sections, *LOOP_SECTIONS)]:
         raise SystemExit(f"--sections: found {unknown}, expected some of {[*sections, *LOOP_SECTIONS]}")
@@ -106,7 +111,7 @@ def main(args: Args) -> int:
 
 
 def norm_stats(args: Args) -> Result:
-    """Time the whole command, and the official library's walk over as many frames."""
+    """Time the command, and the official library on as many frames."""
     root = numbers_dataset.make(args.work_dir / "lerobot/bench/numbers", args.episodes, args.episode_frames)
     seconds = [time_command(args) for _ in range(args.repeats)]
     found = statistics.median(seconds)
@@ -116,7 +121,7 @@ def norm_stats(args: Args) -> Result:
     figures = [
         [f"norm stats of {args.episodes} x {args.episode_frames} frames, whole process", f"{found:.2f}", "s", spread(seconds)],
         [f"official walk, JPEG, from {args.official_items} items", f"{walk_s:.0f}", "s", spread(rates)],
-        ["size of the dataset (tiny pictures)", f"{bench_convert.folder_bytes(root) / 2**20:.0f}", "MiB", ""],
+        ["size of the dataset (tiny images)", f"{bench_convert.folder_bytes(root) / 2**20:.0f}", "MiB", ""],
     ]  # fmt: skip
     goals = [
         ["norm stats, s", f"{found:.2f}", "below 5"],
@@ -126,7 +131,7 @@ def norm_stats(args: Args) -> Result:
 
 
 def time_command(args: Args) -> float:
-    """Seconds that the statistics' command takes, from the start of Python on."""
+    """Return how long the command takes, with the start of Python, s."""
     command = [sys.executable, str(SCRIPT), "--config-name", CONFIG, "--repo-id", "bench/numbers"]
     command += ["--assets-base-dir", str(args.work_dir / "assets")]
     started = time.perf_counter()
@@ -141,11 +146,11 @@ def time_command(args: Args) -> float:
 
 
 def loader(args: Args) -> Result:
-    """Compare rates and items on every kind of dataset."""
+    """Compare rates and items on each kind of dataset."""
     ratios, figures = [], []
     for name in DATASETS:
         root = make_dataset(args, name)
-        # One after the other, again and again: a noisy minute then spoils one run of each.
+        # One run of each in turn, so that a noisy minute spoils one run of each and not all runs of one.
         ours: dict[str, list[float]] = {way: [] for way in WAYS if way != "reduced" or "JPEG" in name}
         theirs = []
         for _ in range(args.repeats):
@@ -173,7 +178,7 @@ def loader(args: Args) -> Result:
 
 
 def make_dataset(args: Args, name: str) -> Path:
-    """Convert recordings unless that is done; return the dataset's folder."""
+    """Convert recordings unless that is done, and return the dataset's folder."""
     kind, is_jpeg, flags = DATASETS[name]
     recordings = args.work_dir / f"{'jpeg' if is_jpeg else 'raw'}_{args.frames}"
     root = args.work_dir / f"lerobot/bench/{kind}_{args.frames}"
@@ -195,7 +200,10 @@ def make_dataset(args: Args, name: str) -> Path:
 
 
 def our_rate(args: Args, root: Path, way: str) -> float:
-    """Samples/s of our loader in one of the `WAYS`, in a process of its own."""
+    """Return the samples/s of our loader in one of the `WAYS`.
+
+    It runs in a process of its own.
+    """
     code = Path(__file__).with_name("our_loader.py")
     command = [sys.executable, str(code), f"bench/{root.name}", str(args.batches), way]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -203,7 +211,10 @@ def our_rate(args: Args, root: Path, way: str) -> float:
 
 
 def official(args: Args, root: Path, repeats: int | None = None) -> list[tuple[float, float, float]]:
-    """Samples/s of the official library: alone, with two workers, with openpi's resize."""
+    """Return the samples/s of the official library.
+
+    The three rates are alone, with two workers, and with openpi's resize.
+    """
     python = environment.lerobot_python()
     settings = environment.offline_settings((args.work_dir / "cache").resolve())
     script = Path(__file__).with_name("official_reader.py")
@@ -219,12 +230,15 @@ def official(args: Args, root: Path, repeats: int | None = None) -> list[tuple[f
 
 
 def dump_path(args: Args, root: Path) -> Path:
-    """Where the official library's items of a dataset are kept."""
+    """Return where the official library's items of a dataset are kept."""
     return (args.work_dir / f"items_{root.name}.npz").resolve()
 
 
 def differences(args: Args, root: Path) -> tuple[str, str]:
-    """Compare the official items with ours, key by key: the largest difference, and of what."""
+    """Return the largest difference between official items and ours.
+
+    They are compared key by key. The second text names the units.
+    """
     from openpi.training.lerobot.dataset import LeRobotDataset
 
     dataset = LeRobotDataset(f"bench/{root.name}", action_horizon=50)
@@ -244,11 +258,11 @@ def differences(args: Args, root: Path) -> tuple[str, str]:
                     numbers = max(numbers, float(np.abs(theirs.astype(np.float64) - ours[key]).max()))
             if str(items[f"{n}/task"]) != ours["task"]:
                 raise SystemExit(f"{root}: item {index} has another task")
-    return f"{levels} / {numbers:g}", "grey levels / numbers"
+    return f"{levels} / {numbers:g}", "gray levels / numbers"
 
 
 def spread(values: list[float]) -> str:
-    """How much the runs differ."""
+    """Return how much the runs differ: largest over smallest."""
     return f"{max(values) / min(values):.2f}"
 
 

@@ -1,10 +1,11 @@
-"""The train loop on the CPU: step time, wait for the loader, memory beside its estimate, two processes, and three kills.
+"""Time the train loop on the CPU, and check memory and kills.
 
-    python benchmarks/bench_train_loop.py                          # debug_realman, about eight minutes on 2 cores
+    python benchmarks/bench_train_loop.py                          # debug_realman, about eight minutes on 2 cores.
     python benchmarks/bench_train_loop.py --sections kills --steps 20
 
-Every run is `scripts/train.py` as a user starts it, in a folder that is deleted afterwards, on simulated recordings that
-are made first (or on the dataset --repo-id). Ratios come first in each table; nothing is written but with --out.
+Sections: step time and loader wait, memory and its estimate, two processes, three kills. Every run is
+`scripts/train.py` as a user starts it, in a folder that is deleted afterwards. It trains on simulated recordings that
+are made first, or on the dataset --repo-id. Ratios come first in each table. Nothing is written, except with --out.
 """
 
 from collections.abc import Callable
@@ -41,15 +42,15 @@ class Args:
     sections: tuple[str, ...] = ("step", "memory", "processes", "kills")
     # Training steps of each run.
     steps: int = 40
-    # Samples a step.
+    # Samples per step.
     batch_size: int = 16
     # Simulated episodes to make, unless --repo-id is given.
     episodes: int = 4
-    # A dataset that is there already, below $HF_LEROBOT_HOME.
+    # An existing dataset below $HF_LEROBOT_HOME.
     repo_id: str | None = None
-    # Chooses the steps at which a run is killed.
+    # Seed that chooses the steps at which a run is killed.
     seed: int = 0
-    # Write the tables as JSON too.
+    # Also write the tables to this JSON file.
     out: Path | None = None
 
 
@@ -63,7 +64,7 @@ class Run:
 
 
 class Workplace:
-    """A folder with a dataset and its statistics, in which runs are made."""
+    """A folder with a dataset and its statistics, for training runs."""
 
     def __init__(self, args: Args, folder: Path) -> None:
         self.args = args
@@ -120,7 +121,10 @@ class Workplace:
         return process, err
 
     def wait(self, name: str, process: Any, err: Any) -> Run:
-        """Wait for a training process; its peak of memory is the system's own figure."""
+        """Wait for a training process.
+
+        Its peak of memory is the operating system's own figure.
+        """
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         text = read(err)
@@ -129,7 +133,7 @@ class Workplace:
         return Run(self.log(name), text, usage.ru_maxrss / 1024)
 
     def train(self, name: str, *flags: object, **options: Any) -> Run:
-        """Do a whole run."""
+        """Start a run and wait for its end."""
         return self.wait(name, *self.start(name, *flags, **options))
 
     def log(self, name: str) -> list[dict[str, float]]:
@@ -147,18 +151,21 @@ def read(file: Any) -> str:
 
 
 def steady(run: Run) -> list[dict[str, float]]:
-    """The second half of a run: queues are full, caches are warm."""
+    """Return the second half of a run.
+
+    By then queues are full and caches are warm.
+    """
     return run.log[len(run.log) // 2 :]
 
 
 def mean(run: Run, key: str) -> float:
-    """Mean of a column over the second half."""
+    """Return the mean of a column over a run's second half."""
     lines = steady(run)
     return sum(line[key] for line in lines) / len(lines)
 
 
 def bench_step(place: Workplace) -> list[dict[str, Any]]:
-    """Step time, share of loader wait and memory of the process, by what layers compute again."""
+    """Step time, share of loader wait and memory, by what layers recompute."""
     rows = []
     for remat in ("full", "none"):
         for fresh in (True, False):
@@ -181,22 +188,23 @@ def bench_step(place: Workplace) -> list[dict[str, Any]]:
 
 
 def bench_memory(place: Workplace) -> list[dict[str, Any]]:
-    """The estimate before compiling and the plan of the compiled step with its batches, beside what the process grew by.
+    """Memory: the estimate, the compiled step's plan, and real growth.
 
-    The rest: libraries, threads, and what was freed but is kept by the C library.
+    The estimate is made before compiling. The plan is that of the compiled step with its batches. The rest is
+    libraries, threads, and memory that was freed but that the C library keeps.
     """
     rows = []
     for remat in ("full", "none"):
         for batch_size in (place.args.batch_size, 4 * place.args.batch_size):
             name = f"memory_{batch_size}_{remat}"
             flags = ("--batch-size", batch_size, "--remat", remat)
-            # Compiled before: what the compiler takes is not what is asked for here.
+            # Compile in a run of its own, because the memory of the compiler is not measured here.
             place.train(f"{name}_warm", *flags, "--num-train-steps", 1)
             run = place.train(name, *flags, "--num-train-steps", 6)
-            estimate = _mib(r"estimated: ([\d.]+) GiB", run.stderr)
-            plan = _mib(r"compiled step: ([\d.]+) GiB", run.stderr)
-            batches = _mib(r"batches beside it: ([\d.]+) GiB", run.stderr)
-            grown = run.peak_mib - _mib(r"process before: ([\d.]+) GiB", run.stderr)
+            estimate = _mib(r"estimated[^:\n]*: ([\d.]+) GiB", run.stderr)
+            plan = _mib(r"compiled step[^:\n]*: ([\d.]+) GiB", run.stderr)
+            batches = _mib(r"batches [^:\n]*: ([\d.]+) GiB", run.stderr)
+            grown = run.peak_mib - _mib(r"process [^:\n]*: ([\d.]+) GiB", run.stderr)
             rows.append(
                 {
                     "estimate / plan": estimate / (plan + batches),
@@ -216,15 +224,15 @@ def bench_memory(place: Workplace) -> list[dict[str, Any]]:
 def _mib(pattern: str, text: str) -> float:
     found = re.search(pattern, text)
     if found is None:
-        raise SystemExit(f"the log of the run does not say '{pattern}'")
+        raise SystemExit(f"log of the run: found no '{pattern}'")
     return 1024 * float(found[1])
 
 
 def bench_processes(place: Workplace) -> list[dict[str, Any]]:
-    """Two processes with a core each beside one process with one core."""
+    """Two processes with a core each, and one process with one core."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        raise SystemExit("processes: two cores are needed")
+        raise SystemExit("processes: found one core, expected at least two")
     alone = place.train("one", cores={cores[0]})
     first = _train_two(place, cores)
     difference = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(first.log, alone.log, strict=True))
@@ -240,7 +248,10 @@ def bench_processes(place: Workplace) -> list[dict[str, Any]]:
 
 
 def _train_two(place: Workplace, cores: list[int]) -> Run:
-    """Return the first of two processes. The port was free when it was chosen, so if it is not any more another is tried."""
+    """Train in two processes and return the run of the first.
+
+    The port was free when it was chosen. If it no longer is, another one is tried.
+    """
     for attempt in range(PORT_TRIES):
         name = f"two_{attempt}"
         with socket.socket() as sock:
@@ -250,7 +261,7 @@ def _train_two(place: Workplace, cores: list[int]) -> Run:
         both = [place.start(name, *shared, "--process-id", i, cores={cores[i]}) for i in range(2)]
         processes = [process for process, _ in both]
         while any(process.poll() is None for process in processes):
-            if any(process.poll() for process in processes):  # the other one would wait for it
+            if any(process.poll() for process in processes):  # The other one would wait for it.
                 for process in processes:
                     process.kill()
             time.sleep(0.05)
@@ -265,7 +276,10 @@ def _train_two(place: Workplace, cores: list[int]) -> Run:
 
 
 def bench_kills(place: Workplace) -> list[dict[str, Any]]:
-    """A run killed three times at random steps, beside an unbroken one: losses must be the same to the last bit."""
+    """A run killed three times at random steps, and an uninterrupted one.
+
+    Their losses must be the same to the last bit.
+    """
     steps = place.args.steps
     flags = ("--save-interval", max(1, steps // 10))
     unbroken = place.train("unbroken", *flags)
@@ -284,7 +298,7 @@ def bench_kills(place: Workplace) -> list[dict[str, Any]]:
             "losses equal": f"{sum(equal)} of {len(equal)}",
             "killed at steps": ", ".join(map(str, kills)),
             "final loss": repr(last.log[-1]["loss"]),
-            "of the unbroken run": repr(unbroken.log[-1]["loss"]),
+            "of the uninterrupted run": repr(unbroken.log[-1]["loss"]),
         }
     ]
 
@@ -305,7 +319,7 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main(args: Args) -> None:
-    """Measure and print."""
+    """Run the sections and print their tables."""
     folder = Path(tempfile.mkdtemp(prefix="bench_train_loop_"))
     try:
         place = Workplace(args, folder)

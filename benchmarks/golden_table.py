@@ -1,8 +1,9 @@
-"""How far this implementation is from the original's numbers: every comparison with a golden file, as a table.
+"""Print how far this implementation is from the original's numbers.
 
-    python benchmarks/golden_table.py           # prints Markdown; minutes on two cores
+    python benchmarks/golden_table.py           # Prints Markdown, takes minutes on two cores.
 
-Runs the tests that read `tests/golden`, slow ones included, and records what each hands to numpy's comparisons.
+The table has every comparison with a golden file.
+It runs the tests that read `tests/golden`, slow ones included, and records what each hands to numpy's comparisons.
 """
 
 from collections.abc import Iterator
@@ -19,12 +20,15 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# A test of golden files has one of these in its name.
+# A test of golden files has one of these words in its name.
 WORDS = ("golden", "original", "formula_numbers")
 
 
 class Comparisons:
-    """A pytest plugin that notes, by test, the numbers compared and the largest difference."""
+    """A pytest plugin that records the numbers compared by each test.
+
+    It also records the largest difference.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, float]] = {}
@@ -33,12 +37,12 @@ class Comparisons:
         self._equal = np.testing.assert_array_equal
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Keep the tests of golden files."""
+        """Keep only the tests of golden files."""
         items[:] = [item for item in items if any(word in item.originalname for word in WORDS)]
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        """Note the comparisons of one test."""
+        """Record the comparisons of one test."""
         self._test = item.nodeid.removeprefix("tests/framework/")
         self.rows[self._test] = empty_row()
         patch = pytest.MonkeyPatch()

@@ -1,4 +1,7 @@
-"""A dataset whose numbers are real in size and layout and whose pictures are tiny: for what reads numbers only."""
+"""Make a dataset for benchmarks that read only its numbers.
+
+Its numbers have the real size and layout, and its images are tiny.
+"""
 
 import json
 from pathlib import Path
@@ -16,7 +19,10 @@ _SIZE = (48, 64)
 
 
 def make(root: Path, episodes: int, frames: int) -> Path:
-    """Write `episodes` of `frames` each at `root`, four cameras, unless that is there; return `root`."""
+    """Write the dataset at `root` unless it is there, and return `root`.
+
+    It has four cameras and `episodes` of `frames` each.
+    """
     done = root / f".made_{episodes}_{frames}"
     if done.exists():
         return root
@@ -37,30 +43,30 @@ def make(root: Path, episodes: int, frames: int) -> Path:
         "features": features,
     }
     (root / "meta/info.json").write_text(json.dumps(info))
-    picture = cv2.imencode(".jpg", np.full((*_SIZE, 3), 90, np.uint8))[1].tobytes()
+    image = cv2.imencode(".jpg", np.full((*_SIZE, 3), 90, np.uint8))[1].tobytes()
     for i in range(episodes):
-        _write_episode(root / f"data/chunk-000/episode_{i:06d}.parquet", features, i, frames, picture)
+        _write_episode(root / f"data/chunk-000/episode_{i:06d}.parquet", features, i, frames, image)
     done.touch()
     return root
 
 
 def _features() -> dict:
     vector = {"dtype": "float32", "shape": [spec.NUM_DIMS], "names": list(spec.DIM_NAMES)}
-    picture = {"dtype": "image", "shape": [*_SIZE, 3], "names": ["height", "width", "channels"]}
+    image = {"dtype": "image", "shape": [*_SIZE, 3], "names": ["height", "width", "channels"]}
     features = dict.fromkeys((spec.STATE_KEY, spec.ACTION_KEY, spec.VELOCITY_KEY, spec.EFFORT_KEY), vector)
-    features |= {f"{spec.IMAGE_KEY_PREFIX}{camera}": picture for camera in spec.CAMERAS}
+    features |= {f"{spec.IMAGE_KEY_PREFIX}{camera}": image for camera in spec.CAMERAS}
     features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
     index = {"dtype": "int64", "shape": [1], "names": None}
     return features | dict.fromkeys(("frame_index", "episode_index", "index", "task_index"), index)
 
 
-def _write_episode(path: Path, features: dict, episode: int, frames: int, picture: bytes) -> None:
+def _write_episode(path: Path, features: dict, episode: int, frames: int, image: bytes) -> None:
     t = np.arange(frames)
     rng = np.random.default_rng(episode)
     columns: dict = {}
     for key, feature in features.items():
         if feature["dtype"] == layout.IMAGE:
-            columns[key] = [(picture, f"frame_{i:06d}.jpg") for i in t]
+            columns[key] = [(image, f"frame_{i:06d}.jpg") for i in t]
         elif feature["shape"] != [1]:
             waves = np.sin(t[:, None] / 25 + rng.uniform(0, 6, spec.NUM_DIMS))
             columns[key] = (0.5 + 0.4 * waves + rng.normal(0, 0.005, waves.shape)).astype(np.float32)

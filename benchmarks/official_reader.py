@@ -1,10 +1,11 @@
-"""Reads a dataset with the official lerobot as openpi does; runs in lerobot's environment, for `bench_train.py`.
+"""Time the official lerobot reading a dataset as openpi does.
 
     python official_reader.py DATASET_FOLDER NUM_ITEMS DUMP.npz
 
-Prints samples/s of `LeRobotDataset.__getitem__` over random items in one process, through a torch DataLoader with two worker
-processes, and (one process) with what openpi does to three of the cameras afterwards: 8-bit levels, resize to 224x224 with Pillow. The
-first few of the items go into DUMP.npz, with their indices.
+`bench_train.py` runs this in lerobot's environment. It prints three rates in samples/s over random items: of
+`LeRobotDataset.__getitem__` in one process, of a torch DataLoader with two worker processes, and in one process with
+what openpi then does to three of the cameras (8-bit levels, resize to 224x224 with Pillow). The first few items go
+into DUMP.npz with their indices.
 """
 
 from importlib import import_module
@@ -19,7 +20,7 @@ SIDE_PX = 224
 ACTION_HORIZON = 50
 NUM_DUMPED = 6
 NUM_WORKERS = 2
-# Small, so that a few items make enough batches.
+# Small, so that a few items are enough batches.
 BATCH_SIZE = 4
 NUM_BATCHES = 12
 
@@ -31,7 +32,7 @@ def main(root: Path, num_items: int, dump: Path) -> None:
     windows = {"action": [t / metadata.fps for t in range(ACTION_HORIZON)]}
     dataset = dataset_class(root.name, root=root, delta_timestamps=windows, video_backend="pyav")
     order = np.random.default_rng(0).permutation(len(dataset))[:num_items].tolist()
-    items = [dataset[i] for i in order[:NUM_DUMPED]]  # also warms up
+    items = [dataset[i] for i in order[:NUM_DUMPED]]  # This also warms up.
     numbers = {f"{n}/{key}": np.asarray(value) for n, item in enumerate(items) for key, value in item.items()}
     np.savez(dump, order=order[:NUM_DUMPED], **numbers)
     started = time.perf_counter()
@@ -49,7 +50,7 @@ def main(root: Path, num_items: int, dump: Path) -> None:
 
 
 def shrink(image: np.ndarray) -> np.ndarray:
-    """Fit float (3, h, w) in 0..1 into 224x224, uint8."""
+    """Fit float (3, h, w) in 0..1 into 224x224 as uint8."""
     levels = np.moveaxis((255 * image).astype(np.uint8), 0, -1)
     ratio = max(levels.shape[0], levels.shape[1]) / SIDE_PX
     size = (int(levels.shape[1] / ratio), int(levels.shape[0] / ratio))
@@ -57,7 +58,10 @@ def shrink(image: np.ndarray) -> np.ndarray:
 
 
 def with_workers(dataset: object, order: list[int]) -> float:
-    """Samples/s of two worker processes; the batches that are read while the workers start are not counted."""
+    """Return the samples/s of two worker processes.
+
+    Batches that are read while the workers start are not counted.
+    """
     data = import_module("torch.utils.data")
     num_warm = 2 * NUM_WORKERS
     indices = [order[i % len(order)] for i in range(BATCH_SIZE * (num_warm + NUM_BATCHES))]

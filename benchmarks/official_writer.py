@@ -1,8 +1,9 @@
-"""Writes recordings with the official lerobot, as its own examples do; runs in lerobot's environment, for `bench_convert.py`.
+"""Time the official lerobot writing a recording as its examples do.
 
     python official_writer.py RECORDING TARGET image|video NUM_FRAMES
 
-Prints the seconds that writing took, without the library's import. Threads as the library recommends: four a camera.
+`bench_convert.py` runs this in lerobot's environment. It prints the seconds that writing took, without the library's
+import. It uses four threads per camera, as the library recommends.
 """
 
 from importlib import import_module
@@ -17,14 +18,14 @@ from PIL import Image
 
 
 def main(recording: Path, target: Path, mode: str, num_frames: int) -> None:
-    """Write the first frames of a recording as a dataset of one episode."""
+    """Write the first frames of a recording as one episode."""
     dataset_class = import_module("lerobot.datasets.lerobot_dataset").LeRobotDataset
     with h5py.File(recording) as file:
         images = file["observations/images"]
         vector = {"dtype": "float32", "shape": (14,), "names": [f"n{i}" for i in range(14)]}
         features = dict.fromkeys(("observation.state", "action", "observation.velocity", "observation.effort"), vector)
-        picture = {"dtype": mode, "shape": (3, 480, 640), "names": ["channels", "height", "width"]}
-        features |= {f"observation.images.{camera}": picture for camera in images}
+        image = {"dtype": mode, "shape": (3, 480, 640), "names": ["channels", "height", "width"]}
+        features |= {f"observation.images.{camera}": image for camera in images}
         started = time.perf_counter()
         dataset = dataset_class.create(
             "bench/official",
@@ -47,11 +48,11 @@ def _frame(file: h5py.File, t: int) -> dict:
         "observation.velocity": "observations/qvel",
         "observation.effort": "observations/effort",
     }
-    pictures = {f"observation.images.{c}": _picture(d[t]) for c, d in file["observations/images"].items()}
-    return {**{key: file[name][t].astype(np.float32) for key, name in vectors.items()}, **pictures}
+    images = {f"observation.images.{c}": _image(d[t]) for c, d in file["observations/images"].items()}
+    return {**{key: file[name][t].astype(np.float32) for key, name in vectors.items()}, **images}
 
 
-def _picture(stored: np.ndarray) -> np.ndarray:
+def _image(stored: np.ndarray) -> np.ndarray:
     if stored.ndim == 3:
         return stored
     return np.asarray(Image.open(io.BytesIO(stored.tobytes())))

@@ -1,9 +1,13 @@
-"""Prints the samples/s of our data loader on a dataset; a process of its own, for `bench_train.py`.
+"""Print the samples/s of our data loader on a dataset.
 
     python our_loader.py REPO_ID NUM_BATCHES WAY
 
-WAY: `decoded` (nothing is kept), `reduced` (so are JPEGs, at a part of their size), `keeping` (the first pass over a dataset of which
-nothing is kept: decodes and writes; at most one pass), `kept` (a later pass; what is missing is made first).
+`bench_train.py` runs this in a process of its own. WAY is one of
+
+- `decoded`: images are decoded and not kept.
+- `reduced`: the same, but JPEGs are decoded at a reduced size.
+- `keeping`: the first pass over a dataset without kept images, which decodes and writes them. At most one pass.
+- `kept`: a later pass. Missing images are made first.
 """
 
 import dataclasses
@@ -23,7 +27,7 @@ from openpi.training.lerobot import metadata as lerobot_metadata
 
 BATCH_SIZE = 16
 NUM_THREADS = 2
-# What was read ahead while the first batches were waited for is not counted.
+# The first batches are not counted, because more are read ahead while waiting for them.
 NUM_WARM = 4
 
 
@@ -49,7 +53,7 @@ def main(repo_id: str, num_batches: int, way: str) -> None:
         jax.block_until_ready(next(batches))
     sys.stdout.write(f"{num_batches * BATCH_SIZE / (time.perf_counter() - started)}\n")
     sys.stdout.flush()
-    # Threads that read ahead need not be waited for.
+    # Do not wait for the threads that read ahead.
     os._exit(0)
 
 

@@ -1,6 +1,6 @@
-"""openpi's published client against this project's server, in an environment of its own.
+"""Test openpi's published client against this project's server.
 
-Run by `bench_serve.py`; installs `requirements/published-client.lock` into `.venv-published-client` on the first call.
+`bench_serve.py` runs this. The first call installs `requirements/published-client.lock` into `.venv-published-client`.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ _PROJECT = pathlib.Path(__file__).resolve().parents[1]
 _VENV = _PROJECT / ".venv-published-client"
 _LOCK = _PROJECT / "requirements" / "published-client.lock"
 
-# What it is asked to do; prints its versions, and whether what it sent on the wire is what ours would send.
+# What the client does. It prints its versions and a hash of what it sent, to compare with what ours sends.
 _PROGRAM = """
 import hashlib, sys, importlib.metadata, numpy, websockets
 from openpi_client import msgpack_numpy, websocket_client_policy
@@ -39,11 +39,11 @@ print(importlib.metadata.version("openpi-client"), websockets.__version__,
 
 
 def check(port: int, python: pathlib.Path | None = None) -> str:
-    """Let the published client talk to a server; return what it did, or why it could not."""
+    """Return what the published client did, or why it could not run."""
     try:
         python = python or _install()
         command = [str(python), "-c", _PROGRAM, str(port)]
-        # Nothing of this project's environment reaches it.
+        # The client must not see this project's environment.
         run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={"PATH": ""})
     except (OSError, subprocess.SubprocessError) as e:
         return f"not tried: {e}"
@@ -51,7 +51,7 @@ def check(port: int, python: pathlib.Path | None = None) -> str:
         return f"FAILED: {run.stderr.strip().splitlines()[-1]}"
     client, websockets, digest = run.stdout.split()
     same = "same bytes as ours" if digest == _our_request_sha256() else "DIFFERENT BYTES than ours"
-    return f"openpi-client {client} (websockets {websockets}): 20 answers right, a bad request told, {same}"
+    return f"openpi-client {client} (websockets {websockets}): 20 answers right, a bad request reported, {same}"
 
 
 def _install() -> pathlib.Path:
