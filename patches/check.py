@@ -1,4 +1,7 @@
-"""Proves without the original that the series is what this tree needs and can live in a checkout of the original."""
+"""Check the patches without a checkout of the original.
+
+The series must be what this tree needs, and must work in a checkout of the original.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -10,17 +13,17 @@ import sys
 import render
 
 _NAMES_FILE = render.PATCHES_DIR / "upstream_names.json"
-"""Modules of the original, their names, and the keywords that each takes (null: not looked at)."""
+"""Modules of the original, their names, and the keywords that each takes (null: not checked)."""
 
 _PACKAGES = {"numpy"}
-"""Packages beside the standard library that the added files may use; the original has them all."""
+"""Packages outside the standard library that the added files may use. The original has them all."""
 
 _MAX_CONTEXT = 1
 """Lines of the original that a hunk may quote on either side."""
 
 
 def find_problems() -> list[str]:
-    """Return a line for each thing that is wrong; none is good."""
+    """Return one line per problem, or none if all is well."""
     try:
         expected = render.render_series()
     except (OSError, render.ToolError) as e:
@@ -35,20 +38,20 @@ def find_problems() -> list[str]:
 
 
 def _compare_with_disk(expected: dict[str, str]) -> Iterator[str]:
-    """Tell which files of this folder are not what the tree gives."""
+    """Report files of this folder that differ from what the tree gives."""
     for name, text in expected.items():
         path = render.PATCHES_DIR / name
         if not path.is_file():
-            yield f"patches/{name}: missing; run 'make patches'"
+            yield f"patches/{name}: missing. Run 'make patches'"
         elif path.read_text() != text:
-            yield f"patches/{name}: differs from what the tree gives; run 'make patches'"
+            yield f"patches/{name}: differs from what the tree gives. Run 'make patches'"
     for path in sorted(render.PATCHES_DIR.glob("*.patch")):
         if path.name not in expected:
-            yield f"patches/{path.name}: not in the series; add it to SERIES in render.py or remove it"
+            yield f"patches/{path.name}: not in the series. Add it to SERIES in render.py, or remove it"
 
 
 def _check_hunks(name: str, text: str) -> Iterator[str]:
-    """Tell where a patch lacks its reason, removes a line, or quotes too much."""
+    """Report a patch without reason, or that removes or quotes lines."""
     header, *_ = text.partition("\n---\n")
     for field in ("Why: ", "Upstream-Status: "):
         if f"\n{field}" not in header:
@@ -64,11 +67,12 @@ def _check_hunks(name: str, text: str) -> Iterator[str]:
 
 
 def _check_names(path: str, source: str) -> Iterator[str]:
-    """Tell which names an added file uses that the original does not have."""
+    """Report names of an added file that the original does not have."""
     names = json.loads(_NAMES_FILE.read_text())
     own = {_module_name(added) for patch in render.SERIES for added in patch.added}
     tree = ast.parse(source)
-    modules: dict[str, str] = {}  # alias in the file -> module
+    modules: dict[str, str] = {}  # Alias in the file -> module.
+    # First what the file imports, then what it uses of those modules.
     for node in ast.walk(tree):
         for module, name, alias in _imports(node):
             submodule = f"{module}.{name}" if name else module
@@ -101,7 +105,7 @@ def _imports(node: ast.AST) -> Iterator[tuple[str, str | None, str]]:
 
 
 def _module_of(node: ast.Attribute, modules: dict[str, str]) -> str | None:
-    """Return the module that `node` is an attribute of, if it is one."""
+    """Return the module that has `node` as an attribute, if any."""
     return modules.get(ast.unparse(node.value))
 
 

@@ -1,4 +1,4 @@
-"""Puts the series into a checkout of the original openpi, and takes it out again."""
+"""Apply the series to a checkout of the original, and reverse it."""
 
 import os
 import pathlib
@@ -14,14 +14,14 @@ def apply(checkout: pathlib.Path) -> str:
     """Apply the series.
 
     Args:
-        checkout: Root folder of a checkout of the original: a repository of its own, a copy inside another one, or a plain
-            folder.
+        checkout: Root folder of a checkout of the original: a repository of its own, a copy inside another one, or a
+            plain folder.
 
     Returns:
         What was done.
 
     Raises:
-        ToolError: It cannot be applied; nothing has been changed.
+        ToolError: It cannot be applied. Nothing has been changed.
     """
     root = _resolve(checkout)
     if _accepts(root, "--reverse"):
@@ -29,26 +29,28 @@ def apply(checkout: pathlib.Path) -> str:
     changed = _changed_files(root)
     if changed:
         raise ToolError(
-            f"{root}: found local changes in {len(changed)} tracked file(s), the first is {changed[0]}; commit or stash them"
+            f"{root}: found local changes in {len(changed)} tracked file(s), the first is {changed[0]}. "
+            "Commit or stash them"
         )
     result = _git_apply(root)
     if result.returncode != 0:
         base = (render.PATCHES_DIR / "BASE").read_text().split()[0]
         raise ToolError(
-            f"{root}: the series (made for revision {base}) does not fit, nothing was changed: {_one_line(result.stderr)}"
+            f"{root}: the series (made for revision {base}) does not fit, nothing was changed: "
+            f"{_one_line(result.stderr)}"
         )
     _verify(root)
     return f"{root}: applied, {_list_files()}; undo with 'python patches/tool.py reverse {root}'"
 
 
 def reverse(checkout: pathlib.Path) -> str:
-    """Take the series out again; the checkout is then what it was before.
+    """Take the series out again, so that the checkout is as before.
 
     Returns:
         What was done.
 
     Raises:
-        ToolError: It is not applied, or its files have been edited since; nothing has been changed.
+        ToolError: Its files have been edited since it was applied. Nothing has been changed.
     """
     root = _resolve(checkout)
     result = _git_apply(root, "--reverse")
@@ -57,19 +59,19 @@ def reverse(checkout: pathlib.Path) -> str:
     if _accepts(root):
         return f"{root}: not applied, nothing to reverse"
     raise ToolError(
-        f"{root}: the series is not there as it was applied, nothing was changed: {_one_line(result.stderr)}; undo the edits of "
-        f"these files first: {_list_files()}"
+        f"{root}: the series is not there as it was applied, nothing was changed: {_one_line(result.stderr)}. "
+        f"Undo the edits of these files first: {_list_files()}"
     )
 
 
 def _resolve(checkout: pathlib.Path) -> pathlib.Path:
-    """Return the absolute root of a checkout, after looking whether it can be one."""
+    """Return the absolute root of a checkout, if it can be one."""
     root = checkout.expanduser().resolve()
     if not root.is_dir():
         raise ToolError(f"{root}: no such folder, expected a checkout of openpi")
     if root == render.TREE_DIR.resolve():
         raise ToolError(
-            f"{root}: this project's own framework, which has these files; expected a checkout of the original"
+            f"{root}: found this project's own framework, which has these files. Expected a checkout of the original"
         )
     missing = [name for name in _EXPECTED_FILES if not (root / name).is_file()]
     if missing:
@@ -78,10 +80,13 @@ def _resolve(checkout: pathlib.Path) -> pathlib.Path:
 
 
 def _changed_files(root: pathlib.Path) -> list[str]:
-    """Return the tracked files below `root` with changes that are not committed; none where nothing is tracked."""
+    """Return the tracked files below `root` with uncommitted changes.
+
+    There are none if nothing is tracked.
+    """
     result = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".")
     if result.returncode != 0 and "not a git repository" not in result.stderr:
-        raise ToolError(f"{root}: git cannot tell whether it is clean: {_one_line(result.stderr)}")
+        raise ToolError(f"{root}: git does not say whether it is clean: {_one_line(result.stderr)}")
     return [line[3:] for line in result.stdout.splitlines()]
 
 
@@ -92,16 +97,16 @@ def _accepts(root: pathlib.Path, *options: str) -> bool:
 def _git_apply(root: pathlib.Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run `git apply` on the series: all of it or nothing.
 
-    The patches go in as one text: given as several files, the first ones stay applied when a later one does not fit. And the
-    search for a repository ends at `root`: in a folder inside another repository, `git apply` would take the paths for that
-    repository's, change nothing, and call it a success.
+    The patches are passed as one text. If they were several files, the first ones would stay applied when a later one
+    does not fit. The search for a repository ends at `root`. Otherwise, in a folder inside another repository, `git
+    apply` would treat the paths as that repository's, change nothing, and report success.
     """
     series = "".join((render.PATCHES_DIR / patch.name).read_text() for patch in render.SERIES)
     return _git(root, "apply", "--whitespace=nowarn", *options, GIT_CEILING_DIRECTORIES=str(root.parent), text=series)
 
 
 def _git(root: pathlib.Path, *arguments: str, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    # Variables of git are set inside a hook of another repository, for example, and git would then work on that one.
+    # Git sets these variables inside a hook of another repository, for example, and would then work on that one.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     environment |= {"LC_ALL": "C", **variables}
     command = ["git", "-c", "core.autocrlf=false", *arguments]
@@ -110,11 +115,11 @@ def _git(root: pathlib.Path, *arguments: str, text: str = "", **variables: str) 
             command, cwd=root, env=environment, input=text, capture_output=True, text=True, check=False
         )
     except FileNotFoundError as e:
-        raise ToolError("git: not found; install it") from e
+        raise ToolError("git: not found. Install it") from e
 
 
 def _verify(root: pathlib.Path) -> None:
-    """Look whether the patches have really arrived."""
+    """Check that the patches have really arrived."""
     wrong = [
         path
         for patch in render.SERIES
@@ -125,7 +130,7 @@ def _verify(root: pathlib.Path) -> None:
     registered = registration in (root / render.REGISTRY_FILE).read_text()
     if wrong or not registered:
         raise ToolError(
-            f"{root}: git reports success, but {wrong or render.REGISTRY_FILE} is not as expected; check the folder"
+            f"{root}: git reports success, but {wrong or render.REGISTRY_FILE} is not as expected. Check the folder"
         )
 
 

@@ -1,7 +1,8 @@
-"""What the patches are, and their text: made from the files of this tree, so that there is one place to edit.
+"""Define the patches and render their text.
 
-The series adds files and one registration to the original. Its `config.py` is another file than ours, so the registration
-is an insertion that quotes one line of the original's and is found by it, wherever it stands.
+The text is made from the files of this tree, so that there is only one place to edit. The series adds files and one
+registration to the original. The original's `config.py` differs from ours, so the registration is an insertion that
+quotes one line of the original, and is found by that line anywhere in the file.
 """
 
 import dataclasses
@@ -46,7 +47,7 @@ Upstream-Status: {status}
 
 
 class ToolError(Exception):
-    """Something that the person who runs the tool can mend; the message says what and how."""
+    """A problem that you can fix, with a message that says how."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Patch:
 
     name: str
     subject: str
-    # The reason for the patch, one line or more; further lines begin with a space.
+    # The reason for the patch, in one or more lines. Each line after the first begins with a space.
     why: str
     # Files that it adds, paths from the root of a checkout.
     added: tuple[str, ...]
@@ -90,22 +91,22 @@ SERIES = (
 
 
 def source_of(path: str) -> pathlib.Path:
-    """Return the file of this tree that a patch adds to the original at `path`."""
+    """Return the file of this tree that a patch adds at `path`."""
     patch_only = ADDED_DIR / path
     return patch_only if patch_only.is_file() else TREE_DIR / path
 
 
 def render_series() -> dict[str, str]:
-    """Return the text of every generated file of this folder by its name."""
+    """Return the text of each generated file of this folder by name."""
     names = "".join(f"{patch.name}  # {patch.subject}\n" for patch in SERIES)
     return {"series": names, **{patch.name: patch.render() for patch in SERIES}}
 
 
 def _render_added(path: str, text: str) -> str:
     if not text.endswith("\n"):
-        raise ToolError(f"{path}: expected a newline at its end")
+        raise ToolError(f"{path}: found no newline at its end. Add one")
     content = text.encode()
-    # Git's name of the content; with it `git am --3way` works.
+    # Git's name of the content. `git am --3way` needs it.
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     lines = text[:-1].split("\n")
     head = [

@@ -1,8 +1,10 @@
-"""The patch series for a checkout of the original openpi. Needs git and Python 3.11, no packages.
+"""Make, check, apply and reverse the patches for the original openpi.
+
+This needs git and Python 3.11, and no packages.
 
 python patches/tool.py make               write the patches from the files of this tree
-python patches/tool.py check              prove that they are up to date and fit the original
-python patches/tool.py apply CHECKOUT     put them into a checkout
+python patches/tool.py check              check that they are up to date and fit the original
+python patches/tool.py apply CHECKOUT     apply them to a checkout
 python patches/tool.py reverse CHECKOUT   take them out again
 """
 
@@ -16,12 +18,12 @@ import render
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit status."""
+    """Run one command and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("make", help="write the patches from the files of this tree")
-    commands.add_parser("check", help="prove that they are up to date and fit the original")
-    for name, summary in (("apply", "put them into a checkout"), ("reverse", "take them out again")):
+    commands.add_parser("check", help="check that they are up to date and fit the original")
+    for name, summary in (("apply", "apply them to a checkout"), ("reverse", "take them out again")):
         commands.add_parser(name, help=summary).add_argument("checkout", type=pathlib.Path, metavar="CHECKOUT")
     args = parser.parse_args(arguments)
     try:
@@ -47,7 +49,7 @@ def _make() -> str:
 
 
 def _write(path: pathlib.Path, text: str) -> bool:
-    """Write a file unless it holds this text already; tell whether it was written."""
+    """Write a file if its text differs, and return whether it did."""
     if path.is_file() and path.read_text() == text:
         return False
     path.write_text(text)

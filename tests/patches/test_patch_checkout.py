@@ -151,7 +151,7 @@ def test_a_dirty_checkout_is_refused_and_left_alone(tool, stub):
     assert result.returncode == 1
     assert (
         result.stderr
-        == f"{stub.root}: found local changes in 1 tracked file(s), the first is README.md; commit or stash them\n"
+        == f"{stub.root}: found local changes in 1 tracked file(s), the first is README.md. Commit or stash them\n"
     )
     assert stub.contents() == before
 
@@ -194,7 +194,7 @@ def test_folders_that_are_no_checkout_are_refused_by_name(tool, stub, tmp_path):
     assert [result.returncode for result in (missing, inner, own)] == [1, 1, 1]
     assert missing.stderr == f"{tmp_path / 'nowhere'}: no such folder, expected a checkout of openpi\n"
     assert "not the root of an openpi checkout, src/openpi/transforms.py, src/openpi/models/model.py" in inner.stderr
-    assert "this project's own framework, which has these files; expected a checkout of the original" in own.stderr
+    assert "this project's own framework, which has these files. Expected a checkout of the original" in own.stderr
     assert stub.contents() == before
     assert tool("apply").returncode == 2
 
@@ -219,7 +219,7 @@ def test_a_dirty_copy_inside_another_repository_is_refused(tool, write_stub, com
     stub = write_stub(outer.root / "third_party" / "openpi")
     commit(outer)
     (stub.root / "README.md").write_text("mine\n")
-    assert "changes in 1 tracked file(s), the first is third_party/openpi/README.md;" in tool("apply", stub.root).stderr
+    assert "changes in 1 tracked file(s), the first is third_party/openpi/README.md." in tool("apply", stub.root).stderr
 
 
 def test_a_plain_folder_is_patched_and_restored(tool, write_stub, tmp_path):

@@ -147,8 +147,8 @@ def test_the_check_finds_files_that_are_missing_or_too_many_and_tells_all_at_onc
     result = tool("check", project=project)
     assert result.returncode == 1
     assert result.stderr.splitlines() == [
-        "patches/series: missing; run 'make patches'",
-        "patches/stray.patch: not in the series; add it to SERIES in render.py or remove it",
+        "patches/series: missing. Run 'make patches'",
+        "patches/stray.patch: not in the series. Add it to SERIES in render.py, or remove it",
     ]
 
 
