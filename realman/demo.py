@@ -1,8 +1,8 @@
 """Run every stage on simulated recordings.
 
-The stages are sample, convert, norm stats, train, serve, offline evaluation and client. Run the demo with `realman demo` or
-`make demo`. Each stage is the `make` command that you would type, started as its own process group. This module puts the
-stages in order, measures time and memory, keeps the policy server running, and prints what was made.
+The stages are sample, convert, norm stats, train, serve, offline evaluation and client. Run the demo with
+`realman demo` or `make demo`. Each stage is the `make` command that you would type, started as its own process group.
+This module puts the stages in order, measures time and memory, keeps the policy server running, and prints what was made.
 """
 
 from collections.abc import Iterator
@@ -252,8 +252,8 @@ def report(args: Args, results: list[StageResult], console: Console) -> None:
     console.print(f"total {total:.0f} s without setup (the server's time includes offline and client)", highlight=False)
     outcome = read_outcome(products["train"], products["offline"])
     console.print(
-        f"training loss {outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}, error on unseen recordings relative to "
-        f"holding still: {', '.join(f'{r:.2f}' for r in outcome['error_ratios'])}",
+        f"training loss {outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}, error on unseen recordings "
+        f"relative to holding still: {', '.join(f'{r:.2f}' for r in outcome['error_ratios'])}",
         highlight=False,
         soft_wrap=True,
     )

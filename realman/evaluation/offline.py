@@ -1,13 +1,13 @@
 """Replay a recorded episode through the running server and compare the replies.
 
-The policy is asked at frames 0, chunk, 2 * chunk, ... through the robot client's own `PolicyClient`, as the synchronous
-loop asks it. The steps that the robot would execute are compared with the recorded actions. The baseline is the simplest
-possible policy: hold the position of the last observation. This is open loop: it shows whether data, units and checkpoint
-agree, not whether the task succeeds.
+The policy is asked at frames 0, chunk, 2 * chunk, ... through the robot client's own `PolicyClient`, as the
+synchronous loop asks it. The steps that the robot would execute are compared with the recorded actions. The baseline
+is the simplest possible policy: hold the position of the last observation. This is open loop: it shows whether data,
+units and checkpoint agree, not whether the task succeeds.
 
-Requests that a server recorded (`make serve ARGS=--record`) can be replayed too. They are sent again, and the new replies
-are compared with the recorded ones. Two samples of one policy differ by their random start, unless both servers got the
-same requests since they started.
+Requests that a server recorded (`make serve ARGS=--record`) can be replayed too. They are sent again, and the new
+replies are compared with the recorded ones. Two samples of one policy differ by their random start, unless both
+servers got the same requests since they started.
 """
 
 from collections.abc import Callable, Iterator

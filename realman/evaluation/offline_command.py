@@ -34,7 +34,7 @@ class Args(ReadingFlags):
     """Flags of the offline evaluation."""
 
     data: Path = Path("data/sample/heldout")
-    """A recording (HDF5), a folder of recordings, the root of a LeRobot dataset, or what a server recorded (--record)."""
+    """A recording (HDF5), a folder of recordings, a LeRobot dataset, or what a server recorded (--record)."""
     episodes: tuple[int, ...] = (0,)
     """Which episodes of a folder or dataset, counted from 0."""
     host: str = "127.0.0.1"
@@ -52,7 +52,7 @@ class Args(ReadingFlags):
     out_dir: Path = Path("data/offline")
     """Folder for plots and JSON."""
     seams: bool = False
-    """Also play the chunks in each execution mode with simulated delays, to measure jumps at the seams, jerk and stalls."""
+    """Also play the chunks in each execution mode with simulated delays: jumps at the seams, jerk and stalls."""
 
 
 def main(args: Args) -> int:

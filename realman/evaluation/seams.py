@@ -1,8 +1,8 @@
 """Measure how smoothly a policy moves in each execution mode.
 
 Its chunks are played on a recording with a simulated delay. The players are the robot client's own. Only the clock is
-simulated: a prediction takes a number of ticks. This is open loop: each chunk is predicted from the observation recorded at
-that moment, so only the modes are compared, not what the arms would see.
+simulated: a prediction takes a number of ticks. This is open loop: each chunk is predicted from the observation
+recorded at that moment, so only the modes are compared, not what the arms would see.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,8 +126,8 @@ def play(
         num_frames: Length of the recording.
         fps: Rate of the recording, Hz.
         execution: How chunks are played.
-        delay_steps: Ticks that pass during a prediction. In `sync` mode the arms hold their last target and the recording
-            waits. In the other modes both continue.
+        delay_steps: Ticks that pass during a prediction. In `sync` mode the arms hold their last target and the
+            recording waits. In the other modes both continue.
         action_chunk: Steps after which the next chunk is asked for.
         blend_steps: Steps of a cross-fade.
     """
@@ -187,8 +187,8 @@ def compare(
 def wandering_copy(recorded: JointTraj, horizon: int, *, error_rad: float = 0.01, seed: int = 0) -> Predict:
     """Make a stand-in policy from the recorded actions.
 
-    Each chunk has a random error that grows along it, like that of real policies. With a left-over it answers like a guided
-    flow model: each step mixes the left-over's and its own by the weights of `left_over_weights`.
+    Each chunk has a random error that grows along it, like that of real policies. With a left-over it answers like a
+    guided flow model: each step mixes the left-over's and its own by the weights of `left_over_weights`.
     """
 
     def predict(frame: int, left_over: LeftOver | None = None) -> JointTraj:

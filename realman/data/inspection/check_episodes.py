@@ -44,7 +44,8 @@ def check_lengths(survey: Survey) -> Iterator[Finding]:
     # Padding is judged without the others, so a single short episode counts as well.
     brief = [e.name for e in survey.readable if e.num_frames < _HORIZON_FRAMES]
     if brief:
-        text = f"{counted(len(brief), 'episode')} shorter than the {_HORIZON_FRAMES} frames a policy predicts: {some(brief)}"
+        number = counted(len(brief), "episode")
+        text = f"{number} shorter than the {_HORIZON_FRAMES} frames that a policy predicts: {some(brief)}"
         yield Finding(
             "note",
             "length",

@@ -44,7 +44,7 @@ def check_action_meaning(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "error",
             "action-arm-order",
-            f"actions are {gap:.2f} rad away from the states, but {swapped:.2f} rad with the arms of the action swapped",
+            f"actions are {gap:.2f} rad away from the states, but {swapped:.2f} rad with the action's arms swapped",
             "swap the two halves of /action in the recordings (--raw-arm-order applies to both state and action)",
         )
     elif gap > _MIN_GAP_RAD and size < _CLEARLY_BETTER * gap:

@@ -53,8 +53,8 @@ def render(survey: Survey, findings: list[Finding]) -> str:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{name}: inspection</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n"
-        "<footer>Made by <code>realman inspect</code>. Angles are in deg, grippers are 0..1 with 1 = open, and the right arm comes "
-        "first in all files.</footer>\n</main>\n</body>\n</html>\n"
+        "<footer>Made by <code>realman inspect</code>. Angles are in deg, grippers are 0..1 with 1 = open, "
+        "and the right arm comes first in all files.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -105,8 +105,8 @@ def _contact_sheet(survey: Survey) -> str:
         )
     return (
         "<h2>What the cameras see</h2>\n"
-        '<p class="sub">Check that each camera shows what its name says, that left is the robot\'s left, and that colors look '
-        "natural. If red things look blue, convert with <code>--color bgr</code>.</p>\n" + "\n".join(sheets)
+        '<p class="sub">Check that each camera shows what its name says, that left is the robot\'s left, '
+        "and that colors look natural. If red things look blue, convert with <code>--color bgr</code>.</p>\n" + "\n".join(sheets)
     )
 
 
@@ -130,8 +130,8 @@ def _arm_views(survey: Survey) -> str:
         rows.append(f"<tr><td>{_text(camera)}</td>{bars}<td>{words}</td></tr>")
     return (
         "<h2>Which camera moves with which arm</h2>\n"
-        '<p class="sub">How much of the change in each image follows the motion of each arm (0 none, 1 all). A wrist camera must '
-        "follow its own arm.</p>\n"
+        '<p class="sub">How much of the change in each image follows the motion of each arm (0 none, 1 all). '
+        "A wrist camera must follow its own arm.</p>\n"
         '<div class="card"><table><tr><th>camera</th><th>left arm</th><th>right arm</th><th></th></tr>'
         f"{''.join(rows)}</table></div>"
     )
