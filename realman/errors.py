@@ -2,15 +2,15 @@
 
 The message of each is one line: the place, what was found, what was expected, and a remedy.
 
-RealmanError
-  +-- EpisodeError (also ValueError)   a recording is missing, damaged or contradicts its options
-  +-- DatasetError (also ValueError)   a LeRobot dataset is missing, damaged or already exists
-  +-- SiteError    (also ValueError)   the robot site's settings are wrong
-  +-- RobotError                       the robot side
-  |     +-- NotConnectedError          a call before connect() or after disconnect()
-  |     +-- RobotTimeoutError          the robot or a camera did not answer in time
-  |     +-- RejectedError              the robot, or a check in front of it, refused a motion
-  +-- ServerError                      the policy server is unreachable, unexpected, or reported a failure
+    RealmanError
+      +-- EpisodeError (also ValueError)   a recording is missing, damaged or contradicts its options
+      +-- DatasetError (also ValueError)   a LeRobot dataset is missing, damaged or already exists
+      +-- SiteError    (also ValueError)   the robot site's settings are wrong
+      +-- RobotError                       the robot side
+      |     +-- NotConnectedError          a call before connect() or after disconnect()
+      |     +-- RobotTimeoutError          the robot or a camera did not answer in time
+      |     +-- RejectedError              the robot, or a check in front of it, refused a motion
+      +-- ServerError                      the policy server is unreachable, unexpected, or reported a failure
 """
 
 
