@@ -40,7 +40,7 @@ BANNED = {
 _BANNED = re.compile("|".join(f"(?:{pattern})" for pattern in BANNED), re.IGNORECASE)
 # Between two clauses: a word, then a space and another word. CSS, HTML entities and shell commands do not look so.
 _SEMICOLON = re.compile(r"[\w)\]'\"`%*]; +[\w`'\"(*{]")
-_MARKUP = re.compile(r"</?\w+|&\w+;|[\w-]+:\s*[^;{}]{1,40};\s*[\w-]+:|\bimport \w+|\bset -e")
+_MARKUP = re.compile(r"</?\w+|&\w+;|charset=|[\w-]+:\s*[^;{}]{1,40};\s*[\w-]+:|\bimport \w+|\bset -e")
 MAX_WORDS = 12
 
 

@@ -6,7 +6,7 @@ Letters used in shapes: `*b` batch, `h w c` image, `s` tokens, `l` prompt length
 
 from collections.abc import Callable, Iterator
 import contextlib
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
 
 import beartype
 import jax
@@ -24,7 +24,7 @@ from jaxtyping import UInt32 as UInt32
 from jaxtyping import config as _config
 from jaxtyping import jaxtyped
 
-Array = jax.Array
+Array: TypeAlias = jax.Array
 KeyArrayLike = Key[Array, ""] | UInt32[Array, "2"]
 """A JAX random key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
 Params = dict[str, Any]
