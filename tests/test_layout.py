@@ -137,6 +137,13 @@ def test_the_robots_numbers_load_without_heavy_packages():
     assert result.stdout.strip() == "[]"
 
 
+def test_the_linter_sees_every_file():
+    # An exclusion of the folder `data` once hid realman/data and tests/data from it.
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
+    seen = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    assert {f.as_posix() for f in tracked_files(".py")} - set(seen) == set()
+
+
 def test_no_file_is_longer_than_a_reader_can_bear():
     lengths = {f.relative_to(ROOT).as_posix(): len(f.read_text().splitlines()) for f in tracked_files(".py", ".sh")}
     assert {name: n for name, n in lengths.items() if n > MAX_LINES} == {}

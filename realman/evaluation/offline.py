@@ -185,7 +185,11 @@ def _read_record(path: Path) -> tuple[JointVec, dict[str, Image], str | None, Jo
         raise DatasetError(str(e)) from e
     state, images, prompt = (record.inputs.get(key) for key in ("state", "images", "prompt"))
     actions = np.asarray(record.outputs.get("actions"))
-    if np.asarray(state).shape != (spec.NUM_DIMS,) or not isinstance(images, dict) or actions.shape[1:] != (spec.NUM_DIMS,):
+    if (
+        np.asarray(state).shape != (spec.NUM_DIMS,)
+        or not isinstance(images, dict)
+        or actions.shape[1:] != (spec.NUM_DIMS,)
+    ):
         found = ", ".join((*record.inputs, *record.outputs))
         raise DatasetError(f"{path}: found {found}, expected a request of this robot with state, images and actions")
     # Images were sent as (h, w, 3) or (3, h, w).

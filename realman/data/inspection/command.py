@@ -15,7 +15,6 @@ from typing import Annotated
 from rich.console import Console
 import tyro
 
-from realman import cli
 from realman import spec
 from realman.data.inspection import report
 from realman.data.inspection import summary
