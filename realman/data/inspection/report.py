@@ -106,7 +106,8 @@ def _contact_sheet(survey: Survey) -> str:
     return (
         "<h2>What the cameras see</h2>\n"
         '<p class="sub">Check that each camera shows what its name says, that left is the robot\'s left, '
-        "and that colors look natural. If red things look blue, convert with <code>--color bgr</code>.</p>\n" + "\n".join(sheets)
+        "and that colors look natural. If red things look blue, convert with <code>--color bgr</code>.</p>\n"
+        + "\n".join(sheets)
     )
 
 
