@@ -1,4 +1,4 @@
-"""Each way to spoil a data set is found, graded, and answered with the option that mends it; sound data raise no alarm."""
+"""Each way to spoil a dataset is found, graded and answered with its remedy. Sound data raises no alarm."""
 
 from collections.abc import Callable
 import copy
@@ -56,7 +56,7 @@ def _sound(seed: int) -> Recorded:
 
 @functools.cache
 def _sound_once(seed: int) -> Recorded:
-    """The right arm reaches and grasps, then the left one reaches; states follow 60 ms behind, the object blocks the right gripper."""
+    """The right arm reaches and grasps, then the left one reaches; states follow 60 ms later, and the object blocks the right gripper."""
     rng = np.random.default_rng(seed)
     t = np.arange(-LAG_FRAMES, NUM_FRAMES) / NUM_FRAMES
     action = np.empty((len(t), spec.NUM_DIMS))
@@ -72,7 +72,7 @@ def _sound_once(seed: int) -> Recorded:
 
 
 def _images(state: np.ndarray) -> dict[str, np.ndarray]:
-    """Wrist pictures move with their arm; in the two others the right arm moves the right half, as seen from behind the robot."""
+    """Wrist images move with their arm; in the two others the right arm moves the right half, as seen from behind the robot."""
     y, x = np.mgrid[:48, :64]
     way = {side: state[:, arm][:, :6].sum(axis=1) for side, arm in (("right", RIGHT), ("left", LEFT))}
     halves = np.where(x[None] < 32, way["left"][:, None, None], way["right"][:, None, None])
@@ -154,7 +154,7 @@ def _per_mille(r: Recorded) -> None:
     r.action[:, GRIPPERS] *= 1000
 
 
-def _metres(r: Recorded) -> None:
+def _meters(r: Recorded) -> None:
     r.state[:, GRIPPERS] *= 0.07
     r.action[:, GRIPPERS] *= 0.07
 
@@ -280,7 +280,7 @@ FAULTS: tuple[tuple[Fault, str, str, str], ...] = (
     (_around_zero, "error", "gripper-range", "--gripper-range -0.6:1"),
     (_twitch, "warning", "jerk", "--episodes"),
     (_hardly_moves, "warning", "tiny-span", "pi0 config"),
-    (_metres, "warning", "gripper-range", "--gripper-range 0:0.0665"),
+    (_meters, "warning", "gripper-range", "--gripper-range 0:0.0665"),
     (_inverted, "warning", "gripper-direction", "--gripper-range 1:0"),
     (_arms, "error", "swapped-sides", "--raw-arm-order left_right"),
     (_action_arms, "error", "action-arm-order", "swap the two halves of /action"),
@@ -323,7 +323,7 @@ def test_a_fault_is_found_with_its_grade_and_remedy(
         (_wrists, "the wrist cameras are swapped"),
     ],
 )
-def test_the_place_of_the_high_camera_tells_exchanged_arms_from_exchanged_cameras(
+def test_the_place_of_the_high_camera_distinguishes_swapped_arms_from_swapped_cameras(
     fault: Fault, remedy: str, tmp_path: Path
 ) -> None:
     survey = _survey(_record(tmp_path, fault), high_view="from_robot")
@@ -331,15 +331,13 @@ def test_the_place_of_the_high_camera_tells_exchanged_arms_from_exchanged_camera
     assert finding.remedy.startswith(remedy)
 
 
-def test_the_place_of_the_high_camera_shows_that_arms_and_cameras_are_both_exchanged(
-    tmp_path: Path, sound: Path
-) -> None:
+def test_the_place_of_the_high_camera_shows_that_arms_and_cameras_are_both_swapped(tmp_path: Path, sound: Path) -> None:
     def both(r: Recorded) -> None:
         _arms(r)
         _wrists(r)
 
     folder = _record(tmp_path, both)
-    assert _alarms(_survey(folder)) == []  # consistent in itself: nothing else can tell
+    assert _alarms(_survey(folder)) == []  # consistent in itself: nothing else can show it
     (finding,) = _alarms(_survey(folder, high_view="from_robot"))
     assert finding.check == "swapped-sides"
     assert "both swapped" in finding.remedy
@@ -368,15 +366,15 @@ def test_a_camera_on_a_resting_arm_may_watch_the_other_arm(tmp_path: Path) -> No
     assert _alarms(survey) == []
 
 
-def test_exchanged_wrist_cameras_are_found_when_only_one_arm_works(tmp_path: Path) -> None:
-    def exchanged(r: Recorded) -> None:
+def test_swapped_wrist_cameras_are_found_when_only_one_arm_works(tmp_path: Path) -> None:
+    def swapped(r: Recorded) -> None:
         _left_arm_rests(r, watching=0.2)
         _wrists(r)
 
-    assert [f.check for f in _alarms(_survey(_record(tmp_path, exchanged)))] == ["swapped-sides"]
+    assert [f.check for f in _alarms(_survey(_record(tmp_path, swapped)))] == ["swapped-sides"]
 
 
-def test_arms_exchanged_by_the_option_are_exchanged_back_by_the_remedy(sound: Path) -> None:
+def test_arms_swapped_by_the_option_are_swapped_back_by_the_remedy(sound: Path) -> None:
     (finding,) = _alarms(_survey(sound, RawOptions(raw_arm_order="left_right")))
     assert "--raw-arm-order right_left" in finding.remedy
 

@@ -35,7 +35,7 @@ NUM_FRAMES = 60
 
 @pytest.fixture(scope="module")
 def recordings(write_recording, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two recordings whose actions are followed, and whose pictures all change."""
+    """Two recordings whose actions are followed, and whose images all change."""
     folder = tmp_path_factory.mktemp("recordings") / "stack <cups>"
     time_s = np.arange(NUM_FRAMES + 2)[:, None] / 50
     for seed in range(2):
@@ -106,7 +106,7 @@ def test_the_page_is_whole_and_fetches_nothing(recordings: Path, tmp_path: Path,
     assert all(name in text for name in spec.CAMERAS)
 
 
-def test_colours_of_charts_follow_the_page(recordings: Path) -> None:
+def test_colors_of_charts_follow_the_page(recordings: Path) -> None:
     survey = _survey(recordings)
     page = render(survey, diagnose(survey))
     chart = page[page.index("<svg") : page.rindex("</svg>")]

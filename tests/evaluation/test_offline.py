@@ -57,7 +57,7 @@ def write_recording(path, *, action: np.ndarray | None = None) -> None:
 
 
 class Oracle(base_policy.BasePolicy):
-    """Knows the recording: answers with its actions plus a constant error, told where it is by the image."""
+    """Knows the recording: answers with its actions plus a constant error, finds its frame by the image."""
 
     def __init__(self, error: float = 0.0) -> None:
         self.error = error

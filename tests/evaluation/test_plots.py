@@ -49,7 +49,7 @@ def test_a_joint_at_rest_is_not_magnified():
     assert np.ptp(axes[0].get_ylim()) >= 4.0
 
 
-def test_the_picture_is_a_readable_png(tmp_path):
+def test_the_plot_is_a_readable_png(tmp_path):
     path = tmp_path / "plot.png"
     plots.save(draw(), path)
     height, width = imread(path).shape[:2]

@@ -141,7 +141,7 @@ def test_the_check_finds(tool, project, file, old, new, problem):
     assert problem in result.stderr
 
 
-def test_the_check_finds_files_that_are_missing_or_too_many_and_tells_all_at_once(tool, project):
+def test_the_check_finds_files_that_are_missing_or_too_many_and_reports_all_at_once(tool, project):
     (project / "patches/series").unlink()
     (project / "patches/stray.patch").write_text("")
     result = tool("check", project=project)
