@@ -138,7 +138,7 @@ def test_actions_beyond_the_smallest_coefficient_are_cut_with_a_warning(codec, c
     with caplog.at_level(logging.WARNING):
         decoded = codec.decode(codec.encode(actions), HORIZON, DIM)
         codec.encode(actions)
-    assert [r.getMessage().split(",")[0] for r in caplog.records] == ["actions: normalised values reach from -9 to -9"]
+    assert [r.getMessage().split(",")[0] for r in caplog.records] == ["actions: normalized values range from -9 to -9"]
     np.testing.assert_allclose(decoded, MIN_TOKEN / SCALE / np.sqrt(HORIZON), rtol=1e-6)
 
 

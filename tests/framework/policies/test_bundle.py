@@ -356,7 +356,7 @@ def test_a_bundle_is_served_by_its_own_config_only_and_as_it_was_made(own_bundle
     # A field that this program does not have cannot be followed.
     edit_manifest(own_bundle, data={"mirrored": True})
     with pytest.raises(
-        UserError, match=r"does not fit config 'tiny_realman' \(data has no 'mirrored'\); serve it with"
+        UserError, match=r"does not fit config 'tiny_realman' \(data has no 'mirrored'\)\. Serve it with"
     ):
         load(own_bundle)
 
@@ -483,7 +483,7 @@ def test_the_script_exports_and_the_server_takes_the_bundle_without_being_told_i
     assert (served.metadata["checkpoint"], served.metadata["step"]) == ("pi0_checkpoint/7", 7)
     with pytest.raises(SystemExit):
         cli.run(export.main, lambda: args)
-    assert "exists already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
 def test_make_leaves_the_config_of_a_bundle_to_the_bundle_unless_it_is_named(tmp_path):

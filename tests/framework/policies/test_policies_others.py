@@ -148,7 +148,7 @@ def test_an_integer_aloha_state_keeps_its_gripper():
     ("changes", "message"),
     [
         ({"images": {"cam_top": wave_image()}}, r"images: expected some of \('cam_high'.*found \('cam_top',\)"),
-        ({"images": {"cam_low": wave_image()}}, r"\['cam_high'\] are missing"),
+        ({"images": {"cam_low": wave_image()}}, r"found \['cam_low'\], expected also \['cam_high'\]"),
         ({"state": np.zeros(13)}, r"state: found shape \[13\], expected 14"),
         ({"images": {"cam_high": wave_image()[..., :2]}}, r"image 'cam_high': found shape \[24, 32, 2\]"),
         ({"images": {"cam_high": wave_image().astype(np.int32)}}, "found int32"),

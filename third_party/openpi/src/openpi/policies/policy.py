@@ -139,7 +139,7 @@ class Policy(_base_policy.BasePolicy):
         self, inputs: list[dict[str, Any]], rng: Any, kwargs: dict[str, Any], count: int, start_s: float
     ) -> list[dict[str, Any]]:
         """Run the model and convert the first `count` results for the robot."""
-        # The last shape gives the answer. Others before it are only compiled.
+        # The last shape gives the answer. One before it only runs to be compiled.
         prepared_s = time.monotonic()
         kind = program_shapes.kind_of(len(inputs), kwargs)
         for shape in self._shapes.choose(kind, inputs):
