@@ -102,7 +102,7 @@ class NoiseCamera:
     def __init__(self, name: str) -> None:
         self.names: tuple[str, ...] = (name,)
         rng = np.random.default_rng(0)
-        shape = (4, spec.IMAGE_HEIGHT_PX, spec.IMAGE_WIDTH_PX, 3)
+        shape = (4, spec.DEFAULT_IMAGE_HEIGHT_PX, spec.DEFAULT_IMAGE_WIDTH_PX, 3)
         self._images = rng.integers(0, 256, shape, np.uint8)
         self._count = 0
 

@@ -21,8 +21,8 @@ GRIPPER_DIMS = (6, 13)
 JOINT_DIMS = tuple(i for i in range(NUM_DIMS) if i not in GRIPPER_DIMS)
 
 CAMERAS = ("cam_high", "cam_low", "cam_left_wrist", "cam_right_wrist")
-IMAGE_HEIGHT_PX = 480
-IMAGE_WIDTH_PX = 640
+DEFAULT_IMAGE_HEIGHT_PX = 480
+DEFAULT_IMAGE_WIDTH_PX = 640
 
 DEFAULT_FPS = 50
 """Default of the rate flags, Hz. The real rate always comes from the recording or a flag."""

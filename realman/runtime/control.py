@@ -90,7 +90,7 @@ class RunRecord:
     """What the robot was sent at each tick (14,)."""
     states: list[np.ndarray] = dataclasses.field(default_factory=list)
     """Position (14,) measured just before each target. NaN if the robot cannot measure."""
-    ages_s: list[float] = dataclasses.field(default_factory=list)
+    prediction_ages_s: list[float] = dataclasses.field(default_factory=list)
     """How old the observation behind each target was, s."""
     seams: list[bool] = dataclasses.field(default_factory=list)
     """Whether a new chunk began at each tick."""
@@ -113,7 +113,7 @@ class RunRecord:
         self.times_s.append(now_s)
         self.targets.append(tick.target)
         self.states.append(np.full(spec.NUM_DIMS, np.nan) if state is None else state)
-        self.ages_s.append(now_s - tick.observed_s)
+        self.prediction_ages_s.append(now_s - tick.observed_s)
         self.seams.append(tick.is_seam)
         self.stalls.append(tick.is_stall)
         # Last, because readers in other threads count these.
@@ -157,7 +157,7 @@ class RunRecord:
             "target": np.array(self.targets).reshape(shape),
             "sent": np.array(self.sent).reshape(shape),
             "state": np.array(self.states).reshape(shape),
-            "observation_age_s": np.array(self.ages_s),
+            "observation_age_s": np.array(self.prediction_ages_s),
             "is_seam": np.array(self.seams, dtype=bool),
             "is_stall": np.array(self.stalls, dtype=bool),
         }

@@ -139,8 +139,8 @@ def _ages(watched: Watched) -> Text:
         found = watched.ages_s() if watched.ages_s else {}
     except RealmanError as e:
         return Text(str(e), style="bold red")
-    if watched.run.record.ages_s:
-        found["prediction"] = watched.run.record.ages_s[-1]
+    if watched.run.record.prediction_ages_s:
+        found["prediction"] = watched.run.record.prediction_ages_s[-1]
     text = Text()
     for name, age_s in found.items():
         limit_s = next((limit for word, limit in watched.age_limits_s.items() if word in name), None)

@@ -338,6 +338,17 @@ def watched(run: Run, **changes) -> Watched:
     )
 
 
+@pytest.mark.parametrize(("age_s", "is_red"), [(0.4, False), (0.6, True)])
+def test_an_age_over_half_of_its_limit_is_red(age_s, is_red):
+    run = play(Arms(), Steering("go"))
+    run.record.prediction_ages_s.append(age_s)
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system="standard")
+    console.print(render(watched(run, age_limits_s={"prediction": 1.0})))
+    shown = console.file.getvalue()
+    assert f"prediction {age_s * 1000:.0f}/1000 ms" in shown
+    assert (f"\x1b[31mprediction {age_s * 1000:.0f}/1000 ms" in shown) == is_red
+
+
 def test_the_view_shows_rate_latency_chunk_use_ages_clamps_prompt_and_state():
     run = play(Arms(), Steering("fold the towel"))
     assert run.record.safety is not None

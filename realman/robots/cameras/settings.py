@@ -25,8 +25,8 @@ class CameraSettings:
     """OpenCV: a stable path such as '/dev/v4l/by-id/...', a stream's address, or a number, which may change at boot."""
     color: Literal["bgr", "rgb"] = "bgr"
     """OpenCV: channel order that the device delivers. OpenCV's own is bgr. If faces look blue, it is wrong."""
-    width_px: int = spec.IMAGE_WIDTH_PX
-    height_px: int = spec.IMAGE_HEIGHT_PX
+    width_px: int = spec.DEFAULT_IMAGE_WIDTH_PX
+    height_px: int = spec.DEFAULT_IMAGE_HEIGHT_PX
     fps: int = 30
     """Rate to request from the device, Hz."""
     max_frozen_s: float = 1.0

@@ -33,7 +33,7 @@ class EmulatedRobot:
         task_seed: int = 0,
         cameras: Sequence[str] = spec.CAMERAS,
         settings: Rm65Settings | None = None,
-        size_px: tuple[int, int] = (spec.IMAGE_HEIGHT_PX, spec.IMAGE_WIDTH_PX),
+        size_px: tuple[int, int] = (spec.DEFAULT_IMAGE_HEIGHT_PX, spec.DEFAULT_IMAGE_WIDTH_PX),
     ) -> None:
         """Describe the robot. `connect` opens it.
 

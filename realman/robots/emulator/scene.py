@@ -115,7 +115,7 @@ class SceneCameras:
         self,
         physics: ScenePhysics,
         cameras: Sequence[str] = spec.CAMERAS,
-        size_px: tuple[int, int] = (spec.IMAGE_HEIGHT_PX, spec.IMAGE_WIDTH_PX),
+        size_px: tuple[int, int] = (spec.DEFAULT_IMAGE_HEIGHT_PX, spec.DEFAULT_IMAGE_WIDTH_PX),
     ) -> None:
         self.names = tuple(cameras)
         self._physics = physics

@@ -76,8 +76,8 @@ class Job:
     seed: tuple[int, ...]
     fps: float
     shadows: bool
-    height_px: int = spec.IMAGE_HEIGHT_PX
-    width_px: int = spec.IMAGE_WIDTH_PX
+    height_px: int = spec.DEFAULT_IMAGE_HEIGHT_PX
+    width_px: int = spec.DEFAULT_IMAGE_WIDTH_PX
 
 
 @dataclasses.dataclass(frozen=True)

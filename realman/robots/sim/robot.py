@@ -32,8 +32,8 @@ class SimRobot:
         cameras: Sequence[str] = spec.CAMERAS,
         *,
         fps: float = spec.DEFAULT_FPS,
-        height_px: int = spec.IMAGE_HEIGHT_PX,
-        width_px: int = spec.IMAGE_WIDTH_PX,
+        height_px: int = spec.DEFAULT_IMAGE_HEIGHT_PX,
+        width_px: int = spec.DEFAULT_IMAGE_WIDTH_PX,
     ) -> None:
         """Describe the robot. `connect` opens it.
 
