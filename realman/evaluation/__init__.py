@@ -1,9 +1,9 @@
 """Judge a policy before anything moves.
 
-offline.py          asks the policy about a recording (`offline_command.py`: `realman offline`)
-metrics.py          errors against the recorded actions
-seams.py            jumps where one chunk follows another, with simulated delays
-plots.py            the figures
+    open_loop.py        asks the policy about a recording (`offline_command.py`: `realman offline`)
+    metrics.py          errors against the recorded actions
+    seams.py            jumps where one chunk follows another, with simulated delays
+    plots.py            the figures
 
 The names in `__all__` are public. Each is loaded when you first use it.
 """

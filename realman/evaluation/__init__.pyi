@@ -1,10 +1,10 @@
 from .metrics import ActionErrors as ActionErrors
 from .metrics import action_errors as action_errors
-from .offline import Recording as Recording
-from .offline import Replay as Replay
-from .offline import find_recordings as find_recordings
-from .offline import replay as replay
-from .offline import report as report
+from .open_loop import Recording as Recording
+from .open_loop import Replay as Replay
+from .open_loop import find_recordings as find_recordings
+from .open_loop import replay as replay
+from .open_loop import report as report
 from .plots import plot_episode as plot_episode
 from .plots import plot_executions as plot_executions
 from .seams import Played as Played

@@ -19,7 +19,7 @@ from rich.table import Table
 from realman.data.raw.flags import ReadingFlags
 from realman.errors import DatasetError
 from realman.errors import ServerError
-from realman.evaluation import offline
+from realman.evaluation import open_loop
 from realman.evaluation import plots
 from realman.evaluation import seams
 from realman.runtime import chunks
@@ -57,11 +57,11 @@ class Args(ReadingFlags):
 
 def main(args: Args) -> int:
     """Replay recordings through a running policy server and measure its errors."""
-    if records := offline.find_records(args.data):
+    if records := open_loop.find_records(args.data):
         return _replay_records(records, args)
-    for source in offline.find_recordings(args.data, args.episodes, args.options):
+    for source in open_loop.find_recordings(args.data, args.episodes, args.options):
         with source as recording, _connect(args, recording.cameras, recording.fps) as client:
-            result = offline.replay(client, recording, args.prompt)
+            result = open_loop.replay(client, recording, args.prompt)
             _write(result, dict(client.info.metadata), args)
             if args.seams:
                 _write_seams(client, recording, args)
@@ -71,9 +71,9 @@ def main(args: Args) -> int:
 def _replay_records(records: list[Path], args: Args) -> int:
     if args.seams:
         raise DatasetError(f"{args.data}: found recorded requests, but --seams needs an episode. Leave out --seams")
-    cameras, fps = offline.recorded_side(records)
+    cameras, fps = open_loop.recorded_side(records)
     with _connect(args, cameras, fps) as client:
-        _write(offline.replay_records(client, records, args.prompt), dict(client.info.metadata), args)
+        _write(open_loop.replay_records(client, records, args.prompt), dict(client.info.metadata), args)
     return 0
 
 
@@ -90,9 +90,9 @@ def _connect(args: Args, cameras: tuple[str, ...], fps: float) -> PolicyClient:
     )
 
 
-def _write(result: offline.Replay, metadata: dict, args: Args) -> None:
+def _write(result: open_loop.Replay, metadata: dict, args: Args) -> None:
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    summary = offline.report(result, metadata)
+    summary = open_loop.report(result, metadata)
     recording = result.recording
     json_path, plot_path = args.out_dir / f"{recording.name}.json", args.out_dir / f"{recording.name}.png"
     json_path.write_text(json.dumps(summary, indent=1) + "\n")
@@ -110,8 +110,8 @@ def _write(result: offline.Replay, metadata: dict, args: Args) -> None:
     console.print(f"plot {plot_path}\nnumbers {json_path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _write_seams(client: PolicyClient, recording: offline.Recording, args: Args) -> None:
-    predict = offline.predictor(client, recording, args.prompt)
+def _write_seams(client: PolicyClient, recording: open_loop.Recording, args: Args) -> None:
+    predict = open_loop.predictor(client, recording, args.prompt)
     num_frames, fps = len(recording.action), recording.fps
     executions = _possible_executions(client)
 

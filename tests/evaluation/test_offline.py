@@ -18,8 +18,8 @@ from realman.errors import DatasetError
 from realman.errors import EpisodeError
 from realman.errors import ServerError
 from realman.evaluation import metrics
-from realman.evaluation import offline
 from realman.evaluation import offline_command
+from realman.evaluation import open_loop
 
 FRAMES = 60
 METADATA = {
@@ -147,21 +147,21 @@ def test_a_prompt_of_ones_own_and_a_shorter_chunk_are_used(example, recording_pa
 
 def test_a_folder_is_read_in_natural_order_and_its_end_is_known(recording_path):
     folder = recording_path.parent
-    assert len(offline.find_recordings(folder, (0,), RawOptions())) == 1
+    assert len(open_loop.find_recordings(folder, (0,), RawOptions())) == 1
     with pytest.raises(EpisodeError, match="no episode 1, found 1 counted from 0"):
-        offline.find_recordings(folder, (0, 1), RawOptions())
+        open_loop.find_recordings(folder, (0, 1), RawOptions())
 
 
 def test_missing_data_is_reported_plainly(tmp_path):
     with pytest.raises(EpisodeError, match="no such file or folder"):
-        offline.find_recordings(tmp_path / "nowhere", (0,), RawOptions())
+        open_loop.find_recordings(tmp_path / "nowhere", (0,), RawOptions())
 
 
 def test_a_recording_with_holes_is_refused_before_the_server_sees_it(tmp_path):
     action = joints()
     action[7, 3] = np.nan
     write_recording(tmp_path / "episode_0.hdf5", action=action)
-    source = offline.raw_recording(tmp_path / "episode_0.hdf5", RawOptions())
+    source = open_loop.raw_recording(tmp_path / "episode_0.hdf5", RawOptions())
     with pytest.raises(EpisodeError, match=r"'action' is not finite at frame 7, right_forearm_roll \[3\]"), source:
         pass
 
@@ -174,7 +174,7 @@ def test_a_server_at_another_rate_is_refused_and_nothing_is_written(example, rec
 
 def test_an_episode_of_a_dataset_is_the_same_recording(golden_dir):
     root = golden_dir / "lerobot_v21_image"
-    (source,) = offline.find_recordings(root, (1,), RawOptions())
+    (source,) = open_loop.find_recordings(root, (1,), RawOptions())
     with source as recording:
         info = json.loads((root / "meta/info.json").read_text())
         lengths = [json.loads(line)["length"] for line in (root / "meta/episodes.jsonl").read_text().splitlines()]
@@ -238,7 +238,7 @@ def test_the_same_policy_gives_the_same_replies(example, records, tmp_path):
 
 def test_records_that_cannot_be_replayed_are_reported_in_one_line(example, records, tmp_path):
     folder = shutil.copytree(records, tmp_path / "records")
-    first = offline.find_records(folder)[0]
+    first = open_loop.find_records(folder)[0]
     with serving(Oracle(), cameras=["cam_low", "cam_high"]) as server:
         args = example.Args(data=folder, port=server.port, out_dir=tmp_path / "out")
         with pytest.raises(DatasetError, match="but --seams needs an episode"):
