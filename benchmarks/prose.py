@@ -1,6 +1,6 @@
-"""The English of the tree: what a person reads, and which of it a native engineer would not write.
+"""Find English that a native engineer would not write.
 
-Read are documents (without code), docstrings, comments, messages, and the help of `make`. Tests are left out.
+It reads documents (without code), docstrings, comments, messages, and the help of `make`. It leaves out tests.
 """
 
 import ast
@@ -55,7 +55,7 @@ class Text:
 
 
 def tracked(root: Path) -> list[Path]:
-    """The files of the tree, without what was installed or made in it."""
+    """Return the files of the tree, without installed and generated ones."""
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=root,
@@ -70,7 +70,7 @@ def tracked(root: Path) -> list[Path]:
 
 
 def texts(root: Path, below: str = "") -> Iterator[Text]:
-    """Every text that a person reads, of the files whose path from `root` begins with `below`."""
+    """Yield every text that a person reads, of files below a path."""
     for path in tracked(root):
         name = path.relative_to(root).as_posix()
         if name in SKIPPED or not name.startswith(below):

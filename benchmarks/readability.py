@@ -1,4 +1,4 @@
-"""Measure how easy the tree is to read: rooms, arrows, English, remarks, types.
+"""Measure how readable the tree is: rooms, arrows, English, remarks, types.
 
     python benchmarks/readability.py                      # this tree
     python benchmarks/readability.py --before v0.1.0      # next to an older one

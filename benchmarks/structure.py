@@ -1,4 +1,7 @@
-"""The structure of the tree: entries of a folder, arrows between rooms, bodies without a remark, typed modules."""
+"""Measure the structure of the tree.
+
+Entries of a folder, arrows between rooms, bodies without a remark, modules under strict types.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -14,7 +17,7 @@ LONG_BODY = 20
 
 
 def entries(folder: Path) -> list[str]:
-    """Files and folders of a room that a reader chooses from. `__init__.py` and `py.typed` are not such."""
+    """Return the files and folders of a room that a reader chooses from."""
     names = [p.name for p in folder.iterdir() if p.is_dir() or p.suffix == ".py"]
     return sorted(name for name in names if not name.startswith(("_", ".")))
 
@@ -28,7 +31,7 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def arrows(folder: Path, package: str) -> set[tuple[str, str]]:
-    """(from, to) for every pair of a package's top entries of which one imports the other."""
+    """Return (importer, imported) for the top entries of a package."""
     found = set()
     for path in folder.rglob("*.py"):
         source = path.relative_to(folder).parts[0].removesuffix(".py")
@@ -42,7 +45,7 @@ def arrows(folder: Path, package: str) -> set[tuple[str, str]]:
 
 
 def _bodies(root: Path, below: str = "") -> Iterator[tuple[str, int, str, bool]]:
-    """(file, line, name, whether a remark is in it) of each function whose body has over 20 lines."""
+    """Yield (file, line, name, has a remark) of each body over 20 lines."""
     for folder in ("realman", OPENPI, CLIENT, "third_party/openpi/scripts", "examples"):
         for path in sorted((root / folder).rglob("*.py")):
             if not path.relative_to(root).as_posix().startswith(below):
@@ -59,13 +62,13 @@ def _bodies(root: Path, below: str = "") -> Iterator[tuple[str, int, str, bool]]
 
 
 def bare_bodies(root: Path) -> tuple[int, int]:
-    """How many bodies over 20 lines have no remark, and how many such bodies there are."""
+    """Count the long bodies without a remark, and all long bodies."""
     bodies = list(_bodies(root))
     return sum(not has_remark for *_, has_remark in bodies), len(bodies)
 
 
 def typed_modules(root: Path) -> tuple[int, int]:
-    """How many modules strict mypy checks, and how many there are."""
+    """Count the modules that strict mypy checks, and all modules."""
     settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
     named = [*settings.get("packages", []), *settings.get("files", [])]
     homes = {"realman": root / "realman", "openpi": root / OPENPI, "openpi_client": root / CLIENT}

@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 bad data, robot or server, 2 wrong flags (from tyro), 1
 """
 
 from collections.abc import Callable
+import inspect
 import logging
 import os
 import sys
@@ -30,7 +31,7 @@ def run(main: Callable[[ArgsT], int | None], args_type: type[ArgsT], prog: str |
         prog: Name of the command in its help. None takes the script's.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args = tyro.cli(args_type, prog=prog, description=main.__doc__)
+    args = tyro.cli(args_type, prog=prog, description=inspect.getdoc(main))
     try:
         code = main(args) or 0
     except RealmanError as error:
