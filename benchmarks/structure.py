@@ -17,7 +17,7 @@ LONG_BODY = 20
 
 
 def entries(folder: Path) -> list[str]:
-    """Return the files and folders of a room that a reader chooses from."""
+    """Return what a reader of a folder chooses from."""
     names = [p.name for p in folder.iterdir() if p.is_dir() or p.suffix == ".py"]
     return sorted(name for name in names if not name.startswith(("_", ".")))
 
@@ -45,7 +45,7 @@ def arrows(folder: Path, package: str) -> set[tuple[str, str]]:
 
 
 def _bodies(root: Path, below: str = "") -> Iterator[tuple[str, int, str, bool]]:
-    """Yield (file, line, name, has a remark) of each body over 20 lines."""
+    """Yield (file, line, name, has a remark) of each long body."""
     for folder in ("realman", OPENPI, CLIENT, "third_party/openpi/scripts", "examples"):
         for path in sorted((root / folder).rglob("*.py")):
             if not path.relative_to(root).as_posix().startswith(below):

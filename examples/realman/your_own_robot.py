@@ -1,4 +1,4 @@
-"""A robot of your own in 40 lines, driven by a policy server.
+"""Drive a robot of your own, in 40 lines.
 
     python examples/realman/your_own_robot.py --prompt "pick up the cube"
 
@@ -44,7 +44,7 @@ class MyRobot:
         return RobotObservation(self._state.copy(), images, time.monotonic())
 
     def send(self, target: np.ndarray) -> np.ndarray:
-        """Start one tick of motion, without waiting for it, and return what was sent."""
+        """Start one tick of motion and return what was sent."""
         if self._is_open:
             self._state = target.copy()
         return self._state.copy()

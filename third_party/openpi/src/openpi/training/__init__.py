@@ -3,7 +3,7 @@
 At the door are the modules that the original openpi has too: `config` (the registry), `data_loader`, `checkpoints`,
 `optimizer`, `sharding`, `weight_loaders` and `misc/` (the configs of single robots). The rooms, in the order of the data:
 
-    configs/   what a run is told
+    configs/   the settings of a run
     lerobot/   the dataset format, read frame by frame
     samples/   which sample comes next
     stats/     normalization statistics and their provenance
