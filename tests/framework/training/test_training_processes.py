@@ -39,7 +39,8 @@ PROCESS = """
 import json, os, pickle, signal, sys
 config = pickle.load(open(sys.argv[1], "rb"))
 from openpi.shared import compile_cache
-from openpi.training.host import distributed, train_loop
+from openpi.training.host import distributed
+from openpi.training.run import train_loop
 distributed.initialize(config)
 compile_cache.enable(sys.argv[3])
 add = train_loop.StepMeter.add
