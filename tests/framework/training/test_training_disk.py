@@ -1,4 +1,4 @@
-"""Room on the disk: asked for before a run and before each save, and what a disk that fills up all the same leaves."""
+"""Disk space: the checks before a run and before each save, and what remains when a disk fills up anyway."""
 
 import logging
 import pathlib
@@ -18,9 +18,9 @@ def test_a_tree_has_the_size_of_its_arrays():
     assert free_space.tree_bytes({"a": jnp.zeros((3, 5)), "b": [np.zeros(7, np.int8)]}) == 67
 
 
-def test_a_run_without_room_for_one_checkpoint_does_not_begin(tmp_path, monkeypatch):
+def test_a_run_without_space_for_one_checkpoint_does_not_start(tmp_path, monkeypatch):
     monkeypatch.setattr(free_space, "free_bytes", lambda _: 50 * MIB)
-    words = r"a checkpoint takes 100.0 MiB, 50.0 MiB are free; .*--checkpoint-base-dir"
+    words = r"a checkpoint takes 100.0 MiB, 50.0 MiB are free\. .*--checkpoint-base-dir"
     with pytest.raises(free_space.DiskFullError, match=words):
         free_space.check_start(tmp_path, 100 * MIB, num_kept=1, reusable=0)
     free_space.check_start(tmp_path, 100 * MIB, num_kept=1, reusable=60 * MIB)
@@ -34,14 +34,14 @@ def test_a_run_that_will_use_up_the_disk_is_warned(tmp_path, monkeypatch, caplog
     assert "up to 3 checkpoints" in caplog.text
 
 
-def test_a_save_in_the_middle_is_left_out_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
+def test_a_save_in_the_middle_is_left_out_and_the_run_continues(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(free_space, "free_bytes", lambda _: MIB)
     assert not free_space.has_room(tmp_path, 2 * MIB, is_last=False)
     assert free_space.has_room(tmp_path, MIB, is_last=False)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_the_last_save_waits_for_room_but_not_for_ever(tmp_path, monkeypatch, caplog):
+def test_the_last_save_waits_for_space_but_not_forever(tmp_path, monkeypatch, caplog):
     free = iter([MIB, MIB, 2 * MIB])
     monkeypatch.setattr(free_space, "free_bytes", lambda _: next(free))
     monkeypatch.setattr(free_space, "_POLL_S", 0)
@@ -49,23 +49,23 @@ def test_the_last_save_waits_for_room_but_not_for_ever(tmp_path, monkeypatch, ca
     assert "so that the run is not lost" in caplog.text
     monkeypatch.setattr(free_space, "free_bytes", lambda _: MIB)
     monkeypatch.setattr(free_space, "_LAST_CHECKPOINT_WAIT_S", 0)
-    with pytest.raises(free_space.DiskFullError, match="nobody made room"):
+    with pytest.raises(free_space.DiskFullError, match="No space was freed"):
         free_space.has_room(tmp_path, 2 * MIB, is_last=True)
 
 
-def test_a_signal_ends_the_wait_for_room_but_the_signal_that_ended_the_run_does_not(tmp_path, monkeypatch):
+def test_a_signal_ends_the_wait_for_space_but_the_signal_that_ended_the_run_does_not(tmp_path, monkeypatch):
     monkeypatch.setattr(free_space, "_POLL_S", 0)
     monkeypatch.setattr(free_space, "free_bytes", lambda _: MIB)
     asked = iter([False, False, True])
-    with pytest.raises(free_space.DiskFullError, match="asked to end while waiting for room"):
+    with pytest.raises(free_space.DiskFullError, match="Asked to stop while waiting for space"):
         free_space.has_room(tmp_path, 2 * MIB, is_last=True, is_ending=lambda: next(asked))
     free = iter([MIB, MIB, 2 * MIB])
     monkeypatch.setattr(free_space, "free_bytes", lambda _: next(free))
     assert free_space.has_room(tmp_path, 2 * MIB, is_last=True, is_ending=lambda: True)
 
 
-def test_a_disk_that_fills_up_during_a_save_is_one_line_and_the_checkpoint_before_stays(tmp_path):
-    """A limit on the size of files stands for the full disk: the same call of the system fails, in the same thread."""
+def test_a_disk_that_fills_up_during_a_save_is_one_line_and_the_last_checkpoint_is_kept(tmp_path):
+    """A limit on the file size stands for the full disk: the same system call fails, in the same thread."""
     manager = ocp.CheckpointManager(tmp_path, options=ocp.CheckpointManagerOptions(max_to_keep=1))
     rng = np.random.default_rng(0)
 
@@ -78,7 +78,7 @@ def test_a_disk_that_fills_up_during_a_save_is_one_line_and_the_checkpoint_befor
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, limits[1]))
-        with pytest.raises(free_space.DiskFullError, match=r"the disk is full.*go on with --resume"):
+        with pytest.raises(free_space.DiskFullError, match=r"the disk is full.*continue with --resume"):
             save(2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -92,7 +92,7 @@ def test_other_errors_pass_through(tmp_path):
         raise PermissionError("permission denied")
 
 
-def test_room_is_claimed_on_the_disk_of_the_checkpoints_only(tmp_path):
+def test_space_is_claimed_on_the_disk_of_the_checkpoints_only(tmp_path):
     claim = free_space.check_start(tmp_path / "run", 10 * MIB, num_kept=2, reusable=4 * MIB)
     assert claim.size == 26 * MIB
     assert claim.on_disk_of(tmp_path / "dataset") == 26 * MIB

@@ -1,4 +1,4 @@
-"""Four optimisation steps against numbers from the original implementation (see golden/README.md)."""
+"""Four optimization steps, compared with numbers from the original implementation (see golden/README.md)."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ NUM_STEPS = 4
 
 
 def tiny_model(name: str) -> pi0_config.Pi0Config:
-    """The model of the golden files: the stand-ins for Gemma 2B and 300M that golden/README.md describes."""
+    """Return the model of the golden files, with the stand-ins for Gemma 2B and 300M of golden/README.md."""
 
     def updates(rank: int) -> dict[str, lora.LoRAConfig]:
         return dict.fromkeys(("attn", "ffn"), lora.LoRAConfig(rank=rank, alpha=rank)) if "lora" in name else {}
@@ -134,10 +134,10 @@ def flat_leaves(state: nnx.State) -> dict[str, np.ndarray]:
 
 
 def undetermined_leaves(state: train_state.TrainState) -> dict[str, float]:
-    """Leaves whose gradient is zero in exact arithmetic, with how far Adam can carry their sum.
+    """Return leaves whose gradient is zero in exact arithmetic, and how far Adam can move their sum.
 
-    A bias of the keys adds the same number to every logit of a query, which softmax ignores: what is left is rounding
-    noise, and Adam scales noise up to full steps. Such a leaf shows in its second moment, and is no other.
+    A bias of the keys adds the same number to every logit of a query, which softmax ignores. What is left is rounding
+    noise, and Adam scales noise up to full steps. The second moment identifies such leaves, and there are no others.
     """
     noise = {
         path: leaf for path, leaf in flat_leaves(state.opt_state[1][0].nu).items() if 0 < np.sqrt(np.max(leaf)) < 1e-6

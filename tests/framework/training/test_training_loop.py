@@ -1,4 +1,4 @@
-"""Whole training runs with a tiny model: files, resuming bit for bit, signals, and the words for bad input."""
+"""Whole training runs with a tiny model: files, exact resumes, signals, and messages for bad input."""
 
 import csv
 import dataclasses
@@ -47,7 +47,7 @@ MODEL = pi0_config.Pi0Config(
 
 
 def debug_config(folder: pathlib.Path, **overrides):
-    """The registered debug config with a tiny model, in place of the full-size image tower."""
+    """Return the registered debug config with a tiny model instead of the full-size image tower."""
     fields = {
         "model": MODEL,
         "checkpoint_base_dir": str(folder / "checkpoints"),
@@ -115,7 +115,7 @@ def test_an_existing_run_is_left_alone_without_a_flag(unbroken):
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
 
 
-def test_weights_that_are_missing_do_not_cost_the_older_run(unbroken, tmp_path):
+def test_missing_weights_do_not_delete_the_older_run(unbroken, tmp_path):
     run = unbroken.checkpoint.parent
     config = debug_config(
         run.parents[2], overwrite=True, weight_loader=weight_loaders.CheckpointWeightLoader(str(tmp_path / "none"))
@@ -126,11 +126,11 @@ def test_weights_that_are_missing_do_not_cost_the_older_run(unbroken, tmp_path):
 
 
 def test_a_finished_run_says_so_when_it_is_resumed(unbroken):
-    with pytest.raises(errors.ConfigError, match="has done all its 4 steps; raise --num-train-steps"):
+    with pytest.raises(errors.ConfigError, match=r"has done all its 4 steps\. Raise --num-train-steps"):
         train_loop.train(debug_config(unbroken.checkpoint.parents[3], resume=True))
 
 
-def test_a_signal_saves_and_leaves_and_the_run_can_go_on(unbroken, tmp_path, monkeypatch):
+def test_a_signal_saves_and_exits_and_the_run_can_be_resumed(unbroken, tmp_path, monkeypatch):
     def send_after_two_steps(self, number, *args):
         if number == 1:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -147,7 +147,7 @@ def test_a_signal_saves_and_leaves_and_the_run_can_go_on(unbroken, tmp_path, mon
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_script_saves_and_its_exit_status_tells_the_signal(tmp_path, monkeypatch, capsys, number):
+def test_a_signal_to_the_script_saves_and_its_exit_status_shows_the_signal(tmp_path, monkeypatch, capsys, number):
     def send_after_one_step(self, *args):
         os.kill(os.getpid(), number)
         add(self, *args)
@@ -187,12 +187,12 @@ def test_a_run_that_was_killed_has_the_losses_of_the_unbroken_one_bit_for_bit(un
     assert losses(resumed) == losses(unbroken)
 
 
-# The writing thread of orbax reports to a loop that the error has closed.
+# The writing thread of orbax reports to an event loop that the error has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_disk_that_fills_up_during_a_save_ends_the_run_and_the_checkpoint_before_goes_on(
+def test_a_disk_that_fills_up_during_a_save_ends_the_run_and_the_last_checkpoint_can_be_resumed(
     unbroken, tmp_path, monkeypatch
 ):
-    """A limit on the size of files stands for the full disk."""
+    """A limit on the file size stands for the full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save_without_room(manager, state, data_config, loader_state, step, **options):
@@ -204,7 +204,7 @@ def test_a_disk_that_fills_up_during_a_save_ends_the_run_and_the_checkpoint_befo
     monkeypatch.setattr(checkpoints, "save_state", save_without_room)
     config = debug_config(tmp_path, save_interval=1)
     try:
-        with pytest.raises(free_space.DiskFullError, match=r"the disk is full.*go on with --resume"):
+        with pytest.raises(free_space.DiskFullError, match=r"the disk is full.*continue with --resume"):
             train_loop.train(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -216,7 +216,7 @@ def test_a_disk_that_fills_up_during_a_save_ends_the_run_and_the_checkpoint_befo
     assert losses(resumed) == losses(unbroken)
 
 
-def test_a_diverging_run_stops_and_keeps_the_checkpoint_before_and_the_batch(tmp_path, monkeypatch, capsys):
+def test_a_diverging_run_stops_and_keeps_the_last_checkpoint_and_the_batch(tmp_path, monkeypatch, capsys):
     settle = train_loop.StepMeter.settle
 
     def diverge(self):
@@ -238,11 +238,11 @@ def test_a_diverging_run_stops_and_keeps_the_checkpoint_before_and_the_batch(tmp
     assert "not finite" in capsys.readouterr().out
 
 
-def test_a_realman_run_stores_its_statistics_beside_the_parameters(tmp_path, monkeypatch):
+def test_a_realman_run_stores_its_statistics_next_to_the_parameters(tmp_path, monkeypatch):
     shutil.copytree(GOLDEN / "lerobot_v21_image", tmp_path / "data/lerobot/realman/dual_arm")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
-    # In all else the debug config, so that the compiled program is the same.
+    # Everything else is as in the debug config, so that the compiled program is the same.
     data = _config.get_config("debug_realman").data
     config = debug_config(tmp_path, name="debug_realman", data=data, num_train_steps=1)
     report = norm_stats.compute_norm_stats(config)

@@ -1,4 +1,4 @@
-"""Several processes on loopback, several devices in each: the losses of one process, one stop for all, one checkpoint."""
+"""Several processes on loopback with several devices each: one process's losses, one stop, one checkpoint."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ MODEL = pi0_config.Pi0Config(
 STOP_AT = 2
 TIMEOUT_S = 280
 
-# Process 1 is asked to end while it does step 2.
+# Process 1 is asked to stop during step 2.
 PROCESS = """
 import json, os, pickle, signal, sys
 config = pickle.load(open(sys.argv[1], "rb"))
@@ -65,7 +65,7 @@ def losses(run: pathlib.Path) -> list[float]:
 
 
 def start(config: _config.TrainConfig, path: pathlib.Path, *, num_devices: int) -> subprocess.Popen[str]:
-    """Start a process of its own; `path` is where it finds its config."""
+    """Start a separate process that reads its config from `path`."""
     flags = (
         f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"  # compiles faster
     )
@@ -81,7 +81,7 @@ def start(config: _config.TrainConfig, path: pathlib.Path, *, num_devices: int) 
 
 
 def results(processes: list[subprocess.Popen[str]]) -> list[tuple[int, int | None]]:
-    """Wait for the processes; steps done and signal received of each."""
+    """Wait for the processes and return the steps done and the signal received by each."""
     try:
         done = [process.communicate(timeout=TIMEOUT_S) for process in processes]
     finally:
@@ -111,7 +111,7 @@ def test_two_processes_train_as_one_and_stop_together_when_one_is_asked_to(tmp_p
     alone = train_loop.train(config(tmp_path / "alone"))
     run = tmp_path / "debug/debug"
     np.testing.assert_allclose(losses(run), losses(alone.checkpoint.parent)[:num_steps], rtol=1e-5)
-    # One process without any splitting goes on from what the two have written together.
+    # One process without any splitting continues from the checkpoint that the two have written together.
     resumed = train_loop.train(config(tmp_path, resume=True))
     assert resumed.first_step == num_steps
     np.testing.assert_allclose(losses(run), losses(alone.checkpoint.parent), rtol=1e-5)
@@ -134,14 +134,14 @@ def test_devices_that_share_parameters_have_the_losses_of_one_device(tmp_path):
         ({"coordinator_address": "h:1", "num_processes": 2, "process_id": 2}, "--process-id is 2, expected 0 to 1"),
     ],
 )
-def test_half_of_the_flags_is_explained(tmp_path, monkeypatch, changes, words):
+def test_missing_flags_are_named(tmp_path, monkeypatch, changes, words):
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(errors.ConfigError, match=words):
         distributed.initialize(config(tmp_path, **changes))
 
 
-def test_the_environment_can_say_it_too(tmp_path, monkeypatch):
+def test_the_environment_is_read_as_well(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(errors.ConfigError, match="JAX_NUM_PROCESSES is 'two', expected a number"):
         distributed.initialize(config(tmp_path))

@@ -1,4 +1,4 @@
-"""Where a run reports to: tables as JSON lines and CSV, curves, TensorBoard files, wandb; and when a loss is refused."""
+"""The reports of a run: JSON lines, CSV, curves, TensorBoard files and wandb, and the check of the loss."""
 
 import csv
 import dataclasses
@@ -39,7 +39,7 @@ def test_csv_and_json_lines_hold_the_same_rows_also_when_columns_are_added(tmp_p
     assert read_csv(tmp_path / "log.csv") == [{"step": "0", "a": "1.5"}]
 
 
-def test_half_a_line_of_a_killed_process_is_dropped(tmp_path):
+def test_the_incomplete_line_of_a_killed_process_is_dropped(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 0, "a": 1.0}\n{"step": 1, "a"')
     assert run_log.Table(tmp_path / "log.jsonl", 9, writes=True).rows == [{"step": 0, "a": 1.0}]
 
@@ -53,7 +53,7 @@ def test_only_one_process_writes(tmp_path):
 
 
 @pytest.mark.parametrize("validated", [False, True])
-def test_curves_have_a_panel_more_with_validation(tmp_path, validated, monkeypatch):
+def test_curves_have_one_more_panel_with_validation(tmp_path, validated, monkeypatch):
     figures = []
     savefig = matplotlib.figure.Figure.savefig
     monkeypatch.setattr(
@@ -73,13 +73,13 @@ def test_curves_have_a_panel_more_with_validation(tmp_path, validated, monkeypat
     if validated:
         assert axes[-1].get_ylabel() == "error of sampled actions, deg"
         assert axes[-1].get_ylim()[1] > 3.0
-    assert axes[0].get_yscale() == "linear"  # from 0.5 to 1 no power of ten lies
+    assert axes[0].get_yscale() == "linear"  # there is no power of ten from 0.5 to 1
     assert tmp_path.name in axes[0].get_title()
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
-def test_curves_are_drawn_whatever_the_values(tmp_path, value):
+def test_curves_are_drawn_for_any_values(tmp_path, value):
     log = run_log.RunLog(tmp_path, 0)
     log.write(0, {**LINE, "loss": value, "grad_norm": value})
     log.write_validation(0, {"valid_loss": value, "joint_error_deg": value})
@@ -119,7 +119,7 @@ def test_a_loss_that_explodes_is_noticed():
         [0.05 * 1.02**i for i in range(200)],  # slow growth, 50 times
     ],
 )
-def test_what_happens_in_good_runs_is_none(values):
+def test_the_loss_of_a_good_run_is_not_a_problem(values):
     assert problem(divergence.LossWatch(100.0), losses(*values)) is None
 
 
@@ -138,10 +138,10 @@ def test_the_error_carries_the_batch_of_its_step():
     assert (info.value.step, info.value.batch) == (7, "batch 7")
 
 
-def test_tensorboard_that_is_not_installed_is_one_line_before_anything_is_done(monkeypatch):
+def test_missing_tensorboard_is_one_line_before_anything_is_done(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     config = dataclasses.replace(_config.get_config("debug"), tensorboard=True)
-    with pytest.raises(errors.ConfigError, match=r"tensorboardX is not installed; 'pip install tensorboardX'"):
+    with pytest.raises(errors.ConfigError, match=r"tensorboardX is not installed\. Run 'pip install tensorboardX'"):
         run_reports.check_installed(config)
     run_reports.check_installed(_config.get_config("debug"))
 
@@ -188,6 +188,6 @@ def test_wandb_never_ends_a_run(tmp_path, monkeypatch, caplog, where):
     assert "no network" in caplog.text
 
 
-def test_wandb_is_not_asked_unless_it_is_wanted(tmp_path, monkeypatch):
+def test_wandb_is_not_used_unless_it_is_enabled(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=None))
     wandb_log.WandbLog(_config.get_config("pi0_realman"), tmp_path, resuming=False).write(0, LINE)

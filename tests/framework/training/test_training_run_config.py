@@ -1,4 +1,4 @@
-"""The config that is stored with a run, and what a resume says about another one."""
+"""The config that is stored with a run, and its check on resume."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def test_every_config_can_be_stored_and_equals_itself(config, tmp_path):
     run_config.check_resume(config, tmp_path)
 
 
-def test_what_may_change_is_named_and_remembered_with_its_step(tmp_path, caplog):
+def test_allowed_changes_are_logged_and_stored_with_their_step(tmp_path, caplog):
     config = _config.get_config("pi0_realman")
     run_config.store(config, tmp_path)
     lower = dataclasses.replace(
@@ -41,7 +41,7 @@ def test_what_may_change_is_named_and_remembered_with_its_step(tmp_path, caplog)
     assert set(change["changed"]) == {"batch_size", "lr_schedule.peak_lr", "num_workers"}
 
 
-def test_a_resume_may_keep_no_pictures(tmp_path):
+def test_a_resume_may_change_whether_images_are_kept(tmp_path):
     config = _config.get_config("pi0_realman")
     run_config.store(config, tmp_path)
     run_config.check_resume(
@@ -57,12 +57,12 @@ def test_a_resume_may_keep_no_pictures(tmp_path):
         ("freeze_image_tower", True, "freeze_image_tower: False -> True"),
     ],
 )
-def test_what_gives_parameters_their_meaning_may_not_change(tmp_path, field, value, words):
+def test_fields_that_give_parameters_their_meaning_may_not_change(tmp_path, field, value, words):
     config = _config.get_config("pi0_realman")
     run_config.store(config, tmp_path)
     part, _, name = field.partition(".")
     value = dataclasses.replace(getattr(config, part), **{name: value}) if name else value
-    with pytest.raises(errors.ConfigError, match="begun with another config") as info:
+    with pytest.raises(errors.ConfigError, match="started with another config") as info:
         run_config.check_resume(dataclasses.replace(config, **{part: value}), tmp_path)
     assert words in str(info.value)
 

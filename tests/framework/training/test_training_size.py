@@ -1,4 +1,4 @@
-"""Large batches in parts, what layers compute again, frozen parts, and what all of it needs."""
+"""Large batches in parts, rematerialization, frozen parts, and the memory of all of them."""
 
 import contextlib
 import dataclasses
@@ -33,14 +33,14 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def config(tiny_model):
-    """With the option of the model that adds most to what is drawn for a batch."""
+    """Return a config with the model option that draws most random numbers per batch."""
     model = dataclasses.replace(tiny_model, rtc_max_delay=3)
     return dataclasses.replace(_config.get_config("debug"), model=model, batch_size=4, ema_decay=None)
 
 
 @pytest.fixture(scope="module")
 def take_step(config):
-    """A function that takes one step from the same state with changed fields; returns scalars and parameters."""
+    """Return a function that takes one step with changed fields and returns scalars and state."""
     batch = (config.model.fake_obs(4), config.model.fake_act(4) * np.linspace(-1, 1, 4)[:, None, None])
 
     def take(**changes):
@@ -59,7 +59,7 @@ def whole(take_step):
 
 
 def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole(take_step, whole):
-    """Noise, times and augmentation are drawn for the whole batch: without that the losses would differ by percents."""
+    """Noise, times and augmentation are drawn for the whole batch. Otherwise the losses would differ by some percent."""
     parts, state = take_step(grad_accumulation=2)
     for key, value in whole[0].items():
         np.testing.assert_allclose(parts[key], value, rtol=1e-5)
@@ -98,7 +98,7 @@ def test_the_loss_of_a_part_is_that_of_its_rows(config):
     np.testing.assert_allclose(part, model.loss_of_inputs(inputs)[1:3], rtol=1e-5)
 
 
-def test_what_is_computed_again_changes_memory_and_nothing_else():
+def test_rematerialization_changes_only_memory():
     layers = stacking.stack_layers(lambda rngs: nnx.Linear(16, 16, rngs=rngs), 8, nnx.Rngs(0))
     graphdef, weights = nnx.split(layers)
     x = np.linspace(-1, 1, 512 * 16, dtype=np.float32).reshape(512, 16)
@@ -122,7 +122,7 @@ def test_what_is_computed_again_changes_memory_and_nothing_else():
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_frozen_image_tower_has_no_optimizer_state_and_stays(take_step):
+def test_a_frozen_image_tower_has_no_optimizer_state(take_step):
     _, state = take_step(freeze_image_tower=True)
     moments = state.opt_state[1][0].mu["PaliGemma"]
     assert "img" not in moments
@@ -130,7 +130,7 @@ def test_a_frozen_image_tower_has_no_optimizer_state_and_stays(take_step):
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params["PaliGemma"]["img"])} == {jnp.dtype("bfloat16")}
 
 
-def test_the_image_tower_can_be_frozen_beside_what_adapters_replace():
+def test_the_image_tower_can_be_frozen_in_addition_to_what_adapters_replace():
     config = dataclasses.replace(_config.get_config("pi0_realman_lora"), freeze_image_tower=True)
     need, whole = (
         memory.training_need(each, sharding.make_mesh(1)) for each in (config, _config.get_config("pi0_realman_lora"))
@@ -142,11 +142,11 @@ def test_the_image_tower_can_be_frozen_beside_what_adapters_replace():
     assert saved["gradients"] == pytest.approx(4, rel=0.01)
 
 
-def test_a_batch_that_cannot_be_cut_evenly_is_refused_before_anything_else(tmp_path):
+def test_a_batch_that_cannot_be_split_evenly_is_refused_before_anything_else(tmp_path):
     config = dataclasses.replace(
         _config.get_config("debug"), batch_size=6, grad_accumulation=4, checkpoint_base_dir=str(tmp_path)
     )
-    words = r"batch_size: 6 cannot be split evenly over 1 devices and 4 parts .*set --batch-size to a multiple of 4"
+    words = r"batch_size: 6 cannot be split evenly over 1 devices and 4 parts .*Set --batch-size to a multiple of 4"
     with pytest.raises(errors.ConfigError, match=words):
         train_loop.train(config)
     assert list(tmp_path.iterdir()) == []
@@ -170,14 +170,14 @@ def test_numbers_below_one_are_refused(name):
         ({"validation_interval": 10}, "no episodes are kept out. Add --data.validation.fraction 0.1"),
     ],
 )
-def test_numbers_that_no_run_could_have_are_refused_with_the_flags(fields, words):
+def test_impossible_numbers_are_refused_with_the_flags(fields, words):
     with pytest.raises(errors.ConfigError, match=words):
         dataclasses.replace(_config.get_config("debug_realman"), **fields)
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(config, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 3)
-    words = r"batch_size: 4 cannot be split evenly over 3 devices; set --batch-size to a multiple of 3"
+    words = r"batch_size: 4 cannot be split evenly over 3 devices\. Set --batch-size to a multiple of 3"
     with pytest.raises(errors.ConfigError, match=words):
         train_loop.train(config)
     run_start.check_batch(dataclasses.replace(config, batch_size=9))
@@ -188,11 +188,11 @@ def test_advice_names_only_what_would_fit(monkeypatch):
     with pytest.raises(memory.NotEnoughMemoryError) as info:
         memory.check_fits(_config.get_config("pi0_realman"), sharding.make_mesh(1))
     words = str(info.value)
-    assert "it would fit with the config pi0_realman_lora" in words
-    assert "--freeze-image-tower" not in words  # saves 7 GiB, 30 are missing
+    assert "It would fit with the config pi0_realman_lora" in words
+    assert "--freeze-image-tower" not in words  # it saves 7 GiB, but 30 are missing
 
 
-def test_the_compiled_step_is_asked_too_and_corrects_the_estimates(config, monkeypatch):
+def test_the_plan_of_the_compiled_step_is_checked_and_corrects_the_estimates(config, monkeypatch):
     program = step_program.StepProgram.__new__(step_program.StepProgram)
     monkeypatch.setattr(program, "memory_bytes", lambda: 3 * GIB, raising=False)
     mesh = sharding.make_mesh(1)
@@ -203,10 +203,11 @@ def test_the_compiled_step_is_asked_too_and_corrects_the_estimates(config, monke
         memory.check_program(config, mesh, need, program)
 
 
-def test_batches_that_wait_beside_the_step_are_counted(config, monkeypatch):
+def test_batches_that_wait_during_the_step_are_counted(config, monkeypatch):
     mesh = sharding.make_mesh(1)
     need = memory.training_need(config, mesh)
-    # Four samples of three pictures; on the CPU, as floats the last batch, as bytes three read ahead and two of the next one.
+    # Four samples of three images. On the CPU there are the last batch as floats, and as bytes three that are read ahead and
+    # two copies of the next one.
     assert need.parts["batches"] == pytest.approx((1 + 5 / 4) * 4 * 3 * 224 * 224 * 3 * 4, rel=0.01)
     program = step_program.StepProgram.__new__(step_program.StepProgram)
     monkeypatch.setattr(program, "memory_bytes", lambda: 3 * GIB, raising=False)
@@ -225,9 +226,9 @@ def test_the_plan_of_a_compiled_step_is_near_the_estimate(config):
     assert 0.4 < memory.training_need(config, mesh).total / planned < 2.5
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the C library of Linux")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the C library of Linux")
 def test_freed_memory_goes_back_to_the_system():
-    """Blocks too small for a mapping of their own, below one that stays: the C library keeps them when they are freed."""
+    """The C library keeps freed blocks that are too small for their own mapping and are below one still in use."""
     blocks = [np.ones(12_500) for _ in range(1500)]  # 100 kB each
     last = blocks.pop()
     blocks.clear()

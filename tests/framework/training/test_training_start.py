@@ -1,4 +1,4 @@
-"""What a run looks at before it compiles, and before anything older is overwritten: base weights, and a resumed run's statistics."""
+"""The checks before a run compiles or overwrites anything: base weights, and the statistics of a resumed run."""
 
 import dataclasses
 import pathlib
@@ -22,7 +22,7 @@ from openpi.training.weight_loaders import CheckpointWeightLoader
 
 @pytest.fixture
 def compiles(monkeypatch) -> list[str]:
-    """The configs that came as far as the compiler; none is compiled."""
+    """The names of the configs that reached the compiler. None is compiled."""
     names = []
 
     def note(config, *_):
@@ -39,7 +39,7 @@ def debug_config(folder: pathlib.Path, model, **fields):
 
 
 def write_params(folder: pathlib.Path, model) -> pathlib.Path:
-    """The `params` folder of a checkpoint of a model with random parameters."""
+    """Write the `params` folder of a checkpoint with random parameters and return it."""
     state = train_state.init_train_state(debug_config(folder, model), jax.random.key(0), sharding.make_mesh(1))
     with ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(folder / "params", checkpoint_tree.to_disk(state)[0])
@@ -48,7 +48,7 @@ def write_params(folder: pathlib.Path, model) -> pathlib.Path:
 
 @pytest.fixture
 def older_run(tmp_path) -> pathlib.Path:
-    """Something in the run's folder that --overwrite would delete."""
+    """A file in the run's folder that --overwrite would delete."""
     path = tmp_path / "checkpoints/debug/debug/7/kept"
     path.parent.mkdir(parents=True)
     path.write_text("older")
@@ -61,14 +61,16 @@ def refusal(config) -> str:
     return str(info.value)
 
 
-def test_base_weights_that_are_missing_are_told_before_anything_is_compiled(tiny_model, tmp_path, older_run, compiles):
+def test_missing_base_weights_are_reported_before_anything_is_compiled(tiny_model, tmp_path, older_run, compiles):
     loader = CheckpointWeightLoader(str(tmp_path / "none/params"))
     assert "none/params: no such file or folder" in refusal(debug_config(tmp_path, tiny_model, weight_loader=loader))
     assert compiles == []
     assert older_run.exists()
 
 
-def test_base_weights_of_another_model_are_told_before_anything_is_compiled(tiny_model, tmp_path, older_run, compiles):
+def test_base_weights_of_another_model_are_reported_before_anything_is_compiled(
+    tiny_model, tmp_path, older_run, compiles
+):
     wider = dataclasses.replace(tiny_model, action_dim=16)
     loader = CheckpointWeightLoader(str(write_params(tmp_path, wider)))
     message = refusal(debug_config(tmp_path, tiny_model, weight_loader=loader))
@@ -76,13 +78,11 @@ def test_base_weights_of_another_model_are_told_before_anything_is_compiled(tiny
     assert "'action_in_proj/kernel': found (16, 32), expected (32, 32)" in message
     assert compiles == []
     assert older_run.exists()
-    # Its own are taken, whatever else is wrong later.
+    # Weights of the right model pass this check.
     assert refusal(debug_config(tmp_path, wider, weight_loader=loader)) == "would be compiled now"
 
 
-def test_a_folder_that_holds_no_parameters_is_told_before_anything_is_compiled(
-    tiny_model, tmp_path, older_run, compiles
-):
+def test_a_folder_without_parameters_is_reported_before_anything_is_compiled(tiny_model, tmp_path, older_run, compiles):
     write_params(tmp_path, tiny_model)
     for folder in (tmp_path, older_run.parent):
         message = refusal(debug_config(tmp_path, tiny_model, weight_loader=CheckpointWeightLoader(str(folder))))
@@ -93,15 +93,13 @@ def test_a_folder_that_holds_no_parameters_is_told_before_anything_is_compiled(
 
 @dataclasses.dataclass(frozen=True)
 class HalfLoader:
-    """One that somebody wrote for themselves."""
+    """A user's own loader that leaves out some parameters."""
 
     def load(self, params):
         return {key: value for key, value in params.items() if key != "action_in_proj"}
 
 
-def test_weights_of_a_loader_of_ones_own_that_lacks_some_are_refused_before_the_old_run_goes(
-    tiny_model, tmp_path, older_run
-):
+def test_an_incomplete_custom_loader_is_refused_before_the_old_run_is_deleted(tiny_model, tmp_path, older_run):
     message = refusal(debug_config(tmp_path, tiny_model, weight_loader=HalfLoader()))
     assert message.startswith(
         "weight loader HalfLoader: returned parameters that do not fit the model (2): 'action_in_proj/"
@@ -109,7 +107,7 @@ def test_weights_of_a_loader_of_ones_own_that_lacks_some_are_refused_before_the_
     assert older_run.exists()
 
 
-def test_base_weights_without_adapters_are_taken_by_a_model_with_them(tiny_model, tmp_path, compiles):
+def test_a_model_with_adapters_accepts_base_weights_without_them(tiny_model, tmp_path, compiles):
     loader = CheckpointWeightLoader(str(write_params(tmp_path, tiny_model)))
     adapters = gemma_config.VARIANTS["gemma_2b_lora"].lora_configs
     adapted = dataclasses.replace(tiny_model.paligemma_variant, lora_configs=adapters)
@@ -120,7 +118,7 @@ def test_base_weights_without_adapters_are_taken_by_a_model_with_them(tiny_model
 
 @pytest.fixture
 def saved(home, tiny_model, compiles) -> train_loop.TrainConfig:
-    """A config to resume with; its run has a checkpoint, of which only the statistics are real."""
+    """A config to resume with. Its run has a checkpoint in which only the statistics are real."""
     data = _config.get_config("debug_realman").data
     config = debug_config(home, tiny_model, name="debug_realman", data=data, overwrite=False, resume=True)
     report = norm_stats.compute_norm_stats(config)
@@ -130,12 +128,12 @@ def saved(home, tiny_model, compiles) -> train_loop.TrainConfig:
     return config
 
 
-def test_a_resumed_run_takes_the_statistics_that_it_was_trained_with(saved, compiles):
+def test_a_resumed_run_accepts_the_statistics_that_it_was_trained_with(saved, compiles):
     assert refusal(saved) == "would be compiled now"
 
 
-def test_statistics_that_are_not_those_of_the_checkpoint_are_refused_with_the_flag_that_goes_on(saved, compiles):
-    """The dataset is the same, so nothing else notices that a floor was set in between."""
+def test_statistics_other_than_those_of_the_checkpoint_are_refused_with_the_flag_to_continue(saved, compiles):
+    """The dataset is the same, so no other check notices that a minimum range was set in between."""
     norm_stats.compute_norm_stats(saved, min_range=3.0)
     before = {path: path.stat().st_mtime_ns for path in saved.checkpoint_dir.rglob("*")}
     message = refusal(saved)
@@ -153,5 +151,5 @@ def test_statistics_that_are_not_those_of_the_checkpoint_are_refused_with_the_fl
     assets = dataclasses.replace(saved.data.assets, assets_dir=str(stored))
     data = dataclasses.replace(saved.data, assets=assets)
     assert refusal(dataclasses.replace(saved, data=data)) == "would be compiled now"
-    # Who does not resume may use them.
+    # A new run may use the new statistics.
     assert refusal(dataclasses.replace(saved, resume=False, overwrite=True)) == "would be compiled now"

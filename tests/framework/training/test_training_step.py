@@ -1,4 +1,4 @@
-"""A training step on a model of two numbers: what is frozen stays, and what is averaged follows the formula."""
+"""A training step on a small model: frozen parameters stay, and averaged ones follow the formula."""
 
 import dataclasses
 import functools
@@ -74,4 +74,4 @@ def test_the_loss_of_fast_makes_no_one_hot_targets():
         for out in equation.outvars
         if out.aval.shape[-1:] == (vocab_size,) and out.aval.dtype != jnp.float32
     }
-    assert not wide, f"{wide} make an array over the vocabulary that is no score"
+    assert not wide, f"{wide} make an array over the vocabulary that is not a score"

@@ -1,4 +1,4 @@
-"""Validation: the figures that it gives, the best checkpoint that it chooses, and that it does not disturb a run."""
+"""Validation: its figures, the best checkpoint, and no effect on the losses of a run."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ def test_figures_are_in_the_robots_units_and_repeat(config):
 
 
 def test_the_error_is_the_distance_between_sampled_and_recorded_actions(config, monkeypatch):
-    """By hand: a model that answers with the recorded actions, one joint off by what is 2 degrees on the robot."""
+    """The model answers with the recorded actions, except for one joint that is 2 degrees off on the robot."""
     mesh = sharding.make_mesh(1)
     model_def = train_state.model_definition(config)
     params = train_state.init_train_state(config, jax.random.key(0), mesh).params
@@ -64,7 +64,7 @@ def test_the_error_is_the_distance_between_sampled_and_recorded_actions(config, 
 
     def answer(params, rng, index, batch):
         observation, actions = batch
-        # The model's layout begins with the left arm; its elbow is number 2 there and number 9 of the robot.
+        # The model's layout starts with the left arm. Its elbow is number 2 there and number 9 on the robot.
         offset = np.zeros(32, np.float32)
         offset[2] = np.deg2rad(2.0) / (stats.std[2] + 1e-6)
         return np.float32(0.5), actions + offset, observation.state, actions
@@ -77,13 +77,13 @@ def test_the_error_is_the_distance_between_sampled_and_recorded_actions(config, 
     np.testing.assert_allclose(metrics["gripper_error"], 0, atol=1e-5)
 
 
-def test_without_names_the_numbers_count_and_keep_their_unit():
+def test_without_names_the_errors_are_numbered_and_keep_their_unit():
     metrics = validation._Dims({}).report(np.array([0.5, 1.5]))
     assert metrics == {"error/dim_0": 0.5, "error/dim_1": 1.5}
 
 
 def test_a_run_keeps_its_best_and_its_last_checkpoint_also_after_a_resume(config, monkeypatch):
-    """Scores by hand: step 1 is the best of all, and must outlive the resume."""
+    """The scores are given: step 1 is the best one, and its checkpoint must survive the resume."""
     scores = {0: 0.9, 1: 0.2, 2: 0.5, 3: 0.4, 4: 0.3, 5: 0.1}
     asked = []
 

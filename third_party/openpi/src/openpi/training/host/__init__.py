@@ -1,1 +1,1 @@
-"""The machine that a run is on: its processes, memory, disk space and stop signals."""
+"""The machine of a run: processes, memory, disk space and stop signals."""

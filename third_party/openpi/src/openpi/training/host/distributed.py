@@ -1,10 +1,10 @@
-"""Training in several processes, one for each host: joining them, and the few things that all must agree on.
+"""Train in several processes, one per host.
 
-Every process runs the same command, with its own --process-id:
+Every process runs the same command with its own --process-id:
 
     train.py pi0_realman --exp-name big --coordinator-address 10.0.0.1:9876 --num-processes 2 --process-id 0
 
-The folder of the run must be one that all hosts share. Process 0 writes the logs; checkpoints are written together.
+All hosts must share the folder of the run. Process 0 writes the logs, and all processes write the checkpoints together.
 """
 
 from collections.abc import Callable
@@ -26,10 +26,12 @@ _JOIN_TIMEOUT_S = 300
 
 
 def initialize(config: TrainConfig) -> None:
-    """Join the other processes if the config or the environment names any; comes before any other use of JAX.
+    """Join the other processes if the config or the environment names any.
+
+    Call this before any other use of JAX.
 
     Raises:
-        ConfigError: Only part of what is needed is given, or the others did not come.
+        ConfigError: Some of the settings are missing, or the other processes did not join.
     """
     given = {
         "--coordinator-address": config.coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS"),
@@ -40,11 +42,11 @@ def initialize(config: TrainConfig) -> None:
     if len(missing) == len(given):
         return
     if missing:
-        raise errors.ConfigError(f"several processes: {' and '.join(missing)} not given; each process needs all three")
+        raise errors.ConfigError(f"several processes: {' and '.join(missing)} not given. Each process needs all three")
     address, count, index = given.values()
     if not 0 <= index < count:
         raise errors.ConfigError(f"several processes: --process-id is {index}, expected 0 to {count - 1}")
-    # Without an implementation of their collectives CPUs cannot work together; no effect on accelerators.
+    # CPUs cannot work together without an implementation of their collectives. This has no effect on accelerators.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=_JOIN_TIMEOUT_S)
@@ -64,12 +66,12 @@ def _number(flag: int | None, variable: str) -> int | None:
 
 
 def is_first() -> bool:
-    """Tell whether this process is the one that writes the logs."""
+    """Return whether this process is the one that writes the logs."""
     return jax.process_index() == 0
 
 
 def is_several() -> bool:
-    """Tell whether there are other processes."""
+    """Return whether there are other processes."""
     return jax.process_count() > 1
 
 
@@ -77,8 +79,8 @@ def replicate(tree: Any, sharding: jax.sharding.NamedSharding) -> Any:
     """Put values that are the same in every process on all devices.
 
     Args:
-        tree: Pytree of arrays; random keys are taken too.
-        sharding: A replicated one.
+        tree: Pytree of arrays. Random keys are allowed.
+        sharding: A replicated sharding.
     """
 
     def put(leaf: Any) -> jax.Array:
@@ -91,10 +93,12 @@ def replicate(tree: Any, sharding: jax.sharding.NamedSharding) -> Any:
 
 
 def first_then_others(step: Callable[[], T], others: Callable[[], T]) -> T:
-    """Do `step` in process 0, then `others` in the other ones; an error in one of them ends all.
+    """Do `step` in process 0, then `others` in the other processes.
+
+    An error in one process ends all of them.
 
     Raises:
-        UserError: What was raised in this process, or that another process failed.
+        UserError: The error of this process, or a report that another process failed.
     """
     if not is_several():
         return step()
@@ -109,12 +113,12 @@ def first_then_others(step: Callable[[], T], others: Callable[[], T]) -> T:
         if error is not None:
             raise error
         if failed.size:
-            raise errors.ConfigError(f"process {failed[0]} cannot begin; its own output says why")
+            raise errors.ConfigError(f"process {failed[0]} cannot start. See its own output for the reason")
     return result
 
 
 def first_decides(question: Callable[[], bool]) -> bool:
-    """Return what process 0 answers, in all processes.
+    """Return the answer of process 0 in all processes.
 
     Raises:
         UserError: Process 0 could not answer.
@@ -125,20 +129,24 @@ def first_decides(question: Callable[[], bool]) -> bool:
 
 
 def check_shared(path: pathlib.Path) -> None:
-    """See whether a file that process 0 has written is there for this process too.
+    """Check that this process sees a file that process 0 has written.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: The file is missing.
     """
     if not path.exists():
         raise errors.ConfigError(
-            f"{path.parent}: process {jax.process_index()} does not see what process 0 has written there; "
-            "set --checkpoint-base-dir to a folder that all hosts share"
+            f"{path.parent}: process {jax.process_index()} does not see what process 0 has written there. "
+            "Set --checkpoint-base-dir to a folder that all hosts share"
         )
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """Return the rows of an array, split along dimension 0 or not at all, that lie on the devices of this process."""
+    """Return the rows of an array on this process's devices.
+
+    Args:
+        array: Split along dimension 0, or not at all.
+    """
     if array.is_fully_addressable:
         return np.asarray(array)
     by_start = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}

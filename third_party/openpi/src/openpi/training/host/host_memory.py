@@ -1,4 +1,7 @@
-"""The memory of this process on the host: the C library keeps much of what the compiler and the threads have freed."""
+"""Keep the memory of this process on the host small.
+
+The C library keeps much of the memory that the compiler and the threads have freed.
+"""
 
 from collections.abc import Callable
 import ctypes
@@ -9,20 +12,26 @@ import psutil
 
 logger = logging.getLogger(__name__)
 
-# glibc gives every thread an arena of its own, and memory freed in one is of no use to the others: with the threads of XLA
-# and of the loader a process grows to several times of what it holds. A few arenas are enough for them.
+# glibc gives every thread its own arena, and memory freed in one arena cannot be used by the others. With the threads of
+# XLA and of the loader, a process grows to several times what it holds. A few arenas are enough for these threads.
 _ARENAS = 2
 _M_ARENA_MAX = -8  # malloc.h
 
 
 def limit_arenas() -> None:
-    """Let threads share a few arenas; of use only before they are started, and where the C library is glibc."""
+    """Let all threads share a few arenas.
+
+    This works only before the threads are started, and only with glibc.
+    """
     if mallopt := _glibc("mallopt"):
         mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def give_back() -> None:
-    """Return freed memory to the system; of use after something large, such as compiling."""
+    """Return freed memory to the system.
+
+    Call this after large work such as compiling.
+    """
     before = psutil.Process().memory_info().rss
     if trim := _glibc("malloc_trim"):
         trim(0)

@@ -1,4 +1,7 @@
-"""Turns the first SIGINT or SIGTERM into a request to stop at the next step; a second one ends the process as usual."""
+"""Stop a run on SIGINT or SIGTERM without losing its steps.
+
+The first signal asks the run to stop at the next step. A second one ends the process as usual.
+"""
 
 import logging
 import signal
@@ -13,14 +16,17 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """A context in which the process finishes its step, saves and leaves when it is asked to end."""
+    """A context that records the first stop signal in `received`.
+
+    The run then finishes its step, saves a checkpoint and exits.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        # Python delivers signals to the main thread only; elsewhere there is nothing to install.
+        # Python delivers signals to the main thread only, so other threads install nothing.
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
@@ -34,7 +40,9 @@ class StopSignal:
         del frame
         self.received = number
         self._restore()
-        logger.warning("%s: saving a checkpoint, then leaving; once more to leave at once", signal.Signals(number).name)
+        logger.warning(
+            "%s: saving a checkpoint, then exiting. Send it again to exit at once", signal.Signals(number).name
+        )
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

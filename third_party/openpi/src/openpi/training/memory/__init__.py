@@ -1,1 +1,1 @@
-"""How much memory a run needs, how much there is, and what would fit."""
+"""The memory that a run needs, has, and could save."""

@@ -1,7 +1,8 @@
-"""How much memory a training run needs, worked out from shapes before anything is allocated, and how much there is.
+"""Compare the memory that a training run needs with what there is.
 
-Twice: `check_fits` adds up arrays and a rule of thumb for activations, in a second, and names what would fit where the
-config does not; `check_program` asks the compiled step, which knows.
+The need follows from shapes, before anything is allocated. It is checked twice. `check_fits` adds up arrays and a rule of
+thumb for activations within a second. `check_program` asks the compiled step for its plan. If the config does not fit,
+both name what would fit.
 """
 
 from collections.abc import Mapping
@@ -28,20 +29,20 @@ logger = logging.getLogger(__name__)
 
 _GIB = 2**30
 _ACTIVATIONS, _BATCHES = "activations", "batches"
-# Batches beside the one that a step works on: that of the step before, kept until its loss is known to be good ...
+# Batches in addition to the one that a step works on: that of the step before, kept until its loss is known to be good.
 _KEPT_BATCHES = 1.0
-# ... and on a CPU, whose memory is the host's, three that the loader reads ahead and the next one twice, on its way to the
-# device: their pictures have a byte where the model's have four.
+# On a CPU, whose memory is the host's, there are also three batches that the loader reads ahead and the next one, twice, on
+# its way to the device. Their images have one byte where the model's have four.
 _BATCHES_READ_AHEAD = 5 / 4
 
 
 class NotEnoughMemoryError(errors.UserError):
-    """The machine cannot hold what the config needs."""
+    """Raised when the machine has less memory than the config needs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes by what they hold, on one device."""
+    """The bytes that a run needs on one device, by part."""
 
     parts: Mapping[str, int]
 
@@ -55,7 +56,10 @@ class MemoryNeed:
 
 
 def training_need(config: TrainConfig, mesh: jax.sharding.Mesh) -> MemoryNeed:
-    """Work out what the train state, the gradients and (by a rule of thumb) activations take on a device of the mesh."""
+    """Return what a run takes on a device of the mesh.
+
+    Activations are estimated by a rule of thumb. All other parts follow from shapes.
+    """
     state = _train_state.abstract_train_state(config)
     shardings = _train_state.state_sharding(config, mesh)
     trainable, _ = partition.split(state.params, config.trainable_filter)
@@ -66,7 +70,7 @@ def training_need(config: TrainConfig, mesh: jax.sharding.Mesh) -> MemoryNeed:
             "parameters": _bytes(state.params, shardings.params),
             "optimizer": _bytes(state.opt_state, shardings.opt_state),
             "average": _bytes(state.ema_params, shardings.ema_params),
-            # The sum over the parts, and a part's own.
+            # With accumulation there are the sum over the parts and the gradients of one part.
             "gradients": gradients * (2 if config.grad_accumulation > 1 else 1),
             _ACTIVATIONS: activation_memory.estimate_bytes(config, mesh.size),
             _BATCHES: _batches_bytes(config, mesh.size),
@@ -88,9 +92,10 @@ def _bytes(tree: Any, shardings: Any) -> int:
 
 
 def available_bytes(device: jax.Device) -> int | None:
-    """Return the memory that `device` may use, bytes; None where the system does not tell.
+    """Return the memory that `device` may use, bytes.
 
-    An accelerator: all that this process may take. A CPU: what is free now, over all devices of this process.
+    For an accelerator it is all that this process may take. For a CPU it is what is free now, shared by all devices of this
+    process. The result is None where the system does not report it.
     """
     if device.platform == "cpu":
         return _free_host_bytes()
@@ -104,6 +109,7 @@ def _free_host_bytes() -> int | None:
         return None
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
+    # A container may use less than the machine has.
     limit, usage = (pathlib.Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
     if limit.exists() and usage.exists() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(usage.read_text()))
@@ -111,14 +117,16 @@ def _free_host_bytes() -> int | None:
 
 
 def check_fits(config: TrainConfig, mesh: jax.sharding.Mesh) -> MemoryNeed:
-    """Stop a run that cannot fit before it compiles or allocates anything; return what it is estimated to need.
+    """Return the estimated need of a run, or refuse it.
+
+    The check comes before the run compiles or allocates anything.
 
     Raises:
-        NotEnoughMemoryError: The run needs more than there is; the message names both, and what would fit.
+        NotEnoughMemoryError: The run needs more than there is. The message names both, and what would fit.
     """
     need = training_need(config, mesh)
     available, sharing = _available()
-    # Activations are a guess: the compiled step decides where they matter.
+    # The activations are a guess, so only the other parts decide here. `check_program` decides where activations matter.
     certain = need.total - need.parts[_ACTIVATIONS]
     if available is not None and certain * sharing > available:
         raise NotEnoughMemoryError(_refusal(config, need.total, available, sharing, f" ({need})"))
@@ -127,28 +135,31 @@ def check_fits(config: TrainConfig, mesh: jax.sharding.Mesh) -> MemoryNeed:
 
 
 def check_program(config: TrainConfig, mesh: jax.sharding.Mesh, need: MemoryNeed, program: StepProgram) -> None:
-    """Stop a run whose compiled step needs more than there is.
+    """Refuse a run whose compiled step needs more than there is.
 
     Raises:
-        NotEnoughMemoryError: It does.
+        NotEnoughMemoryError: The run needs more than there is.
     """
     planned = program.memory_bytes()
     if planned is None:
         return
     available, sharing = _available()
     total = planned + need.parts[_BATCHES]
-    # The estimates of what would fit go by the same rule of thumb, so they are corrected by what it has just missed.
+    # The estimates of what would fit use the same rule of thumb, so they are corrected by its error here.
     if available is not None and total * sharing > available:
         raise NotEnoughMemoryError(_refusal(config, total, available, sharing, "", total / need.total))
     process = psutil.Process().memory_info().rss
     logger.info(
-        "memory of the compiled step: %.3f GiB on each device, of batches beside it: %.3f GiB; this process before: %.3f GiB",
+        "memory of the compiled step: %.3f GiB on each device, of other batches: %.3f GiB, of this process before: %.3f GiB",
         *(planned / _GIB, need.parts[_BATCHES] / _GIB, process / _GIB),
     )
 
 
 def _available() -> tuple[int | None, int]:
-    """Return what there is, and how many devices share it: all CPU "devices" have the machine's memory."""
+    """Return the memory that there is, and how many devices share it.
+
+    All CPU "devices" share the machine's memory.
+    """
     device = jax.local_devices()[0]
     return available_bytes(device), jax.local_device_count() if device.platform == "cpu" else 1
 
@@ -161,5 +172,5 @@ def _refusal(config: TrainConfig, total: int, available: int, sharing: int, part
     platform = jax.local_devices()[0].platform
     return (
         f"config '{config.name}': training needs {total * sharing / _GIB:.1f} GiB{parts}, this {platform} has "
-        f"{available / _GIB:.1f} GiB; {memory_advice.advise(config, available, estimate)}"
+        f"{available / _GIB:.1f} GiB. {memory_advice.advise(config, available, estimate)}"
     )

@@ -1,4 +1,7 @@
-"""What would make a config fit into the memory there is, each measure with its own estimate."""
+"""Suggest what would make a config fit into the memory.
+
+Each measure comes with its own estimate.
+"""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -11,26 +14,31 @@ _GIB = 2**30
 
 
 def advise(config: TrainConfig, available: int, estimate: Callable[[TrainConfig], float]) -> str:
-    """Say what would fit; if no single measure does, all of them, and what they come to.
+    """Say what would fit, as a sentence.
+
+    If no single measure fits, name all of them with their sizes.
 
     Args:
-        config: Too large.
-        available: Memory there is, bytes.
-        estimate: What a config needs, bytes.
+        config: A config that is too large.
+        available: The memory that there is, bytes.
+        estimate: Returns what a config needs, bytes.
     """
     sized = [(words, estimate(changed)) for words, changed in measures(config)]
     fitting = [f"{words} ({size / _GIB:.1f} GiB)" for words, size in sized if size <= available]
     if fitting:
-        return f"it would fit with {', or '.join(fitting)}"
+        return f"It would fit with {', or '.join(fitting)}"
     listed = ", ".join(f"{words} ({size / _GIB:.1f} GiB)" for words, size in sorted(sized, key=lambda pair: pair[1]))
     return (
-        f"no measure alone is enough here: {listed}; use a larger accelerator, several with --fsdp-devices, or try "
-        "things out with debug_realman, which any CPU holds"
+        f"No single measure is enough: {listed}. Use a larger accelerator, several with --fsdp-devices, or try "
+        "things out with debug_realman, which fits on any CPU"
     )
 
 
 def measures(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
-    """Yield what could be done about a config that is too large: words, and the changed config."""
+    """Yield what could make a config smaller.
+
+    Each measure is given as words for the message and as the changed config.
+    """
     devices = jax.device_count()
     if lora := _lora_config(config):
         yield (
@@ -54,6 +62,6 @@ def measures(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
 
 def _lora_config(config: TrainConfig) -> TrainConfig | None:
     """Return the registered config of the same name with adapters."""
-    from openpi.training import config as registry  # which imports the modules that this one serves
+    from openpi.training import config as registry  # not at the top, because it imports users of this module
 
     return registry.all_configs().get(f"{config.name}_lora")

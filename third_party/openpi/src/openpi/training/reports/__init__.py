@@ -1,1 +1,1 @@
-"""What a run writes for people: log lines, curves, TensorBoard, Weights & Biases."""
+"""The reports of a run: log, curves, TensorBoard, Weights & Biases."""

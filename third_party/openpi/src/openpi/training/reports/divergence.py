@@ -1,6 +1,6 @@
-"""Notices that a run goes wrong, and keeps the batch that did it.
+"""Notice that a run diverges, and keep its batch.
 
-Look at a batch that was kept: python -m openpi.training.reports.divergence <run>/diverged_step_<n>.npz
+Look at a kept batch with: python -m openpi.training.reports.divergence <run>/diverged_step_<n>.npz
 """
 
 import collections
@@ -16,27 +16,27 @@ from openpi.shared import cli
 from openpi.shared import errors
 from openpi.training.host import distributed
 
-# Steps that a loss is averaged over before it is compared: one odd batch is no divergence.
+# Number of steps over which the loss is averaged before it is compared, because one odd batch does not mean divergence.
 _WINDOW = 20
-# The first steps of a run say little.
+# Number of steps before the first comparison, because the first steps of a run say little.
 _FEWEST = 5
 
 
 class DivergedError(errors.UserError, ArithmeticError):
-    """The loss is no longer a number, or has grown out of all proportion."""
+    """Raised when the loss is not finite or has grown too much."""
 
     def __init__(self, step: int, reason: str, batch: Any = None, place: str = "") -> None:
-        """Remember what happened.
+        """Compose the message.
 
         Args:
-            step: In which it happened.
-            reason: What was found.
-            batch: What the step was given.
-            place: What is known about the batch, for the message.
+            step: The step that diverged.
+            reason: What is wrong with its scalars.
+            batch: The batch of the step.
+            place: Sentences about the stored batch, for the message.
         """
         super().__init__(
-            f"step {step}: {reason}; nothing was saved after it. {place}Look for extreme values in the normalisation "
-            "statistics (make norm-stats), lower --lr-schedule.peak-lr, and go on with --resume"
+            f"step {step}: {reason}. Nothing was saved after it. {place}Look for extreme values in the normalization "
+            "statistics (make norm-stats), lower --lr-schedule.peak-lr, and continue with --resume"
         )
         self.step = step
         self.reason = reason
@@ -44,20 +44,20 @@ class DivergedError(errors.UserError, ArithmeticError):
 
 
 class LossWatch:
-    """Compares the mean loss of the last steps with the lowest one so far."""
+    """Compares the mean loss of the last steps with the lowest mean."""
 
     def __init__(self, max_growth: float | None) -> None:
-        """Begin without any past.
+        """Start without any steps.
 
         Args:
-            max_growth: Ratio that is too much; None: only what is no number.
+            max_growth: Largest allowed ratio. With None, only NaN and infinity are problems.
         """
         self._max_growth = max_growth
         self._recent: collections.deque[float] = collections.deque(maxlen=_WINDOW)
         self._lowest = math.inf
 
     def find_problem(self, values: dict[str, float]) -> str | None:
-        """Take in a step's scalars and return what is wrong with them, or None."""
+        """Add the scalars of a step and return their problem, if any."""
         broken = [f"{key} {value}" for key, value in values.items() if not math.isfinite(value)]
         if broken:
             return ", ".join(broken)
@@ -67,7 +67,7 @@ class LossWatch:
         mean = float(np.mean(self._recent))
         if self._max_growth is not None and mean > self._max_growth * self._lowest:
             return (
-                f"loss {values['loss']:.4g}; the mean of the last {len(self._recent)} steps, {mean:.4g}, is more than "
+                f"loss {values['loss']:.4g}: the mean of the last {len(self._recent)} steps, {mean:.4g}, is more than "
                 f"{self._max_growth:g} times the lowest one, {self._lowest:.4g} (--max-loss-growth)"
             )
         self._lowest = min(self._lowest, mean)
@@ -78,7 +78,7 @@ def save_batch(directory: pathlib.Path, step: int, batch: Any) -> tuple[pathlib.
     """Write this process's rows of a batch into the run's folder.
 
     Returns:
-        The path, and a line on its largest values.
+        The path of the file, and a phrase with the largest values of the batch.
     """
     observation, actions = batch
     leaves = jax.tree_util.tree_leaves_with_path({**observation.to_dict(), "actions": actions})
@@ -98,9 +98,15 @@ def _extreme(name: str, array: np.ndarray) -> str:
 
 
 def main(path: pathlib.Path) -> int:
-    """Print what a batch holds: shape, smallest, mean and largest value of each array, and how many are no number."""
+    """Print a stored batch.
+
+    For each array, print the shape, the smallest, mean and largest value, and how many values are not finite.
+
+    Raises:
+        MissingFileError: There is no such file.
+    """
     if not path.is_file():
-        raise errors.MissingFileError(f"{path}: no such file; the message of the run names it")
+        raise errors.MissingFileError(f"{path}: no such file. The error message of the run names the path")
     with np.load(path) as arrays:
         width = max(map(len, arrays))
         for name in sorted(arrays):

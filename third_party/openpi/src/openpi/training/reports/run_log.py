@@ -1,4 +1,7 @@
-"""What a training run leaves behind to look at: its log as JSON lines and CSV, curves, and the first images."""
+"""Write the log, the curves and the first images of a run.
+
+The log is written both as JSON lines and as CSV.
+"""
 
 from collections.abc import Mapping
 import csv
@@ -18,22 +21,32 @@ VIEWS_NAME = "camera_views.png"
 
 _MAX_VIEWS = 5
 _GAP_PX, _HEADER_PX = 4, 24
+# Curves that span less than this factor are drawn on a linear scale.
 _LOG_SPAN = 5.0
-"""Curves that span less than this factor are drawn on a linear scale."""
-# Column, label, scale of each panel; the columns after the first are of the validation, the first one there is drawn.
+# Column, label and scale of each panel, and the columns of the validation that are drawn in it.
 _CURVES = (
     ("loss", "loss", "log", ("valid_loss",)),
     ("grad_norm", "gradient norm", "log", ()),
     ("samples_per_s", "samples / s", "linear", ()),
 )
+# Column and label of the panel for the error. The first column that exists is drawn.
 _ERROR_CURVES = (("joint_error_deg", "error of sampled actions, deg"), ("action_error", "error of sampled actions"))
 
 
 class Table:
-    """Rows of numbers by step, in a file of JSON lines and, with the same rows, in one of CSV."""
+    """Rows of numbers by step, in JSON lines and in CSV.
+
+    Both files hold the same rows.
+    """
 
     def __init__(self, path: pathlib.Path, first_step: int, *, writes: bool) -> None:
-        """Open a table; rows of steps that will be done again (`first_step` and later) are dropped."""
+        """Open a table.
+
+        Args:
+            path: File of JSON lines.
+            first_step: Rows of this and later steps are dropped, because the steps are done again.
+            writes: False in all processes but one.
+        """
         self._path = path
         self._csv_path = path.with_suffix(".csv")
         self._writes = writes
@@ -46,11 +59,11 @@ class Table:
     def _read(self) -> list[dict[str, float]]:
         if not self._path.exists():
             return []
-        # A process that was killed may have left half a line at the end.
+        # A killed process may have left half a line at the end.
         return [json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add a row, on the disk at once."""
+        """Add a row and write it to the disk at once."""
         self.rows.append(dict(row))
         if not self._writes:
             return
@@ -71,14 +84,17 @@ class Table:
 
 
 class RunLog:
-    """The log of one run, in its checkpoint folder. A resumed run goes on in the same files."""
+    """The log of one run, in its checkpoint folder.
+
+    A resumed run continues in the same files.
+    """
 
     def __init__(self, directory: pathlib.Path, first_step: int, *, writes: bool = True) -> None:
         """Open the log.
 
         Args:
-            directory: Of the run.
-            first_step: What was logged of this and later steps is dropped: they will be done again.
+            directory: Folder of the run.
+            first_step: Lines of this and later steps are dropped, because the steps are done again.
             writes: False in all processes but one.
         """
         self._directory = directory
@@ -88,7 +104,7 @@ class RunLog:
 
     @property
     def lines(self) -> list[dict[str, float]]:
-        """All that was logged of training, resumed parts included."""
+        """All lines on training, including those from before a resume."""
         return list(self._train.rows)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -101,11 +117,12 @@ class RunLog:
 
     def draw_curves(self) -> pathlib.Path:
         """Draw all lines into one PNG and return its path."""
-        from matplotlib import figure as _figure  # 0.3 s of every start; the first curves are minutes away
+        from matplotlib import figure as _figure  # takes 0.3 s, and the first curves are minutes away
 
         path = self._directory / CURVES_NAME
         if not self._writes:
             return path
+        # The panels: those of training, then one for the error of a validation.
         validation = self._validation.rows
         error = next((curve for curve in _ERROR_CURVES if validation and curve[0] in validation[-1]), None)
         num_panels = len(_CURVES) + (error is not None)
@@ -122,6 +139,7 @@ class RunLog:
             _plot(axes[-1], validation, error[0], "validation", "C1")
             finite = [value for row in validation if np.isfinite(value := row.get(error[0], np.nan))]
             axes[-1].set(ylabel=error[1], ylim=(0, 1.05 * max(finite) if any(finite) else None))
+        # What all panels share.
         for axis in axes:
             axis.grid(alpha=0.3)
         axes[-1].set_xlabel("step")
@@ -137,18 +155,23 @@ def _plot(axis: Any, rows: list[dict[str, float]], key: str, label: str, color: 
 
 
 def _span(axis: Any) -> float:
-    """Return the quotient of the largest and the smallest value drawn; 1 where there is none, or one is not positive."""
+    """Return the ratio of the largest and the smallest value drawn.
+
+    It is 1 if nothing is drawn or a value is not positive.
+    """
     values = np.concatenate([[np.nan], *(line.get_ydata() for line in axis.get_lines())])
     values = values[np.isfinite(values)]
     return float(values.max() / values.min()) if values.size and values.min() > 0 else 1.0
 
 
 def save_camera_views(directory: pathlib.Path, observation: _model.Observation) -> pathlib.Path:
-    """Write what the model sees of the first samples of a batch: a row per sample, a named column per image slot.
+    """Write the images that the model sees of the first samples.
+
+    The result has a row per sample and a named column per image slot.
 
     Args:
-        directory: Of the run.
-        observation: Images float in [-1, 1], equal sizes.
+        directory: Folder of the run.
+        observation: A batch. Its images are float in [-1, 1] and have equal sizes.
 
     Returns:
         Path of the PNG.
@@ -161,7 +184,7 @@ def save_camera_views(directory: pathlib.Path, observation: _model.Observation) 
 
 
 def _column(name: str, images: np.ndarray) -> np.ndarray:
-    """Put the images of a slot below each other and its name above, on white."""
+    """Stack the images of a slot below its name, on white."""
     pixels = np.clip((images + 1) * 127.5, 0, 255).astype(np.uint8)
     framed = np.pad(pixels, ((0, 0), (0, _GAP_PX), (0, _GAP_PX), (0, 0)), constant_values=255)
     header = np.full((_HEADER_PX, framed.shape[2], 3), 255, np.uint8)

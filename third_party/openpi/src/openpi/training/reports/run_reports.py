@@ -1,4 +1,7 @@
-"""Where a run reports to: its own log always, TensorBoard files and wandb when asked to; in process 0 alone."""
+"""Send the reports of a run to all its targets.
+
+The run's own log is always written. TensorBoard files and wandb are optional. Only process 0 writes.
+"""
 
 from collections.abc import Mapping
 import logging
@@ -18,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def check_installed(config: TrainConfig) -> None:
-    """Look for what the config asks for.
+    """Check that the packages for the config's reports are installed.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: A package is not installed.
     """
     if config.tensorboard:
         tensorboard_log.check_installed()
@@ -31,7 +34,10 @@ class RunReports:
     """All reports of one run."""
 
     def __init__(self, config: TrainConfig, directory: pathlib.Path, first_step: int) -> None:
-        """Open them; a resumed run goes on in the same files."""
+        """Open all reports.
+
+        A resumed run continues in the same files.
+        """
         self._directory = directory
         self._is_first = distributed.is_first()
         self._log = run_log.RunLog(directory, first_step, writes=self._is_first)
@@ -44,11 +50,14 @@ class RunReports:
 
     @property
     def lines(self) -> list[dict[str, float]]:
-        """All that was logged of training, resumed parts included."""
+        """All lines on training, including those from before a resume."""
         return self._log.lines
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Report on training; the memory of this process, GiB, is added."""
+        """Report on training.
+
+        The memory of this process, GiB, is added to the metrics.
+        """
         memory_gib = psutil.Process().memory_info().rss / 2**30
         metrics = {**metrics, "memory_gib": memory_gib}
         self._log.write(step, metrics)
@@ -68,7 +77,7 @@ class RunReports:
             report.write(step, metrics)
 
     def write_views(self, observation: _model.Observation) -> None:
-        """Keep what the model sees of the first samples (of this process)."""
+        """Save the images that the model sees of this process's first samples."""
         if not self._is_first:
             return
         local = observation.replace(
@@ -79,10 +88,10 @@ class RunReports:
             self._wandb.write_image(0, "camera_views", path)
 
     def draw_curves(self) -> None:
-        """Draw all that was logged so far."""
+        """Draw everything logged so far."""
         self._log.draw_curves()
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Write what is pending and close all reports."""
         for report in self._others:
             report.finish()

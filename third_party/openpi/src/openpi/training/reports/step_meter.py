@@ -1,4 +1,7 @@
-"""Collects the scalars of training steps, one step behind the device, and watches them."""
+"""Collect and watch the scalars of training steps.
+
+They are read one step behind the device.
+"""
 
 import time
 from typing import Any
@@ -12,17 +15,17 @@ from openpi.training.step.train_step import METRICS
 
 
 class StepMeter:
-    """Averages since the last `flush`.
+    """Averages the scalars since the last `flush`.
 
-    Reading a step's scalars waits for the device, so each step is read when the next one has been queued.
+    Reading the scalars of a step waits for the device, so each step is read after the next one has been queued.
     """
 
     def __init__(self, batch_size: int, *, max_loss_growth: float | None = None) -> None:
         """Start the clock.
 
         Args:
-            batch_size: Samples a step, for the rate.
-            max_loss_growth: Growth of the loss that is a divergence; None: only a loss that is no number is one.
+            batch_size: Samples per step, for the rate.
+            max_loss_growth: Largest allowed growth of the loss. With None, only NaN and infinity are problems.
         """
         self._batch_size = batch_size
         self._watch = LossWatch(max_loss_growth)
@@ -38,26 +41,26 @@ class StepMeter:
         self._start_s = time.perf_counter()
 
     def add(self, step: int, info: dict[str, Any], wait_s: float, batch: Any = None) -> None:
-        """Take in a step that has been queued.
+        """Add a step that has been queued.
 
         Args:
-            step: Its number.
-            info: Its scalars, possibly not computed yet.
-            wait_s: Time spent waiting for its batch.
-            batch: What it was given, for the error.
+            step: Number of the step.
+            info: Scalars of the step, possibly not computed yet.
+            wait_s: Time spent waiting for the batch, s.
+            batch: Batch of the step, for the error.
 
         Raises:
-            DivergedError: The step before this one has gone wrong.
+            DivergedError: The step before this one has diverged.
         """
         self.settle()
         self._pending = (step, info, batch)
         self._wait_s += wait_s
 
     def settle(self) -> None:
-        """Wait for the last step.
+        """Wait for the last step and check its scalars.
 
         Raises:
-            DivergedError: Its loss or gradient is not finite, or the loss has grown too much.
+            DivergedError: A scalar is not finite, or the loss has grown too much.
         """
         if self._pending is None:
             return
@@ -70,14 +73,16 @@ class StepMeter:
         self._values.append(values)
 
     def pause(self, seconds: float) -> None:
-        """Leave out time in which no step was asked for (a validation)."""
+        """Leave out time without steps, such as a validation."""
         self._paused_s += seconds
 
     def flush(self) -> dict[str, float]:
-        """Return the averages since the last flush, with `samples_per_s` and the share `loader_wait`, and restart.
+        """Return the averages since the last flush, and restart.
+
+        `samples_per_s` and `loader_wait`, the share of time spent waiting for the loader, are added.
 
         Raises:
-            DivergedError: The last step has gone wrong.
+            DivergedError: The last step has diverged.
         """
         self.settle()
         elapsed_s = time.perf_counter() - self._start_s - self._paused_s

@@ -1,4 +1,4 @@
-"""TensorBoard files in the run's folder, through the small writer tensorboardX."""
+"""Write TensorBoard files into the run's folder, with tensorboardX."""
 
 from collections.abc import Mapping
 import pathlib
@@ -10,7 +10,7 @@ FOLDER = "tensorboard"
 
 
 def check_installed() -> None:
-    """Look for the writer before anything else is done.
+    """Check that tensorboardX is installed.
 
     Raises:
         ConfigError: It is not installed.
@@ -19,26 +19,29 @@ def check_installed() -> None:
         import tensorboardX  # noqa: F401 - an optional package
     except ImportError as e:
         raise errors.ConfigError(
-            "--tensorboard: tensorboardX is not installed; 'pip install tensorboardX', or leave the flag out: "
+            "--tensorboard: tensorboardX is not installed. Run 'pip install tensorboardX', or leave the flag out, because "
             "train_log.csv and curves.png are always written"
         ) from e
 
 
 class TensorBoardLog:
-    """Scalars by step."""
+    """A TensorBoard file of scalars by step."""
 
     def __init__(self, directory: pathlib.Path, first_step: int) -> None:
-        """Begin a file; what earlier ones hold of `first_step` and later is hidden, for these steps are done again."""
+        """Start a file.
+
+        Values of `first_step` and later in earlier files are hidden, because these steps are done again.
+        """
         import tensorboardX  # an optional package
 
         purge = first_step or None
         self._writer: Any = tensorboardX.SummaryWriter(str(directory / FOLDER), purge_step=purge)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Write metrics of a step."""
+        """Write the metrics of a step."""
         for key, value in metrics.items():
             self._writer.add_scalar(key, value, step)
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Write what is pending and close the file."""
         self._writer.close()

@@ -1,4 +1,7 @@
-"""Reports to Weights & Biases when asked to; a run never fails because of it."""
+"""Report to Weights & Biases.
+
+A training run never fails because of it.
+"""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -10,27 +13,30 @@ from openpi.training.configs.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
 
-# Holds the id under which a resumed run goes on.
+# File with the id under which a resumed run continues.
 ID_NAME = "wandb_id.txt"
 
 
 class WandbLog:
-    """A run on wandb, or nothing at all."""
+    """A run on wandb, or nothing if it is disabled or fails."""
 
     def __init__(self, config: TrainConfig, directory: pathlib.Path, *, resuming: bool) -> None:
-        """Begin or continue the run; on any trouble there is a warning and nothing is reported."""
+        """Start or continue the run.
+
+        On any error, log a warning and report nothing.
+        """
         self._run: Any = None
         if not config.wandb_enabled:
             return
         try:
             self._run = _start(config, directory / ID_NAME, resuming=resuming)
         except ImportError:
-            logger.warning("wandb is not installed: logging to the run's folder only")
+            logger.warning("wandb: not installed, so the log is in the run's folder only")
         except Exception as e:  # a reporting service must not end a training run
-            logger.warning("wandb is not available (%s): logging to the run's folder only", e)
+            logger.warning("wandb: not available (%s), so the log is in the run's folder only", e)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Report metrics of a step."""
+        """Report the metrics of a step."""
         self._try(lambda run: run.log(dict(metrics), step=step))
 
     def write_image(self, step: int, name: str, path: pathlib.Path) -> None:
@@ -44,7 +50,7 @@ class WandbLog:
         self._try(send)
 
     def finish(self) -> None:
-        """Send what is left."""
+        """Send what is pending and end the run."""
         self._try(lambda run: run.finish())
 
     def _try(self, action: Callable[[Any], None]) -> None:
@@ -53,7 +59,7 @@ class WandbLog:
         try:
             action(self._run)
         except Exception as e:  # a reporting service must not end a training run
-            logger.warning("wandb has failed (%s): no more reports to it, the run's folder has everything", e)
+            logger.warning("wandb: failed (%s) and gets no more reports. The run's folder has everything", e)
             self._run = None
 
 

@@ -1,1 +1,1 @@
-"""A run from its first check to its last checkpoint."""
+"""A run, from its first check to its last checkpoint."""

@@ -1,4 +1,4 @@
-"""The resolved config of a run, stored beside its checkpoints, and what a resume may change of it."""
+"""Store the config of a run, and check it on resume."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -19,16 +19,20 @@ logger = logging.getLogger(__name__)
 FILE_NAME = "config.json"
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
-# What gives the parameters their meaning; a run that went on with another value would be neither the old nor a new one.
+# Fields that give the parameters their meaning. A run that continued with another value would be neither the old run nor a
+# new one.
 _FIXED = ("name", "model", "data", "freeze_filter", "freeze_image_tower")
-# Parts of them that may change all the same: where files lie, what changes no number, and what only a server uses.
+# Exceptions that may change: where files are, what changes no number, and what only a server uses.
 _FREE = ("data.assets.assets_dir", "data.keep_images", "data.default_prompt", "model.pytorch_compile_mode")
-# Decided anew by every command.
-_OF_THE_COMMAND = ("overwrite", "resume", "process_id", "coordinator_address")
+# Fields that each command decides for itself.
+_PER_COMMAND = ("overwrite", "resume", "process_id", "coordinator_address")
 
 
 def to_plain(value: Any) -> Any:
-    """Return a value as JSON can hold it; dataclasses become dicts, with their class as `type`."""
+    """Return a value in a form that JSON can hold.
+
+    Dataclasses become dicts with their class as `type`.
+    """
     if value is tyro.MISSING:
         return None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -48,12 +52,14 @@ def to_plain(value: Any) -> Any:
 
 
 def store(config: TrainConfig, directory: pathlib.Path, *, step: int = 0) -> pathlib.Path:
-    """Write the config of a run; one that was written earlier leaves a list of what has changed since, and when.
+    """Write the config of a run and return its path.
+
+    The file also lists each change since the start of the run with its step.
 
     Args:
-        config: As it is used.
-        directory: Of the run.
-        step: At which it begins to hold.
+        config: The resolved config.
+        directory: Folder of the run.
+        step: First step with this config.
     """
     path = directory / FILE_NAME
     before = _load(path)
@@ -69,20 +75,22 @@ def store(config: TrainConfig, directory: pathlib.Path, *, step: int = 0) -> pat
 
 
 def check_resume(config: TrainConfig, directory: pathlib.Path) -> None:
-    """Compare a config with the one that a run was begun with; what differs is named in the log.
+    """Compare a config with the one that a run was started with.
+
+    Allowed differences are logged.
 
     Raises:
-        ConfigError: Something differs that must not.
+        ConfigError: A field differs that must not change.
     """
     changed = _differences(_load(directory / FILE_NAME).get("config"), config)
     refused = [line for key, line in changed.items() if _is_fixed(key)]
     if refused:
         raise errors.ConfigError(
-            f"{directory}: this run was begun with another config ({'; '.join(refused[:4])}); "
-            "resume with the flags that it was begun with, or choose another --exp-name"
+            f"{directory}: this run was started with another config ({'; '.join(refused[:4])}). "
+            "Resume with the flags that it was started with, or choose another --exp-name"
         )
     if changed:
-        logger.warning("the run goes on with other values: %s", "; ".join(changed.values()))
+        logger.warning("the run continues with other values: %s", "; ".join(changed.values()))
 
 
 def _is_fixed(key: str) -> bool:
@@ -94,14 +102,17 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _differences(before: Any, config: TrainConfig) -> dict[str, str]:
-    """Return `key: before -> now` by dotted key, of what both configs have: a newer program may know more fields."""
+    """Return `key: before -> now` for each field that differs.
+
+    Keys are dotted. Only fields of both configs count, because a newer program may know more fields.
+    """
     if before is None:
         return {}
     old, new = _flat(renamed.rename_fields(before)), _flat(json.loads(json.dumps(to_plain(config))))
     return {
         key: f"{key}: {old[key]} -> {new[key]}"
         for key in old.keys() & new.keys()
-        if old[key] != new[key] and key not in _OF_THE_COMMAND
+        if old[key] != new[key] and key not in _PER_COMMAND
     }
 
 

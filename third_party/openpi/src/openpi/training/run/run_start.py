@@ -1,4 +1,7 @@
-"""How a run begins: what is looked at before anything is written, and its first state, fresh or from a checkpoint."""
+"""Check a run before anything is written, and create its first state.
+
+The first state is fresh or comes from a checkpoint.
+"""
 
 import logging
 
@@ -26,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_batch(config: TrainConfig) -> None:
-    """See whether a batch can be cut over devices and parts.
+    """Check that a batch can be split evenly over devices and parts.
 
     Raises:
         ConfigError: It cannot.
@@ -35,17 +38,17 @@ def check_batch(config: TrainConfig) -> None:
     if config.batch_size % (devices * parts):
         over = f"{devices} devices" + (f" and {parts} parts (--grad-accumulation)" if parts > 1 else "")
         raise errors.ConfigError(
-            f"batch_size: {config.batch_size} cannot be split evenly over {over}; "
-            f"set --batch-size to a multiple of {devices * parts}"
+            f"batch_size: {config.batch_size} cannot be split evenly over {over}. "
+            f"Set --batch-size to a multiple of {devices * parts}"
         )
 
 
 def check_folder(config: TrainConfig) -> None:
-    """See whether the run's folder may be used, and a resumed run have this config.
+    """Check that the run's folder may be used with this config.
 
     Raises:
-        CheckpointExistsError: There is such a run, and no flag says what to do with it.
-        ConfigError: The run was begun with another config, or has done all its steps.
+        CheckpointExistsError: The run exists, and no flag says what to do with it.
+        ConfigError: The run was started with another config, or has done all its steps.
     """
     checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
     if config.resume:
@@ -57,15 +60,15 @@ def check_folder(config: TrainConfig) -> None:
 def _check_unfinished(config: TrainConfig, num_done: int) -> None:
     if num_done >= config.num_train_steps:
         raise errors.ConfigError(
-            f"{config.checkpoint_dir}: this run has done all its {num_done} steps; raise --num-train-steps to go on"
+            f"{config.checkpoint_dir}: this run has done all its {num_done} steps. Raise --num-train-steps to continue"
         )
 
 
 def check_disk(config: TrainConfig) -> free_space.Claim:
-    """See whether there is room for the run's checkpoints; return what they will take.
+    """Return the space that the run's checkpoints will take.
 
     Raises:
-        DiskFullError: Not even for one.
+        DiskFullError: There is no space for a single checkpoint.
     """
     folder = config.checkpoint_dir
     size = free_space.tree_bytes(_train_state.abstract_train_state(config))
@@ -75,16 +78,16 @@ def check_disk(config: TrainConfig) -> free_space.Claim:
 
 
 def check_statistics(config: TrainConfig, data_config: DataConfig) -> None:
-    """See whether a resumed run goes on with the statistics that its parameters were trained with.
+    """Check that a resumed run has the statistics of its checkpoint.
 
     Raises:
-        DataError: The checkpoint holds others.
+        DataError: The checkpoint holds other statistics.
     """
     if not config.resume or data_config.norm_stats is None or data_config.asset_id is None:
         return
     try:
         assets = checkpoint_folder.resolve(config.checkpoint_dir) / checkpoint_folder.ASSETS_DIR
-    except errors.MissingFileError:  # no checkpoint: the run will start afresh
+    except errors.MissingFileError:  # without a checkpoint the run starts afresh
         return
     stored = assets / data_config.asset_id
     if not (stored / normalize.FILE_NAME).exists():
@@ -93,8 +96,8 @@ def check_statistics(config: TrainConfig, data_config: DataConfig) -> None:
         here = f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
         raise errors.DataError(
             f"{here}/{normalize.FILE_NAME}: differs from {stored / normalize.FILE_NAME}, which this run was trained with "
-            f"({'; '.join(differences)}). To go on with those of the run add '--data.assets.assets-dir {assets}'; "
-            "for the others begin a new run with another --exp-name"
+            f"({'; '.join(differences)}). To continue with those of the run, add '--data.assets.assets-dir {assets}'. "
+            "To use the others, start a new run with another --exp-name"
         )
 
 
@@ -115,12 +118,12 @@ def _stats_differences(before: dict[str, normalize.NormStats], now: dict[str, no
 
 
 def check_weights(config: TrainConfig) -> None:
-    """See whether the base weights are there and fit, before the step is compiled.
+    """Check the base weights before the step is compiled.
 
     Raises:
-        UserError: They are not, or do not.
+        UserError: The weights are missing or do not fit the model.
     """
-    # A loader need not have this method; a resumed run has weights of its own.
+    # The method is optional. A resumed run does not load base weights.
     check = getattr(config.weight_loader, "check", None)
     if check is not None and not config.resume:
         check(nnx_utils.to_pure_dict(_train_state.abstract_train_state(config).params))
@@ -129,12 +132,14 @@ def check_weights(config: TrainConfig) -> None:
 def begin(
     config: TrainConfig, mesh: jax.sharding.Mesh, loader: DataLoader, *, keep_best: bool
 ) -> tuple[ocp.CheckpointManager, TrainState]:
-    """Prepare the run's folder and return its checkpoints and first state; a resumed loader is set to its position.
+    """Prepare the run's folder and return its checkpoints and first state.
+
+    For a resumed run, the loader is set to its stored position.
 
     Raises:
-        UserError: Weights or checkpoint cannot be read, or do not fit the config; or all steps are done.
+        UserError: The weights or the checkpoint cannot be read or do not fit the config, or all steps are done.
     """
-    # Weights that cannot be loaded must be found out before an older run is deleted.
+    # Load the weights first, so that a failure does not delete an older run.
     fresh = None if config.resume else _fresh_state(config, mesh)
     manager, resuming = checkpoints.initialize_checkpoint_dir(
         config.checkpoint_dir,
@@ -147,6 +152,7 @@ def begin(
         state = _resume(config, mesh, manager, loader)
     else:
         state = _fresh_state(config, mesh) if fresh is None else fresh
+    # Process 0 writes the config. The other processes must see it, or the folder is not shared.
     path = config.checkpoint_dir / run_config.FILE_NAME
     step = int(state.step)
     distributed.first_then_others(
@@ -156,7 +162,7 @@ def begin(
 
 
 def rngs(config: TrainConfig, mesh: jax.sharding.Mesh) -> tuple[jax.Array, jax.Array]:
-    """Return the keys of the steps and of the initial parameters."""
+    """Return the random keys of the steps and of the initial parameters."""
     train_rng, init_rng = jax.random.split(jax.random.key(config.seed))
     return distributed.replicate((train_rng, init_rng), _sharding.replicated_sharding(mesh))
 
@@ -173,7 +179,7 @@ def _resume(
     )
     step = int(state.step)
     _check_unfinished(config, step)
-    # The original stores no position; its loader had taken one batch a step.
+    # The original stores no position. Its loader took one batch per step.
     loader.restore(loader_state or LoaderState(position=step * config.batch_size, seed=config.seed))
     logger.info("resuming at step %d", step)
     return state

@@ -1,4 +1,4 @@
-"""A training run from config to last checkpoint."""
+"""Train from a config to the last checkpoint."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -36,16 +36,16 @@ from openpi.training.step.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
-# Time between redraws of the progress bar, s: rarely where each one is a line of a log file.
+# Time between redraws of the progress bar, s. Outside a terminal each redraw is a line of a log file, so they are rare.
 _BAR_INTERVAL_S = 0.5 if sys.stderr.isatty() else 20.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """How a run went."""
+    """The result of a run."""
 
     first_step: int
-    # Number of steps that the run has done in all, earlier parts included.
+    # Number of steps done in total, including those from before a resume.
     num_steps: int
     first_loss: float
     last_loss: float
@@ -57,42 +57,50 @@ class Summary:
 
 
 def train(config: TrainConfig) -> Summary:
-    """Train until `config.num_train_steps`, or until SIGINT or SIGTERM, saving on the way.
+    """Train until `config.num_train_steps`, or until SIGINT or SIGTERM.
 
-    Everything that can be wrong with config, data, memory and disk is checked before the run's folder is touched.
+    Everything that can go wrong with config, data, memory and disk is checked before the run's folder changes.
 
     Raises:
-        UserError: The run cannot begin or go on; the message says what to do.
+        UserError: The run cannot start or continue. The message says what to do.
     """
     start_s = time.perf_counter()
+
+    # Checks that need no data: config, folder, memory and disk.
     run_start.check_batch(config)
-    # In the other processes the folder may be there already: process 0 can be ahead of them.
+    # The other processes do not check the folder, because process 0 may be ahead of them and have created it.
     distributed.first_then_others(lambda: run_start.check_folder(config), lambda: None)
     run_reports.check_installed(config)
     mesh = _sharding.make_mesh(config.fsdp_devices)
     need = memory.check_fits(config, mesh)
     claim = run_start.check_disk(config)
+
+    # Checks that read files: data, statistics and base weights.
     loader = _data_loader.create_data_loader(
         config, sharding=_sharding.data_sharding(mesh), shuffle=True, leave_room=claim
     )
     run_start.check_statistics(config, loader.data_config())
     validation = _validation.create(config, mesh, _train_state.model_definition(config))
     run_start.check_weights(config)
+
+    # Compiling takes longest, and the compiled step knows its memory.
     program = step_program.compile_step(config, mesh, loader.spec())
     memory.check_program(config, mesh, need, program)
+
+    # From here on, the run's folder changes.
     manager, state = run_start.begin(config, mesh, loader, keep_best=validation is not None)
-    run = _Run(config, mesh, manager, loader, validation, program, first_step=int(state.step))
+    loop = _TrainLoop(config, mesh, manager, loader, validation, program, first_step=int(state.step))
     try:
         with StopSignal() as stop, tqdm.contrib.logging.logging_redirect_tqdm():
-            run.go(state, stop)
-            run.finish()
+            loop.run(state, stop)
+            loop.finish()
     finally:
-        run.close()
-    return dataclasses.replace(run.summary(), seconds=time.perf_counter() - start_s)
+        loop.close()
+    return dataclasses.replace(loop.summary(), seconds=time.perf_counter() - start_s)
 
 
-class _Run:
-    """The loop and what it writes to."""
+class _TrainLoop:
+    """The steps of a run, and its reports, validations and checkpoints."""
 
     def __init__(
         self,
@@ -118,23 +126,23 @@ class _Run:
         self._saved_step = first_step - 1
         self._stop_signal: int | None = None
 
-    def go(self, state: TrainState, stop: StopSignal) -> None:
+    def run(self, state: TrainState, stop: StopSignal) -> None:
         """Do the steps that are left.
 
         Raises:
-            DivergedError: The loss went wrong; the batch has been saved.
+            DivergedError: The loss is not finite or has grown too much. The batch has been saved.
             DiskFullError: A checkpoint could not be written.
         """
         try:
-            self._go(state, stop)
+            self._run_steps(state, stop)
         except divergence.DivergedError as e:
             if e.batch is None:
                 raise
             path, extremes = divergence.save_batch(self._directory, e.step, e.batch)
-            place = f"Its batch is in {path} ({extremes}); look at it with 'python -m openpi.training.reports.divergence {path}'. "
+            place = f"Its batch is in {path} ({extremes}). Look at it with 'python -m openpi.training.reports.divergence {path}'. "
             raise divergence.DivergedError(e.step, e.reason, place=place) from e
 
-    def _go(self, state: TrainState, stop: StopSignal) -> None:
+    def _run_steps(self, state: TrainState, stop: StopSignal) -> None:
         config = self._config
         batches = iter(self._loader)
         with tqdm.tqdm(
@@ -151,12 +159,13 @@ class _Run:
                 state, info = self._program(self._rng, state, batch, stop_asked=stop.received is not None)
                 self._meter.add(step, info, wait_s, batch)
                 bar.update()
+                # Decide what is due after this step.
                 is_end = step == config.num_train_steps - 1
                 is_last = self._is_stopping(stop) or is_end
                 is_save = is_last or (step % config.save_interval == 0 and step > self._first_step)
                 if step % config.log_interval == 0 or is_last:
                     self._report(step, bar)
-                # Who asked the run to end may not wait long.
+                # A run that was asked to stop skips this validation, because its time may be short.
                 metrics = self._validate(state, step, with_checkpoint=is_save) if is_end or not is_last else None
                 if is_save:
                     self._save(state, step, metrics, stop, is_last=is_last)
@@ -167,7 +176,7 @@ class _Run:
 
     def _is_stopping(self, stop: StopSignal) -> bool:
         if distributed.is_several():
-            # All processes must leave after the same step: they read the same answer, of the last step that was settled.
+            # All processes must stop after the same step, so they read the same scalar of the last settled step.
             if self._meter.last.get(step_program.STOP):
                 self._stop_signal = stop.received or signal.SIGTERM
         else:
@@ -198,38 +207,45 @@ class _Run:
     def _save(
         self, state: TrainState, step: int, metrics: dict[str, float] | None, stop: StopSignal, *, is_last: bool
     ) -> None:
-        self._meter.settle()  # a state that has diverged must not replace a good one
+        # A diverged state must not replace a good one, so check the last step first.
+        self._meter.settle()
         start_s = time.perf_counter()
         self._reports.draw_curves()
         with free_space.explain(self._directory):
             self._manager.wait_until_finished()
-        if distributed.first_decides(
+        if self._has_room(state, stop, is_last=is_last):
+            self._write_checkpoint(state, step, metrics)
+        host_memory.give_back()  # used by the curves, the validation and the previous save
+        self._meter.pause(time.perf_counter() - start_s)
+
+    def _has_room(self, state: TrainState, stop: StopSignal, *, is_last: bool) -> bool:
+        return distributed.first_decides(
             lambda: free_space.has_room(
                 self._directory,
                 free_space.tree_bytes(state),
                 is_last=is_last,
                 is_ending=lambda: stop.received is not None,
             )
-        ):
-            score = None
-            if self._validation is not None:
-                score = metrics[_validation.SCORE] if metrics else checkpoints.NO_SCORE
-            with free_space.explain(self._directory):
-                checkpoints.save_state(
-                    self._manager,
-                    state,
-                    self._loader.data_config(),
-                    self._loader.state(),
-                    step,
-                    score=score,
-                    rtc_max_delay=getattr(self._config.model, "rtc_max_delay", 0),
-                )
-            self._saved_step = step
-        host_memory.give_back()  # of the curves, the validation and the save before
-        self._meter.pause(time.perf_counter() - start_s)
+        )
+
+    def _write_checkpoint(self, state: TrainState, step: int, metrics: dict[str, float] | None) -> None:
+        score = None
+        if self._validation is not None:
+            score = metrics[_validation.SCORE] if metrics else checkpoints.NO_SCORE
+        with free_space.explain(self._directory):
+            checkpoints.save_state(
+                self._manager,
+                state,
+                self._loader.data_config(),
+                self._loader.state(),
+                step,
+                score=score,
+                rtc_max_delay=getattr(self._config.model, "rtc_max_delay", 0),
+            )
+        self._saved_step = step
 
     def finish(self) -> None:
-        """Wait for what is being saved, and close the reports.
+        """Wait for the last save, and point to the best checkpoint.
 
         Raises:
             DiskFullError: The last checkpoint could not be written.
@@ -239,16 +255,22 @@ class _Run:
         checkpoints.point_to_best(self._manager)
 
     def close(self) -> None:
-        """Let go of everything; waits for what is being saved."""
+        """Close the reports and the checkpoints.
+
+        A save that is in progress is finished first.
+        """
         self._reports.finish()
         try:
             self._manager.close()
         except Exception as e:
-            # After an error of the run, which says more, or of the save, which `finish` has reported.
+            # An error of the run, or of the save in `finish`, came first and says more.
             logger.warning("closing the checkpoints: %s", str(e).splitlines()[0] if str(e) else type(e).__name__)
 
     def summary(self) -> Summary:
-        """Return how it went; the time is filled in by the caller."""
+        """Return the result of the run.
+
+        The caller fills in the time.
+        """
         lines = self._reports.lines
         return Summary(
             first_step=self._first_step,

@@ -1,6 +1,7 @@
-"""What a model does on episodes that it is not trained on: its loss, and how far the actions that it would take are off.
+"""Validate a model on episodes that it is not trained on.
 
-Frames, noise and times are the same at every validation, so that two values differ because of the model alone.
+The figures are its loss, and the error of the actions that it would take. Frames, noise and times are the same in every
+validation, so that two values differ only because of the model.
 """
 
 from collections.abc import Mapping
@@ -26,8 +27,8 @@ import openpi.transforms as _transforms
 
 logger = logging.getLogger(__name__)
 
-# What checkpoints are compared by: mean absolute error of sampled actions in normalised units, which weigh joints and
-# grippers alike and exist for every robot.
+# The score that compares checkpoints: mean absolute error of sampled actions in normalized units. These units weigh joints
+# and grippers alike and exist for every robot.
 SCORE = "action_error"
 LOSS = "valid_loss"
 JOINT_ERROR = "joint_error_deg"
@@ -37,26 +38,31 @@ _SEED = 20_250_601
 
 
 class Validation:
-    """Judges parameters on the episodes that a config keeps out of training."""
+    """Scores parameters on the episodes that a config keeps out of training."""
 
     def __init__(
         self, config: TrainConfig, mesh: jax.sharding.Mesh, loader: _data_loader.DataLoader, model_def: nnx.GraphDef
     ) -> None:
-        """Prepare; nothing is compiled before the first `run`."""
+        """Prepare the validation.
+
+        Nothing is compiled before the first `run`.
+        """
         self._loader = loader
         self._mesh = mesh
         self._dims = _Dims(config.policy_metadata or {})
         data_config = loader.data_config()
         self._num_dims = len(data_config.norm_stats["actions"].mean)
-        unnormalise = _transforms.Unnormalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm)
+        unnormalize = _transforms.Unnormalize(data_config.norm_stats, use_quantiles=data_config.use_quantile_norm)
         self._to_actions = _transforms.compose(data_config.model_transforms.outputs)
-        self._to_robot = _transforms.compose([unnormalise, *data_config.data_transforms.outputs])
+        self._to_robot = _transforms.compose([unnormalize, *data_config.data_transforms.outputs])
         replicated = _sharding.replicated_sharding(mesh)
         self._rng = distributed.replicate(jax.random.key(_SEED), replicated)
         self._judge = jax.jit(functools.partial(_judge, model_def), out_shardings=replicated)
 
     def run(self, params: nnx.State) -> dict[str, float]:
-        """Return loss, score, and errors in the robot's units: means over joints and grippers, and each number's own.
+        """Return the loss, the score, and errors in the robot's units.
+
+        The errors are those of each number, and the means over joints and over grippers.
 
         Args:
             params: The parameters that would be served.
@@ -68,6 +74,7 @@ class Validation:
                 judged = self._judge(params, self._rng, index, batch)
             loss, found, states, wanted = jax.device_get(judged)
             losses.append(loss)
+            # The score is in the model's normalized units, the errors are in the robot's.
             for state, sampled, true in zip(states, found, wanted, strict=True):
                 sampled = self._to_actions({"state": state, "actions": sampled})["actions"]
                 scores.append(np.abs(sampled - true)[:, : self._num_dims].mean())
@@ -80,12 +87,15 @@ class Validation:
         return metrics
 
     def _robot(self, state: np.ndarray, actions: np.ndarray) -> np.ndarray:
-        """Turn normalised actions into the robot's, [ah, numbers]."""
+        """Convert normalized actions to the robot's, [ah, numbers]."""
         return np.asarray(self._to_robot({"state": np.copy(state), "actions": np.copy(actions)})["actions"])
 
 
 def create(config: TrainConfig, mesh: jax.sharding.Mesh, model_def: nnx.GraphDef) -> Validation | None:
-    """Set up the validation of a config; None if it keeps no episodes out."""
+    """Create the validation of a config.
+
+    The result is None if the config keeps no episodes out of training.
+    """
     num_batches = math.ceil(config.validation_samples / config.batch_size)
     loader = _data_loader.create_validation_loader(
         config, sharding=_sharding.data_sharding(mesh), num_batches=num_batches
@@ -96,7 +106,7 @@ def create(config: TrainConfig, mesh: jax.sharding.Mesh, model_def: nnx.GraphDef
 def _judge(
     model_def: nnx.GraphDef, params: nnx.State, rng: jax.Array, index: int, batch: Batch
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Return the loss of a batch, the actions that the model samples, the states, and the actions that were recorded."""
+    """Return the loss, sampled actions, states and recorded actions of a batch."""
     observation, actions = batch
     model: _model.BaseModel = nnx.merge(model_def, params)
     loss_rng, sample_rng = jax.random.split(jax.random.fold_in(rng, index))
@@ -107,7 +117,10 @@ def _judge(
 
 
 def _without_answer(observation: _model.Observation) -> _model.Observation:
-    """Hide the tokens that hold the recorded actions; what may be read backwards and forwards is the question."""
+    """Hide the tokens that hold the recorded actions.
+
+    The question is what may be read in both directions.
+    """
     if observation.token_ar_mask is None:
         return observation
     is_question = observation.tokenized_prompt_mask & (observation.token_ar_mask == 0)
@@ -115,7 +128,7 @@ def _without_answer(observation: _model.Observation) -> _model.Observation:
 
 
 def brief(metrics: Mapping[str, float]) -> str:
-    """Say the main figures of a validation in a few words."""
+    """Return the main figures of a validation as a short phrase."""
     words = [f"loss {metrics[LOSS]:.4f}"]
     if JOINT_ERROR in metrics:
         joints = {key: value for key, value in metrics.items() if key.endswith("/deg")}
@@ -123,21 +136,27 @@ def brief(metrics: Mapping[str, float]) -> str:
         name = worst.split("/")[1]
         words.append(f"sampled actions off by {metrics[JOINT_ERROR]:.2f} deg (worst {name} {joints[worst]:.2f} deg)")
     else:
-        words.append(f"sampled actions off by {metrics[SCORE]:.3f} (normalised)")
+        words.append(f"sampled actions off by {metrics[SCORE]:.3f} (normalized)")
     if GRIPPER_ERROR in metrics:
         words.append(f"grippers by {metrics[GRIPPER_ERROR]:.3f}")
     return ", ".join(words)
 
 
 class _Dims:
-    """Names and units of the numbers of an action, as far as the config's policy metadata tells them."""
+    """Names and units of the numbers of an action.
+
+    They come from the config's policy metadata, where it has them.
+    """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._names = list(metadata.get("dim_names", ()))
         self._in_rad = metadata.get("units", {}).get("joints") == "rad"
 
     def report(self, errors: np.ndarray) -> dict[str, float]:
-        """Name the errors of each number; joints in degrees where their unit is known."""
+        """Return the errors by name.
+
+        Joints are in degrees where their unit is known.
+        """
         count = len(errors)
         names = self._names if len(self._names) == count else [f"dim_{i}" for i in range(count)]
         is_joint = [self._in_rad and names is self._names and "gripper" not in name for name in names]

@@ -1,1 +1,1 @@
-"""One training step as a pure function: state, gradients, accumulation, layout on devices."""
+"""The training step: state, gradients, accumulation and layout on devices."""

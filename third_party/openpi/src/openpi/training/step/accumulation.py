@@ -1,4 +1,4 @@
-"""A batch that is too large for the memory, done in parts one after the other."""
+"""Process a batch that is too large for the memory in parts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +12,19 @@ from openpi.training import sharding
 def value_and_grad(
     mean_loss: Callable[[Any, Any], jax.Array], params: Any, inputs: Any, num_parts: int
 ) -> tuple[jax.Array, Any]:
-    """Return the loss and its gradient over a batch that is cut into equal parts: what the whole gives, up to rounding.
+    """Return the loss of a batch and its gradient, in parts.
+
+    The result is that of the whole batch, up to rounding.
 
     Args:
-        mean_loss: Of parameters and (a part of) the inputs; a mean over dimension 0 of the inputs.
-        params: Parameters, the first argument.
-        inputs: Pytree, dimension 0 of every leaf is the sample.
-        num_parts: Number of parts; divides the batch on each device.
+        mean_loss: Function of the parameters and of a part of the inputs. A mean over dimension 0 of the inputs.
+        params: Parameters, the first argument of `mean_loss`.
+        inputs: Pytree. Dimension 0 of every leaf is the sample.
+        num_parts: Number of parts. It divides the batch on each device.
     """
 
     def cut(leaf: jax.Array) -> jax.Array:
-        # Part i has rows i, i + n, i + 2 n ...: every device takes part i out of the rows that it holds already.
+        # Part i has rows i, i + n, i + 2 n ... so that every device takes its share from the rows that it already holds.
         return leaf.reshape(leaf.shape[0] // num_parts, num_parts, *leaf.shape[1:]).swapaxes(0, 1)
 
     def add(total: Any, part: Any) -> tuple[Any, None]:

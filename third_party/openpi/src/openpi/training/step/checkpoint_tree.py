@@ -1,7 +1,7 @@
-"""The tree of a train state as it lies on disk.
+"""Convert a train state to and from its tree on disk.
 
-Every parameter path gets a last key "value" (an nnx state is serialised so by the original), with averaging on the
-averaged parameters are an item of their own, and the static parts of the state are null entries:
+Every parameter path gets a last key "value", because the original serializes an nnx state in this way. The averaged
+parameters, if there are any, become the item `params`. The static parts of the state are null entries:
 
     params       {"params": <what is served: averaged if averaging is on, else raw>}
     train_state  {"step", "params": <raw if averaging is on, else {}>, "opt_state", "model_def": None, "ema_params": None}
@@ -20,7 +20,10 @@ _VALUE = "value"
 
 
 def to_disk(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the trees of the items `params` and `train_state`; leaves are those of `state`."""
+    """Return the trees of the items `params` and `train_state`.
+
+    Their leaves are those of `state`.
+    """
     raw = _to_plain(state.params)
     averaged = None if state.ema_params is None else _to_plain(state.ema_params)
     train_state = {

@@ -1,11 +1,14 @@
-"""Splitting parameters into trainable and frozen ones; the same calls on every supported flax."""
+"""Split parameters into trainable and frozen ones.
+
+The functions work with every supported version of flax.
+"""
 
 from flax import nnx
 
 
 def split(params: nnx.State, selected: nnx.filterlib.Filter) -> tuple[nnx.State, nnx.State]:
     """Return the parameters that the filter selects, and the others."""
-    if hasattr(nnx, "split_state"):  # a method of the state before flax 0.12
+    if hasattr(nnx, "split_state"):  # before flax 0.12 it is a method of the state
         return nnx.split_state(params, selected, ...)
     return params.split(selected, ...)
 

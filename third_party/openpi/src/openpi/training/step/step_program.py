@@ -1,4 +1,7 @@
-"""The compiled training step: made from shapes alone, so that what it needs is known before anything is allocated."""
+"""Compile the training step.
+
+The step is compiled from shapes alone, so its memory need is known before anything is allocated.
+"""
 
 import functools
 import logging
@@ -20,28 +23,33 @@ from openpi.training.step.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
-# Among the scalars of a step: its learning rate, and whether any process has been asked to stop.
+# Keys of two scalars of a step: its learning rate, and whether any process has been asked to stop.
 LEARNING_RATE = "learning_rate"
 STOP = "stop"
 
 
 class StepProgram:
-    """A training step, ready to run."""
+    """A compiled training step, made by `compile_step`."""
 
     def __init__(self, compiled: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> None:
-        """Wrap a compiled step; see `compile_step`."""
         self._compiled = compiled
         self._flags = _sharding.data_sharding(mesh)
 
     def __call__(
         self, rng: jax.Array, state: TrainState, batch: Batch, *, stop_asked: bool
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """Queue a step; `state` is given away. The scalars tell, as `STOP`, whether any process was asked to stop."""
+        """Queue a step.
+
+        `state` is donated, so do not use it afterwards. The scalar `STOP` is 1 if any process was asked to stop.
+        """
         flags = np.full(jax.local_device_count(), stop_asked, np.float32)
         return self._compiled(rng, state, batch, jax.make_array_from_process_local_data(self._flags, flags))
 
     def memory_bytes(self) -> int | None:
-        """Return what the program needs on one device at its peak, arguments included; None if it does not tell."""
+        """Return the peak memory of the program on one device, bytes.
+
+        Arguments are included. The result is None where JAX does not report it.
+        """
         try:
             analysis: Any = self._compiled.memory_analysis()
             sizes = [getattr(analysis, f"{part}_size_in_bytes") for part in ("argument", "output", "temp", "alias")]
@@ -55,8 +63,8 @@ def compile_step(config: TrainConfig, mesh: jax.sharding.Mesh, batch: Batch) -> 
     """Compile the training step of a config.
 
     Args:
-        config: Decides model and optimizer.
-        mesh: Devices.
+        config: Defines the model and the optimizer.
+        mesh: The devices.
         batch: Shapes and types of a batch.
     """
     start_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, how it begins, and how it lies on the devices."""
+"""Create the train state and lay it out on the devices."""
 
 import functools
 import logging
@@ -24,13 +24,16 @@ logger = logging.getLogger(__name__)
 
 @struct.dataclass
 class TrainState:
-    """A pytree of everything that a training step changes; what stays the same follows from the config."""
+    """A pytree of everything that a training step changes.
 
-    # Steps done, int32 scalar.
+    The config defines all that stays the same.
+    """
+
+    # Number of steps done, int32 scalar.
     step: jax.Array
-    # All parameters, frozen ones included.
+    # All parameters, including the frozen ones.
     params: nnx.State
-    # Of the config's optimizer, for the trainable parameters.
+    # State of the config's optimizer for the trainable parameters.
     opt_state: optax.OptState
     # Averaged parameters, None without averaging.
     ema_params: nnx.State | None = None
@@ -42,12 +45,18 @@ _abstract_states: BoundedCache[TrainState] = BoundedCache(4)
 
 
 def model_definition(config: TrainConfig) -> nnx.GraphDef:
-    """Return the structure of the config's model, without parameters; `nnx.merge` joins it with them."""
+    """Return the structure of the config's model without its parameters.
+
+    Use `nnx.merge` to join both.
+    """
     return _definitions.get(config.model, lambda: nnx.split(nnx.eval_shape(config.model.create, jax.random.key(0)))[0])
 
 
 def create_train_state(config: TrainConfig, params: nnx.State) -> TrainState:
-    """Begin a run with the given parameters: step 0, fresh optimizer, average equal to the parameters."""
+    """Return the state of a new run with the given parameters.
+
+    It is at step 0, its optimizer is fresh, and the averaged parameters equal the given ones.
+    """
     tx = _optimizer.create_optimizer(config.optimizer, config.lr_schedule)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -57,21 +66,24 @@ def create_train_state(config: TrainConfig, params: nnx.State) -> TrainState:
     )
 
 
-def _initialise(config: TrainConfig, rng: jax.Array, loaded: at.Params) -> TrainState:
+def _initialize(config: TrainConfig, rng: jax.Array, loaded: at.Params) -> TrainState:
     _, model_rng = jax.random.split(rng)
     params = nnx.state(config.model.create(model_rng))
     nnx_utils.replace_by_pure_dict(params, loaded)
     trainable, frozen = partition.split(params, config.trainable_filter)
-    # Frozen parameters are only read: half the memory.
+    # Frozen parameters are only read, so half precision is enough and takes half the memory.
     frozen = jax.tree.map(lambda x: x.astype(jnp.bfloat16), frozen)
     return create_train_state(config, partition.merge(trainable, frozen))
 
 
 def abstract_train_state(config: TrainConfig) -> TrainState:
-    """Return the train state of a config as ShapeDtypeStructs: nothing is allocated."""
+    """Return the train state of a config as ShapeDtypeStructs.
+
+    Nothing is allocated.
+    """
     key = (config.model, config.trainable_filter, config.optimizer, config.lr_schedule, config.ema_decay is None)
     return _abstract_states.get(
-        key, lambda: jax.eval_shape(functools.partial(_initialise, config, loaded={}), jax.random.key(0))
+        key, lambda: jax.eval_shape(functools.partial(_initialize, config, loaded={}), jax.random.key(0))
     )
 
 
@@ -81,14 +93,16 @@ def state_sharding(config: TrainConfig, mesh: jax.sharding.Mesh) -> TrainState:
 
 
 def init_train_state(config: TrainConfig, rng: jax.Array, mesh: jax.sharding.Mesh) -> TrainState:
-    """Create the train state on the devices, with the parameters that the config's weight loader gives.
+    """Create the train state on the devices.
+
+    The parameters come from the config's weight loader. Those that it does not load are random.
 
     Raises:
-        UserError: The weights cannot be found or do not fit the model.
+        UserError: The weights are missing or do not fit the model.
     """
     loaded = _load_weights(config, abstract_train_state(config).params)
     init = jax.jit(
-        functools.partial(_initialise, config),
+        functools.partial(_initialize, config),
         donate_argnums=(1,),  # the loaded parameters become part of the state
         in_shardings=_sharding.replicated_sharding(mesh),
         out_shardings=state_sharding(config, mesh),
@@ -97,7 +111,7 @@ def init_train_state(config: TrainConfig, rng: jax.Array, mesh: jax.sharding.Mes
 
 
 def _load_weights(config: TrainConfig, params: nnx.State) -> at.Params:
-    """Return the loaded parameters alone, as a nested dict of arrays."""
+    """Return only the loaded parameters, as a nested dict of arrays."""
     expected = nnx_utils.to_pure_dict(params)
     given = config.weight_loader.load(expected)
     weight_loaders.check_result(given, expected, source=f"weight loader {type(config.weight_loader).__name__}")

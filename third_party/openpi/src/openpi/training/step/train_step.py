@@ -1,4 +1,4 @@
-"""One optimisation step, as a pure function."""
+"""One optimization step as a pure function."""
 
 import re
 from typing import Any
@@ -18,10 +18,10 @@ from openpi.training.step import accumulation
 from openpi.training.step import partition
 from openpi.training.step.train_state import TrainState
 
-# Scalars that a step reports.
+# Keys of the scalars that a step reports.
 METRICS = ("loss", "grad_norm", "param_norm")
 
-# Parameters that are no weight matrices; their norm would hide the others'.
+# Parameters that are not weight matrices. Their norm would hide that of the matrices.
 _NOT_A_KERNEL = re.compile(r".*/(bias|scale|pos_embedding|input_embedding)")
 
 
@@ -31,15 +31,15 @@ def train_step(
     """Take one optimizer step.
 
     Args:
-        config: Decides optimizer, averaging and which parameters are trainable.
+        config: Defines the optimizer, the averaging and the trainable parameters.
         model_def: Structure of the config's model.
-        rng: Key of the run; the step's own is derived from it and `state.step`.
-        state: Before the step.
+        rng: Key of the run. The key of the step is derived from it and from `state.step`.
+        state: State before the step.
         batch: Observation and actions.
 
     Returns:
-        The state after the step, and scalars: `loss`, `grad_norm` (before clipping), `param_norm` (of weight matrices,
-        after the step).
+        The state after the step, and scalars: `loss`, `grad_norm` (before clipping) and `param_norm` (of the weight
+        matrices, after the step).
     """
     observation, actions = batch
     step_rng = jax.random.fold_in(rng, state.step)
@@ -54,12 +54,16 @@ def train_step(
     def loss_of_part(trainable: nnx.State, inputs: Any) -> jax.Array:
         return jnp.mean(model(trainable).loss_of_inputs(inputs))
 
+    # Loss and gradient, of the whole batch at once or in parts.
     with stacking.set_remat(config.remat):
         if config.grad_accumulation == 1:
             loss, grads = jax.value_and_grad(loss_of_batch)(trainable)
         else:
+            # Noise, times and augmentation are drawn for the whole batch, so that parts do not change the loss.
             inputs = model(trainable).draw_loss_inputs(step_rng, observation, actions, train=True)
             loss, grads = accumulation.value_and_grad(loss_of_part, trainable, inputs, config.grad_accumulation)
+
+    # The optimizer changes the trainable parameters only.
     tx = _optimizer.create_optimizer(config.optimizer, config.lr_schedule)
     updates, opt_state = tx.update(grads, state.opt_state, trainable)
     trainable = optax.apply_updates(trainable, updates)
@@ -67,7 +71,7 @@ def train_step(
 
     ema_params = state.ema_params
     if ema_params is not None:
-        # Frozen parameters do not change; averaging them would let bfloat16 rounding pull them towards zero.
+        # Frozen parameters do not change. Averaging them would let bfloat16 rounding pull them toward zero.
         decay = config.ema_decay
         averaged, constant = partition.split(ema_params, config.trainable_filter)
         averaged = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, averaged, trainable)
@@ -78,7 +82,7 @@ def train_step(
 
 
 def _norm(tree: Any) -> jax.Array:
-    """L2 norm over all leaves."""
+    """Return the L2 norm over all leaves."""
     return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))
 
 
