@@ -151,7 +151,7 @@ def test_errors_are_one_line_and_status_1(tiny_config, tmp_path, capsys, monkeyp
     (tmp_path / "3").mkdir()
     with socket.create_server((HOST, 0)) as taken:
         cases = {
-            "Config 'tiny_realmen' not found. Did you mean 'tiny_realman'?": ("tiny_realmen", CHECKPOINT, 0),
+            "config 'tiny_realmen' not found. Did you mean 'tiny_realman'?": ("tiny_realmen", CHECKPOINT, 0),
             "'params/' not found (found '3')": (tiny_config, tmp_path, 0),
             "no such file or folder": (tiny_config, tmp_path / "absent", 0),
             f"port {taken.getsockname()[1]} of 127.0.0.1 is taken": (tiny_config, CHECKPOINT, taken.getsockname()[1]),

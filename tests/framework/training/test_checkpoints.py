@@ -1,4 +1,4 @@
-"""Checkpoints: the original's files load, ours have the same layout, and nothing is lost on the way."""
+"""Checkpoints: the original's files load, ours have the same layout, and nothing is lost."""
 
 import json
 import pathlib
@@ -81,11 +81,11 @@ def flat(state: nnx.State) -> dict[str, jax.Array]:
 
 
 def keys_on_disk(item: pathlib.Path) -> dict[str, str]:
-    """Path and kind of every leaf of an orbax item."""
+    """Return the path and kind of every leaf of an orbax item."""
     tree = json.loads((item / "_METADATA").read_text())["tree_metadata"]
     kinds = {path: entry["value_metadata"]["value_type"] for path, entry in tree.items()}
     if "('step',)" in kinds:
-        kinds["('step',)"] = "number"  # the golden run's counter had never been on a device
+        kinds["('step',)"] = "number"  # the counter of the golden run was never on a device
     return kinds
 
 
@@ -120,7 +120,7 @@ def test_a_saved_checkpoint_has_the_layout_of_the_original(golden_state, golden_
         assert keys_on_disk(ours / item) == keys_on_disk(theirs / item)
         assert (ours / item / "manifest.ocdbt").is_file()
     assert (ours / "assets" / ASSET_ID / "norm_stats.json").is_file()
-    # Our own addition: what the statistics are of.
+    # This project adds the provenance of the statistics.
     assert normalize.load_provenance(ours / "assets" / ASSET_ID)["action_horizon"] == 6
     handlers = json.loads((ours / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
     assert handlers.keys() == {"assets", "params", "train_state"}
@@ -189,7 +189,7 @@ def cut_off(path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["no params", "no train_state", "data cut off", "metadata cut off"])
-def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, fault):
+def test_a_damaged_checkpoint_is_named_with_the_previous_one(tmp_path, fault):
     run = pathlib.Path(shutil.copytree(GOLDEN / "pi0_checkpoint", tmp_path / "run"))
     step, before = run / str(GOLDEN_STEP), run / str(GOLDEN_STEP - 1)
     shutil.copytree(step, before)
@@ -200,16 +200,16 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(tmp_path, fault):
     else:
         for path in (step / "train_state/d").iterdir():
             cut_off(path)
-    words = rf"{step}: the checkpoint is damaged \(.+\); move it away to resume at step {GOLDEN_STEP - 1}"
+    words = rf"{step}: the checkpoint is damaged \(.+\)\. Move it away to resume at step {GOLDEN_STEP - 1}"
     with pytest.raises(errors.DataError, match=words):
         restore(golden_config(), run)
     shutil.rmtree(before)
-    with pytest.raises(errors.DataError, match="copy it here again, or begin a run with another --exp-name"):
+    with pytest.raises(errors.DataError, match="Copy it here again, or start a run with another --exp-name"):
         restore(golden_config(), run)
 
 
-def test_arrays_that_are_cut_off_are_told_of_in_one_line(tmp_path):
-    """In a process of its own: what other reads of the same file find is printed at the end of one."""
+def test_truncated_arrays_are_reported_in_one_line(tmp_path):
+    """Run in a separate process, which prints at its end what other reads of the same file found."""
     shutil.copytree(GOLDEN / "pi0_checkpoint" / str(GOLDEN_STEP) / "params", tmp_path / "params")
     for path in tmp_path.rglob("d/*"):
         if path.stat().st_size > 10_000:

@@ -51,7 +51,7 @@ def test_every_config_is_found_by_its_name(name):
 
 
 def test_a_typo_names_the_nearest_config():
-    with pytest.raises(errors.ConfigError, match=r"Config 'pi0_realmna' not found. Did you mean 'pi0_realman'\?"):
+    with pytest.raises(errors.ConfigError, match=r"config 'pi0_realmna' not found. Did you mean 'pi0_realman'\?"):
         _config.get_config("pi0_realmna")
 
 

@@ -119,7 +119,7 @@ def test_meshes_cannot_be_nested_and_are_optional():
     assert sharding.activation_sharding_constraint(x) is x
 
 
-def test_the_mesh_of_one_thread_is_none_of_another():
+def test_the_mesh_of_one_thread_is_not_seen_by_another():
     x = jnp.ones(3)
     with sharding.set_mesh(sharding.make_mesh(1)), concurrent.futures.ThreadPoolExecutor(1) as other:
         assert other.submit(lambda: sharding.activation_sharding_constraint(x) is x).result(60)
@@ -160,7 +160,7 @@ def test_weights_that_do_not_fit_are_listed_by_path():
         ),
     ],
 )
-def test_what_anybodys_loader_returns_must_be_the_models(change, problem):
+def test_the_result_of_any_loader_must_fit_the_model(change, problem):
     returned = {"a": dict(EXPECTED["a"])}
     weight_loaders.check_result(returned, EXPECTED, source="mine")
     change(returned["a"])
@@ -179,7 +179,7 @@ def test_checkpoint_weights_are_loaded_leaf_by_leaf():
 
 
 def load_paligemma(path, monkeypatch):
-    """Return the expected leaf, and what the file at `path` makes of a tree of such leaves."""
+    """Return the expected leaf, and the tree of such leaves after loading the file at `path`."""
     monkeypatch.setattr(weight_loaders.download, "maybe_download", lambda *_, **__: path)
     leaf = jax.ShapeDtypeStruct((2,), jnp.float32)
     llm = {"mlp": {"linear": leaf, "linear_lora_a": leaf}, "mlp_1": {"linear": leaf}}
@@ -203,7 +203,7 @@ def test_paligemma_weights_go_below_their_name_and_the_rest_stays_random(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"params/img/w": None}, r"'PaliGemma/img/w' is missing; choose"),
+        ({"params/img/w": None}, r"'PaliGemma/img/w' is missing\. Choose"),
         ({"params/img/w": np.ones(3)}, r"'PaliGemma/img/w': found \(3,\), expected \(2,\)"),
         ({"params/img/w": np.ones(2, np.int8)}, "'PaliGemma/img/w': found int8, expected floating-point numbers"),
     ],
@@ -220,12 +220,12 @@ def test_a_file_that_is_not_paligemmas_is_one_line_with_its_path(tmp_path, monke
     np.savez(path, **({"kernel": np.ones(2)} if content == "other weights" else PALIGEMMA))
     whole = path.read_bytes()
     path.write_bytes({"half": whole[: len(whole) // 2], "nothing": b"", "a page": b"<html>"}.get(content, whole))
-    with pytest.raises(errors.DataError, match=rf"^{path}: not PaliGemma's weights .*; delete the file") as caught:
+    with pytest.raises(errors.DataError, match=rf"^{path}: not PaliGemma's weights .*\. Delete the file") as caught:
         load_paligemma(path, monkeypatch)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_full_fine_tuning_of_pi0_needs_what_its_parameters_say():
+def test_full_fine_tuning_of_pi0_needs_the_bytes_of_its_parameters():
     need = memory.training_need(_config.get_config("pi0_realman"), sharding.make_mesh(1))
     parameters = 3_238_048_528 * 4
     assert need.parts["parameters"] == need.parts["average"] == need.parts["gradients"] == parameters
@@ -241,7 +241,7 @@ def test_a_config_that_does_not_fit_is_refused_with_smaller_ones(monkeypatch):
     memory.check_fits(_config.get_config("debug_realman"), sharding.make_mesh(1))
 
 
-def test_this_machine_tells_its_free_memory():
+def test_this_machine_reports_its_free_memory():
     assert GIB / 4 < memory.available_bytes(jax.devices("cpu")[0]) < 2**45
 
 
@@ -260,7 +260,7 @@ def test_frozen_parameters_are_half_size_and_have_no_optimizer_state():
     assert isinstance(state.params, nnx.State)
 
 
-def test_the_cache_forgets_what_was_used_longest_ago():
+def test_the_cache_drops_the_least_recently_used_entry():
     made = []
 
     def make(key: str) -> str:
@@ -290,11 +290,11 @@ def test_metrics_are_averaged_between_two_reports():
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_stops_the_run_at_its_step(loss):
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_step(loss):
     meter = StepMeter(batch_size=4)
     meter.add(6, scalars(1.0), wait_s=0.0)
     meter.add(7, scalars(loss), wait_s=0.0)
-    with pytest.raises(DivergedError, match=r"step 7: loss (nan|inf); .*peak-lr"):
+    with pytest.raises(DivergedError, match=r"step 7: loss (nan|inf)\. .*peak-lr"):
         meter.settle()
 
 

@@ -1,6 +1,7 @@
-"""Checkpoints of a training run, in the layout `<run>/<step>/{params,train_state,assets/<asset_id>/norm_stats.json}`.
+"""Save and restore the checkpoints of a training run.
 
-Saving happens in the background; folders appear under their final name only when complete.
+The layout is `<run>/<step>/{params,train_state,assets/<asset_id>/norm_stats.json}`. Saving happens in the background.
+A folder gets its final name only when it is complete.
 """
 
 from collections.abc import Callable
@@ -27,43 +28,43 @@ from openpi.training.step.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
-# Longest wait for a save in the background, s: large states on slow network disks.
+# Longest wait for a save in the background, s. Large states on slow network disks take long.
 _SAVE_TIMEOUT_S = 7200
 # Key of the data loader's position in the checkpoint's own metadata file.
 _LOADER_KEY = "data_loader"
 
-# What a run is resumed from.
+# Items that a run is resumed from.
 _STATE_ITEMS = ("params", "train_state")
 
-# Link in the run's folder to the checkpoint with the lowest score.
+# Name of the link in the run's folder to the checkpoint with the lowest score.
 BEST_NAME = "best"
-# Names in a checkpoint's metrics: what it is judged by (lower is better), and its step.
+# Keys of a checkpoint's metrics: its score (lower is better), and its step.
 _SCORE, _STEP = "score", "step"
-# Of a checkpoint that was not judged, in a run that keeps the best one.
+# Score of a checkpoint without a validation, in a run that keeps the best one.
 NO_SCORE = 1e30
 
 
 class CheckpointExistsError(errors.UserError, FileExistsError):
-    """The run's folder is there already, and nothing says what to do with it."""
+    """Raised when the run's folder exists and no flag handles it."""
 
 
 class CallbackHandler(ocp.CheckpointHandler):
-    """Lets a function fill an item's folder; such an item is not restored through orbax."""
+    """Lets a function fill an item's folder, which orbax does not restore."""
 
     def save(self, directory: Any, args: "CallbackSave") -> None:
-        """Call the function with the folder, on the first process only."""
+        """Call the function with the folder, in process 0 only."""
         if jax.process_index() == 0:
             args.callback(pathlib.Path(directory))
 
     def restore(self, directory: Any, args: Any | None = None) -> None:
-        """Refuse: readers take the files from the folder directly."""
-        raise TypeError("this item holds plain files; read them from its folder")
+        """Refuse, because readers take the files directly from the folder."""
+        raise TypeError("this item holds plain files. Read them from its folder")
 
 
 @ocp.args.register_with_handler(CallbackHandler, for_save=True)
 @dataclasses.dataclass
 class CallbackSave(ocp.args.CheckpointArgs):
-    """What the handler calls."""
+    """The function that the handler calls."""
 
     callback: Callable[[pathlib.Path], None]
 
@@ -71,11 +72,11 @@ class CallbackSave(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(CallbackHandler, for_restore=True)
 @dataclasses.dataclass
 class CallbackRestore(ocp.args.CheckpointArgs):
-    """Named by orbax's registry only."""
+    """An empty class that only orbax's registry needs."""
 
 
 def check_usable(checkpoint_dir: pathlib.Path | str, *, overwrite: bool, resume: bool) -> None:
-    """Refuse a run's folder that exists without a word on what to do with it.
+    """Refuse a run's folder that exists if no flag handles it.
 
     Raises:
         CheckpointExistsError: The folder exists and neither flag is given.
@@ -83,7 +84,7 @@ def check_usable(checkpoint_dir: pathlib.Path | str, *, overwrite: bool, resume:
     folder = pathlib.Path(checkpoint_dir).resolve()
     if folder.exists() and not (overwrite or resume):
         raise CheckpointExistsError(
-            f"{folder}: this run exists already; go on with --resume, start again with --overwrite (deletes it), "
+            f"{folder}: this run already exists. Continue it with --resume, start again with --overwrite (deletes it), "
             "or choose another --exp-name"
         )
 
@@ -100,10 +101,10 @@ def initialize_checkpoint_dir(
 
     Args:
         checkpoint_dir: The folder.
-        keep_period: Checkpoints of steps divisible by it are kept for ever; of the others only the newest is.
-        keep_best: Keep the one with the lowest score as well.
-        overwrite: Delete what is there.
-        resume: Go on from what is there; starts afresh (with a log line) if there is no checkpoint.
+        keep_period: Checkpoints of steps divisible by it are kept forever. Of the others, only the newest is kept.
+        keep_best: Also keep the checkpoint with the lowest score.
+        overwrite: Delete an existing run.
+        resume: Continue an existing run. Without a checkpoint the run starts afresh, with a line in the log.
 
     Returns:
         The manager, and whether there is a checkpoint to resume from.
@@ -129,7 +130,7 @@ def initialize_checkpoint_dir(
 
 def _create_manager(folder: pathlib.Path, keep_period: int | None, *, keep_best: bool) -> ocp.CheckpointManager:
     def rank(metrics: dict[str, float]) -> float:
-        """Make the newest checkpoint the best of all, so that the two best are the newest and the best of the others."""
+        # The newest one ranks first, so that the two best are the newest one and the best of the others.
         return -math.inf if metrics[_STEP] == manager.latest_step() else metrics[_SCORE]
 
     retention: dict[str, Any] = {"max_to_keep": 1}
@@ -146,7 +147,7 @@ def _create_manager(folder: pathlib.Path, keep_period: int | None, *, keep_best:
             **retention,
             keep_period=keep_period,
             create=False,
-            # What a killed process left half written.
+            # A killed process may have left half a checkpoint.
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(timeout_secs=_SAVE_TIMEOUT_S),
         ),
@@ -155,7 +156,10 @@ def _create_manager(folder: pathlib.Path, keep_period: int | None, *, keep_best:
 
 
 def point_to_best(manager: ocp.CheckpointManager) -> None:
-    """Let the link `best` in the run's folder lead to the checkpoint with the lowest score, if there are scores."""
+    """Point the link `best` to the checkpoint with the lowest score.
+
+    Do nothing if there are no scores.
+    """
     if jax.process_index() != 0:
         return
     scores = {step: metrics[_SCORE] for step in manager.all_steps() if (metrics := manager.metrics(step))}
@@ -167,7 +171,7 @@ def point_to_best(manager: ocp.CheckpointManager) -> None:
         return
     partial = link.with_suffix(".partial")
     partial.unlink(missing_ok=True)
-    partial.symlink_to(best)  # relative: the run may be moved
+    partial.symlink_to(best)  # relative, because the run may be moved
     partial.replace(link)
 
 
@@ -181,17 +185,19 @@ def save_state(
     score: float | None = None,
     rtc_max_delay: int = 0,
 ) -> None:
-    """Begin to save a checkpoint in the background; `manager.wait_until_finished()` waits for it.
+    """Start to save a checkpoint in the background.
+
+    `manager.wait_until_finished()` waits for it.
 
     Args:
-        manager: Of the run's folder.
-        state: Copied before this returns; may be donated afterwards.
-        data_config: Its statistics are stored beside the parameters: a policy is useless without them.
-        loader_state: Where the data loader goes on after a resume.
+        manager: Manager of the run's folder.
+        state: State to save. It is copied before this returns, so it may be donated afterwards.
+        data_config: Its statistics are stored with the parameters, because a policy is useless without them.
+        loader_state: Where the data loader continues after a resume.
         step: Number of the folder.
-        score: What the checkpoint is judged by, lower is better; needed if the manager keeps the best (`NO_SCORE` for
-            one that was not judged).
-        rtc_max_delay: As in the model's config, where a flag may set it: a server must know.
+        score: Score of the checkpoint, lower is better. It is required if the manager keeps the best one. Use `NO_SCORE`
+            without a validation.
+        rtc_max_delay: Value of the model's config. A flag may have set it, and a server must know it.
     """
 
     def write_assets(directory: pathlib.Path) -> None:
@@ -218,22 +224,23 @@ def restore_state(
     """Read a checkpoint onto the devices.
 
     Args:
-        manager: Of the run's folder.
-        template: Train state of ShapeDtypeStructs: what is expected.
-        shardings: Placement of each leaf, for the devices of now (not those that wrote the checkpoint).
-        step: Which checkpoint; None: the newest.
+        manager: Manager of the run's folder.
+        template: The expected train state, as ShapeDtypeStructs.
+        shardings: Placement of each leaf on the current devices, not on those that wrote the checkpoint.
+        step: Step of the checkpoint. With None, it is the newest one.
 
     Returns:
-        The state, and the data loader's position if the checkpoint holds one.
+        The state, and the data loader's position if the checkpoint has one.
 
     Raises:
-        DataError: The checkpoint is of another model or optimizer, or damaged.
+        DataError: The checkpoint belongs to another model or optimizer, or is damaged.
     """
     step = manager.latest_step() if step is None else step
     describe = functools.partial(_describe_damage, manager, step)
     with storage_errors.explained(describe):
         metadata = manager.metadata(step)
         stored = {name: metadata.item_metadata[name] for name in _STATE_ITEMS}
+    # Compare shapes before any array is read.
     args = {}
     for name, item, placement in zip(
         _STATE_ITEMS, checkpoint_tree.to_disk(template), checkpoint_tree.to_disk(shardings), strict=True
@@ -256,16 +263,16 @@ def restore_state(
 def _describe_damage(manager: ocp.CheckpointManager, step: int, reason: str) -> str:
     older = sorted(each for each in manager.all_steps() if each < step)
     remedy = (
-        f"move it away to resume at step {older[-1]}"
+        f"Move it away to resume at step {older[-1]}"
         if older
-        else "copy it here again, or begin a run with another --exp-name"
+        else "Copy it here again, or start a run with another --exp-name"
     )
-    return f"{manager.directory}/{step}: the checkpoint is damaged ({reason}); {remedy}"
+    return f"{manager.directory}/{step}: the checkpoint is damaged ({reason}). {remedy}"
 
 
 def _check_fits(place: str, found: Any, expected: Any) -> None:
-    """Compare paths and shapes of a stored tree with what is expected, before anything is read."""
-    # Newer orbax wraps the tree.
+    """Compare the paths and shapes of a stored tree with a template."""
+    # Newer versions of orbax wrap the tree.
     found_shapes = _shapes(getattr(found, "tree", found))
     expected_shapes = _shapes(expected)
     problems = [f"'{path}' is missing" for path in expected_shapes.keys() - found_shapes.keys()]
@@ -277,8 +284,8 @@ def _check_fits(place: str, found: Any, expected: Any) -> None:
     ]
     if problems:
         raise errors.DataError(
-            f"{place}: does not fit this config ({len(problems)} differences): {'; '.join(sorted(problems)[:4])}; "
-            "resume with the config and flags that the run was begun with, or choose another --exp-name"
+            f"{place}: does not fit this config ({len(problems)} differences): {'; '.join(sorted(problems)[:4])}. "
+            "Resume with the config and flags that the run was started with, or choose another --exp-name"
         )
 
 

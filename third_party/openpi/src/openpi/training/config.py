@@ -1,7 +1,7 @@
-"""The registry of training configs, and the one import that gives every name a config needs.
+"""The registry of training configs.
 
-`get_config(name)` looks one up, and `cli()` parses `<name> --flags` into one. The definitions live in `configs/`, and
-those of the robot in `misc/`.
+This module is also the one import for every name that a config needs. `get_config(name)` looks a config up, and `cli()`
+parses `<name> --flags` into one. The definitions are in `configs/`, and those of the robot are in `misc/`.
 """
 
 from collections.abc import Sequence
@@ -49,8 +49,8 @@ __all__ = [
 def all_configs() -> dict[str, TrainConfig]:
     """Return every registered config by its name.
 
-    Built at the first call, because a robot's configs derive from classes of this module and are therefore imported
-    after it.
+    The registry is built at the first call, because a robot's configs derive from classes of this module and are therefore
+    imported after it.
 
     Raises:
         ValueError: Two configs have the same name.
@@ -64,16 +64,18 @@ def all_configs() -> dict[str, TrainConfig]:
     configs: dict[str, TrainConfig] = {}
     for config in (config for get_configs in sources for config in get_configs()):
         if config.name in configs:
-            raise ValueError(f"two training configs are named '{config.name}'; names must be unique")
+            raise ValueError(f"two training configs are named '{config.name}', but names must be unique")
         configs[config.name] = config
     return configs
 
 
 def cli() -> TrainConfig:
-    """Parse the command line `<config name> [--flags]`: the flags override the registered config's values.
+    """Parse the command line `<config name> [--flags]`.
+
+    The flags override the values of the registered config.
 
     Raises:
-        ConfigError: No such config; the message suggests the nearest name, where tyro would list them all.
+        ConfigError: There is no such config. The message suggests the nearest name, where tyro would list all of them.
     """
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         get_config(sys.argv[1])
@@ -82,10 +84,13 @@ def cli() -> TrainConfig:
 
 
 def with_flags(config: TrainConfig, flags: Sequence[str]) -> TrainConfig:
-    """Override values of a config as the command line of training does, for example `["--data.arm-order", "left_right"]`."""
+    """Override values of a config as the command line of training does.
+
+    An example of `flags` is `["--data.arm-order", "left_right"]`.
+    """
     if not flags:
         return config
-    # A name of the run is asked for in training only.
+    # Only training requires a name for the run.
     named = config if config.exp_name is not tyro.MISSING else dataclasses.replace(config, exp_name=config.name)
     parsed = tyro.cli(tyro.conf.AvoidSubcommands[type(config)], default=named, args=_renamed.rename_flags(flags))
     return dataclasses.replace(parsed, exp_name=config.exp_name)
@@ -95,11 +100,11 @@ def get_config(config_name: str) -> TrainConfig:
     """Look up a registered config.
 
     Raises:
-        ConfigError: No such name; the message suggests the nearest one.
+        ConfigError: There is no such config. The message suggests the nearest name.
     """
     configs = all_configs()
     if config_name not in configs:
         nearest = difflib.get_close_matches(config_name, configs, n=1, cutoff=0.0)
         hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-        raise errors.ConfigError(f"Config '{config_name}' not found.{hint}")
+        raise errors.ConfigError(f"config '{config_name}' not found.{hint}")
     return configs[config_name]

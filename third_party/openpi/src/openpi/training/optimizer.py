@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers, as frozen configurations that build the optax object."""
+"""Learning-rate schedules and optimizers as configs that build optax objects."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable
@@ -14,12 +14,15 @@ class LRScheduleConfig(Protocol):
     """A learning rate as a function of the step."""
 
     def create(self) -> optax.Schedule:
-        """Build the schedule: step (counted from 0) to learning rate."""
+        """Build the schedule, from step (counted from 0) to learning rate."""
         ...
 
 
 def _warmup_start(peak_lr: float, warmup_steps: int) -> float:
-    """Rate of step 0: one part of the `warmup_steps + 1` parts that the warm-up climbs through."""
+    """Return the rate of step 0.
+
+    The warm-up climbs in `warmup_steps + 1` equal parts, and this is the first one.
+    """
     return peak_lr / (warmup_steps + 1)
 
 
@@ -31,7 +34,7 @@ class CosineDecaySchedule(LRScheduleConfig):
     warmup_steps: int = 1_000
     # Highest learning rate, reached at step warmup_steps.
     peak_lr: float = 2.5e-5
-    # Step at which decay_lr is reached; counts from step 0, so it includes the warm-up.
+    # Step at which decay_lr is reached. It counts from step 0, so it includes the warm-up.
     decay_steps: int = 30_000
     # Learning rate from decay_steps on.
     decay_lr: float = 2.5e-6
@@ -40,12 +43,12 @@ class CosineDecaySchedule(LRScheduleConfig):
         """Build the schedule.
 
         Raises:
-            ConfigError: The decay would end before the warm-up does.
+            ConfigError: The decay would end before the warm-up.
         """
         if self.decay_steps <= self.warmup_steps:
             raise errors.ConfigError(
-                f"lr_schedule: decay_steps {self.decay_steps} must exceed warmup_steps {self.warmup_steps}, which it includes; "
-                "raise --lr-schedule.decay-steps or lower --lr-schedule.warmup-steps"
+                f"lr_schedule: decay_steps {self.decay_steps} must exceed warmup_steps {self.warmup_steps}, which it includes. "
+                "Raise --lr-schedule.decay-steps or lower --lr-schedule.warmup-steps"
             )
         return optax.warmup_cosine_decay_schedule(
             init_value=_warmup_start(self.peak_lr, self.warmup_steps),
@@ -68,7 +71,10 @@ class RsqrtDecaySchedule(LRScheduleConfig):
     timescale: float = 10_000
 
     def create(self) -> optax.Schedule:
-        """Build the schedule: peak_lr / sqrt((timescale + n) / timescale), n steps after the warm-up."""
+        """Build the schedule.
+
+        The rate is peak_lr / sqrt((timescale + n) / timescale), n steps after the warm-up.
+        """
         return optax.join_schedules(
             [
                 optax.linear_schedule(
@@ -85,18 +91,21 @@ class OptimizerConfig(Protocol):
     """A gradient transformation that still lacks its learning rate."""
 
     def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any | None = None) -> optax.GradientTransformation:
-        """Build the transformation for learning rate `lr`; the mask marks the leaves that decay (None: all)."""
+        """Build the transformation for learning rate `lr`.
+
+        The mask marks the leaves that decay. With None, all decay.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class AdamW(OptimizerConfig):
-    """AdamW behind a clip of the global gradient norm."""
+    """AdamW after clipping of the global gradient norm."""
 
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
-    # Not zero only because some accelerator runtimes plan memory badly without the decay term; no visible effect.
+    # Too small for a visible effect. It is not zero because some accelerator runtimes plan memory badly without decay.
     weight_decay: float = 1e-10
     # Gradients whose global L2 norm is larger are scaled down to it.
     clip_gradient_norm: float = 1.0
@@ -113,9 +122,9 @@ class AdamW(OptimizerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class SGD(OptimizerConfig):
-    """Stochastic gradient descent with momentum; the rate comes from the schedule."""
+    """Stochastic gradient descent with momentum."""
 
-    # Kept for the command line's sake: the schedule given to create() decides.
+    # Kept only for the command line. The schedule given to create() decides.
     lr: float = 5e-5
     momentum: float = 0.9
     nesterov: bool = False
@@ -124,10 +133,12 @@ class SGD(OptimizerConfig):
         """Build SGD for learning rate `lr`.
 
         Raises:
-            ConfigError: A weight-decay mask was given; SGD has no weight decay here.
+            ConfigError: A weight-decay mask was given, but SGD has no weight decay here.
         """
         if weight_decay_mask is not None:
-            raise errors.ConfigError("optimizer SGD: has no weight decay, found a weight_decay_mask; leave it out")
+            raise errors.ConfigError(
+                "optimizer SGD: found a weight_decay_mask, but it has no weight decay. Leave the mask out"
+            )
         return optax.sgd(lr, momentum=self.momentum, nesterov=self.nesterov)
 
 

@@ -1,4 +1,7 @@
-"""How arrays lie on devices: one mesh of (batch, fsdp), batches split over both axes, large parameters over `fsdp`."""
+"""Lay out arrays on the devices.
+
+There is one mesh of (batch, fsdp). Batches are split over both axes, and large parameters over `fsdp`.
+"""
 
 from collections.abc import Iterator
 import contextlib
@@ -15,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 BATCH_AXIS = "batch"
 FSDP_AXIS = "fsdp"
-# A batch is data-parallel over every device, the ones that share parameters included.
+# A batch is split over all devices, including those that share parameters.
 DATA_AXIS = (BATCH_AXIS, FSDP_AXIS)
 
-# A context variable, not a module global: two threads may trace for different meshes.
+# A context variable and not a module global, because two threads may trace for different meshes.
 _active_mesh: contextvars.ContextVar[jax.sharding.Mesh | None] = contextvars.ContextVar("active_mesh", default=None)
 
 
@@ -31,23 +34,25 @@ def make_mesh(num_fsdp_devices: int) -> jax.sharding.Mesh:
     num_devices = jax.device_count()
     if num_fsdp_devices < 1 or num_devices % num_fsdp_devices:
         raise errors.ConfigError(
-            f"fsdp_devices: {num_devices} device(s) cannot be split into groups of {num_fsdp_devices}; "
-            "set --fsdp-devices to a divisor of the device count"
+            f"fsdp_devices: {num_devices} device(s) cannot be split into groups of {num_fsdp_devices}. "
+            "Set --fsdp-devices to a divisor of the device count"
         )
-    # jax.sharding.Mesh has Auto axes in every jax release; jax.make_mesh changed its default to Explicit.
+    # jax.sharding.Mesh has Auto axes in every jax release. jax.make_mesh changed its default to Explicit.
     grid = np.asarray(jax.devices()).reshape(num_devices // num_fsdp_devices, num_fsdp_devices)
     return jax.sharding.Mesh(grid, (BATCH_AXIS, FSDP_AXIS))
 
 
 @contextlib.contextmanager
 def set_mesh(mesh: jax.sharding.Mesh) -> Iterator[None]:
-    """Make `mesh` the one that `activation_sharding_constraint` uses while tracing inside the block.
+    """Set the mesh for `activation_sharding_constraint` in this block.
+
+    The mesh counts while a function is traced inside the block.
 
     Raises:
-        ValueError: A mesh is already set: nesting would silently change what the outer block meant.
+        ValueError: A mesh is already set. Nesting would silently change the meaning of the outer block.
     """
     if _active_mesh.get() is not None:
-        raise ValueError("set_mesh: a mesh is already set in this context; set_mesh blocks cannot be nested")
+        raise ValueError("set_mesh: a mesh is already set in this context, and set_mesh blocks cannot be nested")
     token = _active_mesh.set(mesh)
     try:
         yield
@@ -56,7 +61,10 @@ def set_mesh(mesh: jax.sharding.Mesh) -> Iterator[None]:
 
 
 def activation_sharding_constraint(pytree: Any) -> Any:
-    """Ask the compiler to keep dimension 0 of every activation split over all devices; no-op outside `set_mesh`."""
+    """Keep dimension 0 of every activation split over all devices.
+
+    This is a hint to the compiler. Outside `set_mesh` it does nothing.
+    """
     mesh = _active_mesh.get()
     if mesh is None:
         return pytree
@@ -64,20 +72,21 @@ def activation_sharding_constraint(pytree: Any) -> Any:
 
 
 def data_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    """Sharding of a batch: dimension 0 over every device."""
+    """Return the sharding of a batch, with dimension 0 over all devices."""
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(DATA_AXIS))
 
 
 def replicated_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-    """Sharding of what every device holds in full."""
+    """Return the sharding of arrays that every device holds in full."""
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def fsdp_sharding(pytree: Any, mesh: jax.sharding.Mesh, *, min_size_mbytes: float = 4, log: bool = False) -> Any:
-    """Choose a sharding for each leaf of a pytree of arrays or ShapeDtypeStructs.
+    """Choose a sharding for each leaf of a pytree.
 
-    A leaf is split along its largest dimension that the size of the `fsdp` axis divides; it is replicated when
-    that axis has size 1, or the leaf has fewer than 2 dimensions, is smaller than `min_size_mbytes` MiB, or has no such dimension.
+    Leaves are arrays or ShapeDtypeStructs. A leaf is split along its largest dimension that the size of the `fsdp` axis
+    divides. It is replicated if that axis has size 1, or if the leaf has fewer than 2 dimensions, is smaller than
+    `min_size_mbytes` MiB, or has no such dimension.
     """
     min_bytes = min_size_mbytes * 2**20
     fsdp_size = mesh.shape[FSDP_AXIS]
@@ -87,6 +96,7 @@ def fsdp_sharding(pytree: Any, mesh: jax.sharding.Mesh, *, min_size_mbytes: floa
         shape = getattr(leaf, "shape", ())
         if fsdp_size == 1 or len(shape) < 2 or np.prod(shape) * np.dtype(leaf.dtype).itemsize < min_bytes:
             return replicated
+        # Try the largest dimension first.
         for axis in np.argsort(shape)[::-1]:
             if shape[axis] % fsdp_size == 0:
                 if log:
@@ -97,7 +107,10 @@ def fsdp_sharding(pytree: Any, mesh: jax.sharding.Mesh, *, min_size_mbytes: floa
                 spec[axis] = FSDP_AXIS
                 return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
         logger.warning(
-            "%s: no axis of %s divides by %d devices; kept whole", jax.tree_util.keystr(path), shape, fsdp_size
+            "%s: no axis of %s is divisible by %d devices, so it is kept whole",
+            jax.tree_util.keystr(path),
+            shape,
+            fsdp_size,
         )
         return replicated
 

@@ -1,4 +1,7 @@
-"""Where a training run's initial parameters come from: nowhere, a checkpoint, or the PaliGemma release."""
+"""Load the initial parameters of a training run.
+
+They come from a checkpoint, from the PaliGemma release, or stay random.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -21,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 PALIGEMMA_URL = "gs://vertex-model-garden-paligemma-us/paligemma/pt_224.npz"
 
-# The action expert is the language model's second one; what is not below "PaliGemma" belongs to pi0.
+# The action expert is the second expert of the language model. Everything that is not below "PaliGemma" belongs to pi0.
 _NOT_IN_PALIGEMMA = r"(?!PaliGemma/).*|PaliGemma/llm/.*(_1/|lora).*"
-# Paths of parameters that a checkpoint made without adapters lacks.
+# Paths of parameters that a checkpoint without adapters lacks.
 _ADAPTERS = ".*lora.*"
 
 # Nested dict of arrays or ShapeDtypeStructs.
@@ -34,43 +37,49 @@ Params = dict[str, Any]
 class WeightLoader(Protocol):
     """Fills in initial parameters.
 
-    One that has a method `check(params)` besides is asked by it, before anything is compiled, whether `load` will succeed.
+    A loader may also have a method `check(params)`. It is called before anything is compiled, and raises an error if `load`
+    would fail.
     """
 
     def load(self, params: Params) -> Params:
         """Return `params` with the loaded ones in place.
 
         Args:
-            params: Nested dict of ShapeDtypeStructs: the tree that the model expects.
+            params: Nested dict of ShapeDtypeStructs, the tree that the model expects.
 
         Returns:
-            The same tree; leaves that were not loaded are the given ShapeDtypeStructs.
+            The same tree. Leaves that were not loaded are the given ShapeDtypeStructs.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class NoOpWeightLoader(WeightLoader):
-    """Loads nothing: training starts from random parameters."""
+    """Loads nothing, so that training starts from random parameters."""
 
     def load(self, params: Params) -> Params:
-        """Return the tree as it came."""
+        """Return the tree unchanged."""
         return params
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointWeightLoader(WeightLoader):
-    """Loads a whole `params` folder, of this project or released; adapters (LoRA) that it lacks start fresh."""
+    """Loads a whole `params` folder, made by this project or released.
+
+    Adapters (LoRA) that it lacks start fresh.
+    """
 
     # Folder or URL of the checkpoint's params, for example ./checkpoints/debug/debug/9/params.
     params_path: str
 
     def check(self, params: Params) -> None:
-        """Compare paths and shapes with those that `load` will be asked for; no parameter is read.
+        """Compare the stored paths and shapes with the expected ones.
+
+        No parameter is read.
 
         Raises:
-            MissingFileError: There is no such checkpoint.
-            DataError: It is of another model, or no checkpoint.
+            MissingFileError: The checkpoint does not exist.
+            DataError: It belongs to another model, or it is not a checkpoint.
         """
         expected = flax.traverse_util.flatten_dict(params, sep="/")
         found = _stored_shapes(download.maybe_download(self.params_path), self.params_path)
@@ -84,13 +93,18 @@ class CheckpointWeightLoader(WeightLoader):
 
 @dataclasses.dataclass(frozen=True)
 class PaliGemmaWeightLoader(WeightLoader):
-    """Loads the image tower and the language model of PaliGemma; everything else starts fresh."""
+    """Loads the image tower and the language model of PaliGemma.
+
+    Everything else starts fresh.
+    """
 
     def check(self, params: Params) -> None:
-        """Fetch the file if it is not in the cache; what it holds is seen by `load`.
+        """Download the file if it is not in the cache.
+
+        `load` checks its contents.
 
         Raises:
-            UserError: It cannot be fetched.
+            UserError: The file cannot be downloaded.
         """
         del params
         download.maybe_download(PALIGEMMA_URL, gs={"token": "anon"})
@@ -101,10 +115,10 @@ class PaliGemmaWeightLoader(WeightLoader):
         try:
             with np.load(path, allow_pickle=False) as archive:
                 loaded = {"PaliGemma": flax.traverse_util.unflatten_dict(dict(archive), sep="/")["params"]}
-        # An npz is a zip file; one that was cut off, or a page of HTML in its place, fails in any of these ways.
+        # An npz file is a zip file. A truncated one, or an HTML page in its place, fails in any of these ways.
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as e:
             raise errors.DataError(
-                f"{path}: not PaliGemma's weights ({type(e).__name__}: {e}); delete the file, it is then fetched again"
+                f"{path}: not PaliGemma's weights ({type(e).__name__}: {e}). Delete the file to download it again"
             ) from e
         return merge_params(loaded, params, fill_missing=_NOT_IN_PALIGEMMA, source=str(path))
 
@@ -115,11 +129,12 @@ def merge_params(loaded: Params, expected: Params, *, fill_missing: str, source:
     Args:
         loaded: Nested dict of arrays.
         expected: Nested dict of arrays or ShapeDtypeStructs.
-        fill_missing: Paths ("a/b/c", full match) that may be absent from `loaded`; they keep their expected leaf.
+        fill_missing: Pattern of paths ("a/b/c", full match) that `loaded` may lack. They keep their expected leaf.
         source: Name of what was loaded, for messages.
 
     Raises:
-        DataError: Leaves are missing, have another shape or are no floating-point numbers; the message lists their paths.
+        DataError: Leaves are missing, have another shape, or do not hold floating-point numbers. The message lists their
+            paths.
     """
     flat_loaded = flax.traverse_util.flatten_dict(loaded, sep="/")
     flat_expected = flax.traverse_util.flatten_dict(expected, sep="/")
@@ -135,10 +150,10 @@ def merge_params(loaded: Params, expected: Params, *, fill_missing: str, source:
 
 
 def check_result(loaded: Params, expected: Params, *, source: str) -> None:
-    """Compare what a loader returned, anybody's, with the tree that it was given.
+    """Compare the result of a loader with the tree it was given.
 
     Raises:
-        DataError: Parameters are missing, unknown, or of another shape or type; the message lists their paths.
+        DataError: Parameters are missing, unknown, or of another shape or type. The message lists their paths.
     """
     found, wanted = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (loaded, expected))
     problems = [f"'{path}' is missing" for path in wanted.keys() - found.keys()]
@@ -149,8 +164,8 @@ def check_result(loaded: Params, expected: Params, *, source: str) -> None:
             problems.append(f"'{path}': found {here[1]} {here[0]}, expected {there[1]} {there[0]}")
     if problems:
         raise errors.DataError(
-            f"{source}: returned parameters that do not fit the model ({len(problems)}): {'; '.join(sorted(problems)[:8])}; "
-            "those that it does not load are returned as they were given"
+            f"{source}: returned parameters that do not fit the model ({len(problems)}): {'; '.join(sorted(problems)[:8])}. "
+            "Return those that it does not load as they were given"
         )
 
 
@@ -167,24 +182,27 @@ def _check_fits(found: Mapping[str, Any], expected: Mapping[str, Any], *, fill_m
             problems.append(f"'{path}': found {found[path].dtype}, expected floating-point numbers")
     if problems:
         raise errors.DataError(
-            f"{source}: does not fit the model ({len(problems)} parameters): {'; '.join(problems[:8])}; "
-            "choose the config that the checkpoint was made with"
+            f"{source}: does not fit the model ({len(problems)} parameters): {'; '.join(problems[:8])}. "
+            "Choose the config that the checkpoint was made with"
         )
 
 
 def _stored_shapes(folder: pathlib.Path, source: str) -> dict[str, Any]:
-    """Return what has a `shape` for each parameter of a `params` folder, by path."""
-    import orbax.checkpoint as ocp  # 0.3 s of every start, and statistics or --help load no weights
+    """Return the metadata of each parameter of a `params` folder, by path.
+
+    Each entry has a `shape`.
+    """
+    import orbax.checkpoint as ocp  # takes 0.3 s, and statistics or --help load no weights
 
     with (
         storage_errors.explained(lambda reason: f"{source}: not a checkpoint, or damaged ({reason})"),
         ocp.PyTreeCheckpointer() as checkpointer,
     ):
         metadata = checkpointer.metadata(folder)
-    # Newer orbax wraps the tree in the metadata of a step.
+    # Newer versions of orbax wrap the tree in the metadata of a step.
     tree = getattr(metadata, "item_metadata", metadata)
     if tree is None or "params" not in tree:
-        raise errors.DataError(f"{source}: holds no parameters; expected the 'params' folder of a step")
+        raise errors.DataError(f"{source}: holds no parameters, expected the 'params' folder of a step")
     flat = flax.traverse_util.flatten_dict(tree["params"], sep="/")
-    # Written from an nnx state every path has a last key of its own.
+    # Paths written from an nnx state have an additional last key.
     return {path.removesuffix("/value"): leaf for path, leaf in flat.items()}
