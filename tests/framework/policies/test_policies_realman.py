@@ -163,7 +163,7 @@ def nan_state():
         ({"actions": np.zeros((5, 13))}, r"actions: found float64 \[5, 13\], expected numbers \['horizon', 14\]"),
         ({"actions": np.stack([np.zeros(14), nan_state()])}, "actions: 2 numbers are not finite"),
         ({"images": {}}, r"base camera 'cam_high' is missing among \[\]"),
-        ({"images": {"top": image(0), "cam_low": image(0)}}, r"unknown cameras \['top'\].*; base camera 'cam_high'"),
+        ({"images": {"top": image(0), "cam_low": image(0)}}, r"unknown cameras \['top'\].*, base camera 'cam_high'"),
         ({"images": [image(0)]}, "'images' is list, expected a dict"),
         ({"images": {"cam_high": image(0)[..., 0]}}, r"image 'cam_high': found shape \[24, 32\]"),
         ({"images": {"cam_high": np.zeros((0, 32, 3), np.uint8)}}, r"found shape \[0, 32, 3\]"),
