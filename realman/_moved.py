@@ -13,12 +13,13 @@ _ROOMS = {
     "data": ("raw", "checks", "dataset", "convert", "verify"),
     "robots": ("robot", "rm65", "emulator", "sim", "replay", "cameras"),
     "runtime": ("client", "chunks", "control", "safety", "workspace", "watchdogs", "steering", "recording"),
-    "evaluation": ("offline", "seams", "metrics", "plots"),
+    "evaluation": ("seams", "metrics", "plots"),
     "station": ("site_config", "toml_config"),
 }
 MOVED = {f"realman.{name}": f"realman.{room}.{name}" for room, names in _ROOMS.items() for name in names} | {
     "realman.doctor": "realman.data.inspection",
     "realman.desk": "realman.station",
+    "realman.offline": "realman.evaluation.open_loop",
 }
 """Old module path -> new one, of version 0.1 and 0.2."""
 
