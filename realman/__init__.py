@@ -8,6 +8,7 @@ loop), `evaluation` (judging a policy before anything moves), `station` (the ope
 """
 
 import sys
+from typing import Any
 
 import lazy_loader
 
@@ -15,6 +16,13 @@ from realman import _moved
 
 __version__ = "0.2.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 sys.meta_path.append(_moved.MovedModules())
+
+
+def __getattr__(name: str) -> Any:
+    # `from realman import client` asks for an attribute first, and would hide what the finder says.
+    if place := _moved.MOVED.get(f"{__name__}.{name}"):
+        raise ModuleNotFoundError(f"'{__name__}.{name}' is now '{place}'", name=f"{__name__}.{name}")
+    return _public(name)

@@ -7,6 +7,7 @@ A command's module is imported only when the command is called. So `realman clie
 import dataclasses
 import difflib
 import importlib
+import importlib.metadata
 import sys
 
 import realman
@@ -60,6 +61,7 @@ def main() -> None:
         cli.print_error(f"realman: there is no command '{name}'. {hint[0].upper()}{hint[1:]}")
         sys.exit(_WRONG_USE)
     command = COMMANDS[name]
+    _check_client(name)
     try:
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as e:
@@ -71,6 +73,19 @@ def main() -> None:
         sys.exit(1)
     sys.argv = [f"realman {name}", *flags]
     cli.run(module.main, module.Args, prog=f"realman {name}")
+
+
+def _check_client(name: str) -> None:
+    """Refuse PyPI's package of the same name, installed over ours."""
+    try:
+        found = importlib.metadata.version("openpi-client")
+    except importlib.metadata.PackageNotFoundError:
+        # Run from the source folders.
+        return
+    if not found.endswith("+realman"):
+        remedy = "Install third_party/openpi/packages/openpi-client of this project again"
+        cli.print_error(f"realman {name}: found openpi-client {found}, expected this project's own. {remedy}")
+        sys.exit(1)
 
 
 def _listing() -> str:

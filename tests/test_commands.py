@@ -74,6 +74,22 @@ def test_importing_an_old_module_names_the_new_one_which_exists(old):
     __import__(_moved.MOVED[old])
 
 
+@pytest.mark.parametrize(("statement", "place"), [("from realman import client", "realman.runtime.client")])
+def test_an_old_module_is_named_by_a_from_import_too(statement, place):
+    with pytest.raises(ModuleNotFoundError, match=f"'realman.client' is now '{place}'"):
+        exec(statement)
+
+
+def test_pypis_client_over_ours_is_refused_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(command.importlib.metadata, "version", lambda name: "0.1.2")
+    monkeypatch.setattr(sys, "argv", ["realman", "client", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: realman client: found openpi-client 0.1.2, expected this project's own. Install ")
+
+
 def test_a_module_that_never_was_is_missing_as_usual():
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'realman\.nowhere'"):
         __import__("realman.nowhere")

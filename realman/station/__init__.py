@@ -5,7 +5,7 @@
     preflight.py        what is checked and shown before the arms move
     keyboard.py view.py the keys and the live view
     report.py run.py    what is left of a run
-    support.py          `realman support`: one file for a bug report
+    support.py          `realman support`: one file for a bug report (`redaction.py` hides secrets)
 
 The names in `__all__` are public. Each is loaded when you first use it.
 """

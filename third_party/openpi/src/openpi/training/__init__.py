@@ -13,3 +13,10 @@ At the door are the modules that the original openpi has too: `config` (the regi
     host/      processes, disk, signals
     run/       a run from its first check to its last checkpoint
 """
+
+import sys
+
+if sys.version_info < (3, 11):
+    raise ImportError(
+        f"openpi.training: found Python {sys.version_info[0]}.{sys.version_info[1]}, expected 3.11 or 3.12. Install one"
+    )
