@@ -59,7 +59,7 @@ _OPAQUE = re.compile(r"\b(?:hf|sk|ghp|wandb)_[\w-]{4,}|[A-Za-z0-9+=_]{32,}")
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether the last word of a name says that it is secret."""
+    """Return whether the last word of a name means a secret."""
     words = [word.lower() for word in _WORD.findall(name)]
     if not words:
         return False
@@ -105,7 +105,7 @@ def line(text: str) -> str:
 
 
 def _address(match: re.Match[str]) -> str:
-    """Keep scheme and host of an address that holds a login or a query."""
+    """Keep scheme and host of an address with a login or query."""
     rest = match["rest"]
     # A password may contain a slash, so the login ends at the last "@".
     host, *path = re.split(r"(?=[/?#;])", rest.rpartition("@")[2], maxsplit=1)
