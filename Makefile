@@ -26,9 +26,11 @@ READY  := $(VENV)/.ready
 FRAMEWORK := third_party/openpi
 
 # $(call need,VAR,example): stop unless VAR was given.
-need = $(if $($(1)),,$(error $@ needs $(1): make $@ $(1)=$(2)))
+need = $(if $(value $(1)),,$(error $@ needs $(1): make $@ $(1)=$(2)))
+# $(call quote,VAR): the text that you gave, as one word of the shell, with any characters in it.
+quote = '$(subst ','\'',$(value $(1)))'
 # $(call flag,--name,VAR): the flag, only when VAR was given.
-flag = $(if $($(2)),$(1) "$($(2))")
+flag = $(if $(value $(2)),$(1) $(call quote,$(2)))
 
 .PHONY: help setup sample convert inspect verify norm-stats train export serve offline client emulator demo support \
   patches check-patches apply-patches test test-all test-compat test-312 test-robot-pc check check-wheels \
@@ -42,6 +44,12 @@ help: ## Show this list
 
 setup: $(READY) ## Install everything into .venv (GPU=cuda12 or GPU=cuda13 for an accelerator)
 
+ifneq ($(GPU),)
+ifeq ($(filter $(GPU),cuda12 cuda13),)
+$(error GPU is '$(GPU)', expected cuda12, cuda13 or nothing)
+endif
+endif
+
 $(READY): $(LOCK) pyproject.toml requirements/install.sh
 	@bash requirements/install.sh $(VENV) $(LOCK)
 	@touch $@
@@ -54,19 +62,19 @@ support: $(READY) ## Collect what a bug report needs in one file: versions, conf
 
 ##@ data
 sample: $(READY) ## Record simulated demonstrations to try the rest on (data/sample)
-	$(REALMAN) sample --out-dir "$(or $(DATA),data/sample)" $(ARGS)
+	$(REALMAN) sample --out-dir $(if $(value DATA),$(call quote,DATA),data/sample) $(ARGS)
 
 inspect: $(READY) ## Report problems of recordings or a dataset (DATA=folder), and how to fix them
 	@: $(call need,DATA,/data/fold_towel)
-	$(REALMAN) inspect --data "$(DATA)" $(ARGS)
+	$(REALMAN) inspect --data $(call quote,DATA) $(ARGS)
 
 convert: $(READY) ## Convert recordings (DATA=folder of HDF5) to a LeRobot v2.1 dataset
 	@: $(call need,DATA,/data/fold_towel)
-	$(REALMAN) convert --raw-dir "$(DATA)" --repo-id "$(REPO_ID)" $(ARGS)
+	$(REALMAN) convert --raw-dir $(call quote,DATA) --repo-id "$(REPO_ID)" $(ARGS)
 
 verify: $(READY) ## Compare the dataset with its recordings (DATA=folder) through the official lerobot, item by item
 	@: $(call need,DATA,/data/fold_towel)
-	$(REALMAN) verify --data "$(DATA)" --repo-id "$(REPO_ID)" $(ARGS)
+	$(REALMAN) verify --data $(call quote,DATA) --repo-id "$(REPO_ID)" $(ARGS)
 
 ##@ train
 norm-stats: $(READY) ## Compute the dataset's normalization statistics, for CONFIG
@@ -85,7 +93,7 @@ serve: $(READY) ## Serve the newest checkpoint of CONFIG (of the run EXP, or CKP
 
 ##@ robot
 offline: $(READY) ## Replay a recorded episode through the running server: errors, plot, JSON
-	$(REALMAN) offline --host "$(HOST)" --port "$(PORT)" --data "$(or $(DATA),data/sample/heldout)" \
+	$(REALMAN) offline --host "$(HOST)" --port "$(PORT)" --data $(if $(value DATA),$(call quote,DATA),data/sample/heldout) \
 	  $(call flag,--prompt,PROMPT) $(ARGS)
 
 client: $(READY) ## Run the robot client against the running server (simulated robot, SIM=1: real driver, emulated arms)
@@ -147,7 +155,7 @@ check-patches: $(READY) ## Prove that the patches are up to date and fit the ori
 
 apply-patches: $(READY) ## Put the robot into a checkout of the original (OPENPI=folder, REVERSE=1 takes it out)
 	@: $(call need,OPENPI,/path/to/openpi)
-	$(PY) patches/tool.py $(if $(REVERSE),reverse,apply) "$(OPENPI)"
+	$(PY) patches/tool.py $(if $(REVERSE),reverse,apply) $(call quote,OPENPI)
 
 lint: $(READY) ## Check style and types
 	$(PY) -m ruff check .
