@@ -4,7 +4,7 @@ It reads documents (without code), docstrings, comments, messages, and the help 
 """
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import dataclasses
 import io
 from pathlib import Path
@@ -56,16 +56,17 @@ class Text:
 
 def tracked(root: Path) -> list[Path]:
     """Return the files of the tree, without installed and generated ones."""
+    # An unpacked archive has nothing but the tree in it.
+    if not (root / ".git").exists():
+        return sorted(path for path in root.rglob("*") if path.is_file())
     listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=root,
-        check=False,
+        check=True,
         capture_output=True,
         text=True,
     )
-    # An unpacked archive has no listing, and nothing but the tree in it.
-    names = listing.stdout.splitlines() if (root / ".git").exists() else None
-    paths = root.rglob("*") if names is None else (root / name for name in names)
+    paths = (root / name for name in listing.stdout.splitlines())
     return sorted(path for path in paths if path.is_file())
 
 
@@ -115,21 +116,29 @@ def _module(name: str, source: str) -> Iterator[Text]:
                     yield Text(name, node.lineno + offset, kind, line)
 
 
-def banned_phrases(root: Path, below: str = "") -> list[str]:
+def banned_phrases(root: Path) -> list[str]:
     """Places with a banned phrase, each with what to write instead."""
+    return _banned_phrases(texts(root))
+
+
+def _banned_phrases(found_texts: Iterable[Text]) -> list[str]:
     found = []
-    for text in texts(root, below):
+    for text in found_texts:
         for match in _BANNED.finditer(text.text):
             better = next(b for p, b in BANNED.items() if re.match(p, text.text[match.start() :], re.IGNORECASE))
             found.append(f"{text.file}:{text.line}: '{match.group()}' in a {text.kind}; write: {better}")
     return found
 
 
-def semicolons(root: Path, below: str = "") -> list[str]:
+def semicolons(root: Path) -> list[str]:
     """Places where a semicolon joins two clauses."""
+    return _semicolons(texts(root))
+
+
+def _semicolons(found_texts: Iterable[Text]) -> list[str]:
     return [
         f"{text.file}:{text.line}: semicolon in a {text.kind}: {text.text.strip()[:100]}"
-        for text in texts(root, below)
+        for text in found_texts
         for _ in _SEMICOLON.finditer(text.text)
     ]
 
@@ -180,8 +189,9 @@ def first_lines(root: Path, is_bad: Callable[[str], bool]) -> tuple[int, int]:
 
 def findings(root: Path, below: str = "") -> Iterator[str]:
     """Every place to fix, one per line."""
-    yield from banned_phrases(root, below)
-    yield from semicolons(root, below)
+    found_texts = list(texts(root, below))
+    yield from _banned_phrases(found_texts)
+    yield from _semicolons(found_texts)
     for file, line, text in _docstrings(root, below):
         if has_semicolon(text) or is_long(text):
             yield f"{file}:{line}: first line of the docstring is too long or has a semicolon: {text}"

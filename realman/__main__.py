@@ -57,8 +57,8 @@ def main() -> None:
         sys.exit(0)
     if name not in COMMANDS:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean 'realman {nearest[0]}'?" if nearest else "'realman --help' lists the commands"
-        cli.print_error(f"realman: there is no command '{name}'. {hint[0].upper()}{hint[1:]}")
+        hint = f"Did you mean 'realman {nearest[0]}'?" if nearest else "'realman --help' lists the commands"
+        cli.print_error(f"realman: there is no command '{name}'. {hint}")
         sys.exit(_WRONG_USE)
     command = COMMANDS[name]
     _check_client(name)

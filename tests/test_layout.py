@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from benchmarks import prose
 from benchmarks import structure
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,15 +21,7 @@ MAX_LINES = 500
 
 
 def tracked_files(*suffixes: str) -> list[Path]:
-    listing = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    files = [ROOT / line for line in listing.stdout.splitlines()]
-    return [f for f in files if f.suffix in suffixes and f.is_file()]
+    return [f for f in prose.tracked(ROOT) if f.suffix in suffixes]
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
