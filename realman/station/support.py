@@ -21,11 +21,7 @@ import sys
 import realman
 from realman.errors import SiteError
 from realman.station import redaction
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from realman.station import toml_config
 
 _PACKAGES = (
     "openpi-client", "Robotic_Arm", "av", "flax", "h5py", "jax", "jaxlib", "lerobot", "mujoco", "numpy", "openpi",
@@ -84,7 +80,7 @@ def _sections(args: Args) -> Iterator[str]:
     yield from _versions()
     yield from _environment()
     site = args.site or Path("examples/realman/site.toml")
-    yield from _parsed("site", site, lambda text: redaction.settings(tomllib.loads(text)))
+    yield from _parsed("site", site, lambda text: redaction.settings(toml_config.parse(text)))
 
     # The newest of each kind: what you ran last is what the report is about.
     run = _newest(args.runs_dir, "**/run.json")

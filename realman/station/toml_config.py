@@ -20,6 +20,15 @@ else:
 _T = TypeVar("_T")
 
 
+def parse(text: str) -> dict[str, Any]:
+    """Return the tables of a TOML text.
+
+    Raises:
+        tomllib.TOMLDecodeError: The text is not TOML. It is a ValueError.
+    """
+    return tomllib.loads(text)
+
+
 def load(path: Path, cls: type[_T]) -> _T:
     """Read a file as one `cls`, whose fields are the keys.
 
@@ -31,7 +40,7 @@ def load(path: Path, cls: type[_T]) -> _T:
             nearest known one.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse(path.read_text(encoding="utf-8"))
         return from_table(cls, table)
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
         raise SiteError(f"{path}: cannot be read as TOML ({e})") from e
