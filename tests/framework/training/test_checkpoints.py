@@ -1,6 +1,7 @@
 """Checkpoints: the original's files load, ours have the same layout, and nothing is lost."""
 
 import json
+import math
 import pathlib
 import shutil
 import subprocess
@@ -224,3 +225,61 @@ def test_truncated_arrays_are_reported_in_one_line(tmp_path):
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path}/params: cannot read parameters (")
     assert line.endswith("Copy it again or use another")
+
+
+NONE = checkpoints.NO_SCORE
+NAN, INF = math.nan, math.inf
+
+
+def save_scores(path: pathlib.Path, state, scores: list[float], *, keep_period: int | None = None, first: int = 0):
+    """Save a checkpoint with each score, and return the steps that are left and the best one."""
+    manager, _ = checkpoints.initialize_checkpoint_dir(
+        path, keep_period=keep_period, overwrite=False, resume=True, keep_best=True
+    )
+    for step, score in enumerate(scores, first):
+        checkpoints.save_state(manager, state, DataConfig(), {"position": 0, "seed": 0}, step, score=score)
+        manager.wait_until_finished()
+        checkpoints.point_to_best(manager)
+    manager.close()
+    link = path / "best"
+    best = int(link.readlink().name) if link.is_symlink() else None
+    return {int(each.name) for each in path.iterdir() if each.name.isdecimal()}, best
+
+
+@pytest.mark.parametrize(
+    ("scores", "keep_period", "kept", "best"),
+    [
+        pytest.param([1.0, 0.5, NAN, 0.7], None, {1, 3}, 1, id="NaN after the best one"),
+        pytest.param([NAN, 0.5, 0.7], None, {1, 2}, 1, id="NaN before the best one"),
+        pytest.param([0.5, INF, 0.7, NAN], None, {0, 3}, 0, id="infinite"),
+        pytest.param([0.5, -INF, 0.7], None, {0, 2}, 0, id="negative infinite"),
+        pytest.param([NAN, NAN, NAN], None, {1, 2}, None, id="only NaN"),
+        pytest.param([NONE, 0.5, NONE, 2 * NONE], None, {1, 3}, 1, id="no score"),
+        pytest.param([0.5, 0.5, 0.7, 0.8], None, {1, 3}, 1, id="equal scores"),
+        pytest.param([0.5, 0.4, NAN, 0.7, 0.9], 2, {0, 1, 2, 4}, 1, id="kept forever"),
+        pytest.param([0.5, NAN, 0.4], None, {0, 2}, 2, id="the newest is the best one"),
+    ],
+)
+def test_the_best_checkpoint_survives_scores_that_say_nothing(tmp_path, scores, keep_period, kept, best):
+    state = {"x": jnp.zeros(2)}
+    at_once, resumed = tmp_path / "at_once", tmp_path / "resumed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints.checkpoint_tree, "to_disk", lambda state: (state, state))
+        assert save_scores(at_once, state, scores, keep_period=keep_period) == (kept, best)
+        for step, score in enumerate(scores):
+            left = save_scores(resumed, state, [score], keep_period=keep_period, first=step)
+    assert left == (kept, best)
+    # What is stored can be read by any JSON parser.
+    stored = [json.loads((at_once / str(step) / "metrics/metrics").read_text())["score"] for step in sorted(kept)]
+    assert all(map(math.isfinite, stored))
+
+
+@pytest.mark.parametrize(
+    "stored", ['{"score": NaN, "step": 1}', '{"score": -Infinity, "step": 1}', "{}", '{"loss": 3}']
+)
+def test_the_best_checkpoint_survives_a_score_that_an_older_version_stored(tmp_path, monkeypatch, stored):
+    monkeypatch.setattr(checkpoints.checkpoint_tree, "to_disk", lambda state: (state, state))
+    state = {"x": jnp.zeros(2)}
+    assert save_scores(tmp_path / "run", state, [0.5, 0.9]) == ({0, 1}, 0)
+    (tmp_path / "run/1/metrics/metrics").write_text(stored)
+    assert save_scores(tmp_path / "run", state, [0.7], first=2) == ({0, 2}, 0)

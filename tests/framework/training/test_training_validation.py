@@ -11,6 +11,7 @@ from openpi.policies import checkpoint_folder
 from openpi.training import config as _config
 from openpi.training import sharding
 from openpi.training.configs.validation_split import ValidationSplit
+from openpi.training.reports import divergence
 from openpi.training.run import train_loop
 from openpi.training.run import validation
 from openpi.training.stats import norm_stats
@@ -110,6 +111,48 @@ def test_a_run_keeps_its_best_and_its_last_checkpoint_also_after_a_resume(config
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
     assert (folder / "validation_log.csv").read_text().splitlines()[0] == "step,valid_loss,action_error"
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_keeps_its_best_checkpoint_when_a_later_score_is_not_finite(config, monkeypatch):
+    scores = iter([1.0, 0.5, float("nan"), 0.7])
+    monkeypatch.setattr(validation.Validation, "run", lambda *_: {"valid_loss": 1.0, "action_error": next(scores)})
+    folder = train_loop.train(dataclasses.replace(config, num_train_steps=5)).checkpoint.parent
+    assert sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) == [2, 4]
+    assert (folder / "best").readlink().name == "2"
+
+
+@pytest.mark.parametrize("at", ["loss", "actions"])
+def test_a_validation_that_is_not_finite_ends_the_run_like_a_loss(config, monkeypatch, at):
+    """The third validation has one sample with a figure that is not finite."""
+    asked = []
+
+    def judge(params, rng, index, batch):
+        asked.append(index)
+        observation, actions = batch
+        actions = np.array(actions)
+        found = actions.copy()
+        is_bad = len(asked) == 6  # two batches each
+        if at == "actions" and is_bad:
+            found[1, 0, 0] = np.inf
+        return np.float32(np.nan if at == "loss" and is_bad else 0.5), found, np.array(observation.state), actions
+
+    def create(*args):
+        judged = made(*args)
+        judged._judge = judge
+        return judged
+
+    made = validation.create
+    monkeypatch.setattr(validation, "create", create)
+    words = "valid_loss nan" if at == "loss" else "sampled actions not finite for 1 of 4 samples"
+    with pytest.raises(divergence.DivergedError, match=f"step 3: the validation has {words}. Nothing was saved") as e:
+        train_loop.train(config)
+    path = config.checkpoint_dir / "diverged_step_3.npz"
+    assert str(path) in str(e.value)
+    with np.load(path) as stored:
+        assert np.isfinite(stored["actions"]).all()
+    # What was saved before is left, and so is its rank. The answers were all right, so the scores are equal.
+    assert checkpoint_folder.resolve(config.checkpoint_dir).name == "2"
+    assert (config.checkpoint_dir / "best").readlink().name == "2"
 
 
 def test_a_run_with_validation_has_the_losses_of_one_without(config):

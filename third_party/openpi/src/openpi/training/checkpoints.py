@@ -4,7 +4,7 @@ The layout is `<run>/<step>/{params,train_state,assets/<asset_id>/norm_stats.jso
 A folder gets its final name only when it is complete.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import logging
@@ -40,7 +40,8 @@ _STATE_ITEMS = ("params", "train_state")
 BEST_NAME = "best"
 # Keys of a checkpoint's metrics: its score (lower is better), and its step.
 _SCORE, _STEP = "score", "step"
-# Score of a checkpoint without a validation, in a run that keeps the best one.
+# Score of a checkpoint without a validation, in a run that keeps the best one. A score from here on, or one that is not
+# finite, says nothing, so it never wins against another one.
 NO_SCORE = 1e30
 
 
@@ -131,7 +132,8 @@ def initialize_checkpoint_dir(
 def _create_manager(folder: pathlib.Path, keep_period: int | None, *, keep_best: bool) -> ocp.CheckpointManager:
     def rank(metrics: dict[str, float]) -> float:
         # The newest one ranks first, so that the two best are the newest one and the best of the others.
-        return -math.inf if metrics[_STEP] == manager.latest_step() else metrics[_SCORE]
+        # Every other key is finite, because sorting fails silently where one is NaN.
+        return -math.inf if metrics.get(_STEP) == manager.latest_step() else _usable_score(metrics)
 
     retention: dict[str, Any] = {"max_to_keep": 1}
     if keep_best:
@@ -155,17 +157,26 @@ def _create_manager(folder: pathlib.Path, keep_period: int | None, *, keep_best:
     return manager
 
 
+def _usable_score(metrics: Mapping[str, float]) -> float:
+    """Return the score of a checkpoint, `NO_SCORE` if it says nothing.
+
+    Runs of older versions may have stored NaN.
+    """
+    score = metrics.get(_SCORE, NO_SCORE)
+    return min(score, NO_SCORE) if math.isfinite(score) else NO_SCORE
+
+
 def point_to_best(manager: ocp.CheckpointManager) -> None:
     """Point the link `best` to the checkpoint with the lowest score.
 
-    Do nothing if there are no scores.
+    Of equal ones it is the newest, as in what the manager keeps. Do nothing if there are no scores.
     """
     if jax.process_index() != 0:
         return
-    scores = {step: metrics[_SCORE] for step in manager.all_steps() if (metrics := manager.metrics(step))}
+    scores = {step: _usable_score(metrics) for step in manager.all_steps() if (metrics := manager.metrics(step))}
     if not scores or min(scores.values()) >= NO_SCORE:
         return
-    best = str(min(scores, key=scores.__getitem__))
+    best = str(min(scores, key=lambda step: (scores[step], -step)))
     link = pathlib.Path(manager.directory) / BEST_NAME
     if link.is_symlink() and str(link.readlink()) == best:
         return
@@ -196,7 +207,7 @@ def save_state(
         loader_state: Where the data loader continues after a resume.
         step: Number of the folder.
         score: Score of the checkpoint, lower is better. It is required if the manager keeps the best one. Use `NO_SCORE`
-            without a validation.
+            without a validation. One that is not finite is stored as `NO_SCORE`.
         rtc_max_delay: Value of the model's config. A flag may have set it, and a server must know it.
     """
 
@@ -213,7 +224,7 @@ def save_state(
             train_state=ocp.args.PyTreeSave(train_state),
             params=ocp.args.PyTreeSave(params),
         ),
-        metrics=None if score is None else {_SCORE: score, _STEP: step},
+        metrics=None if score is None else {_SCORE: _usable_score({_SCORE: score}), _STEP: step},
         custom_metadata={_LOADER_KEY: dict(loader_state), checkpoint_folder.RTC_MAX_DELAY_KEY: rtc_max_delay},
     )
 

@@ -23,7 +23,7 @@ _FEWEST = 5
 
 
 class DivergedError(errors.UserError, ArithmeticError):
-    """Raised when the loss is not finite or has grown too much."""
+    """Raised when a figure is not finite or the loss grows."""
 
     def __init__(self, step: int, reason: str, batch: Any = None, place: str = "") -> None:
         """Compose the message.

@@ -130,7 +130,7 @@ class _TrainLoop:
         """Do the steps that are left.
 
         Raises:
-            DivergedError: The loss is not finite or has grown too much. The batch has been saved.
+            DivergedError: The loss or a validation is not finite, or the loss has grown too much. The batch has been saved.
             DiskFullError: A checkpoint could not be written.
         """
         try:
@@ -199,7 +199,10 @@ class _TrainLoop:
             return None
         start_s = time.perf_counter()
         self._meter.settle()
-        metrics = self._validation.run(_served_params(state))
+        try:
+            metrics = self._validation.run(_served_params(state))
+        except _validation.NotFiniteError as e:  # checked like the loss: such parameters are not worth a checkpoint
+            raise divergence.DivergedError(step, e.reason, e.batch) from e
         self._reports.write_validation(step, metrics)
         self._meter.pause(time.perf_counter() - start_s)
         return metrics
@@ -231,7 +234,7 @@ class _TrainLoop:
     def _write_checkpoint(self, state: TrainState, step: int, metrics: dict[str, float] | None) -> None:
         score = None
         if self._validation is not None:
-            score = metrics[_validation.SCORE] if metrics else checkpoints.NO_SCORE
+            score = (metrics or {}).get(_validation.SCORE, checkpoints.NO_SCORE)
         with free_space.explain(self._directory):
             checkpoints.save_state(
                 self._manager,
@@ -257,10 +260,12 @@ class _TrainLoop:
     def close(self) -> None:
         """Close the reports and the checkpoints.
 
-        A save that is in progress is finished first.
+        A save that is in progress is finished first. It may have replaced the checkpoint that `best` points to.
         """
         self._reports.finish()
         try:
+            self._manager.wait_until_finished()
+            checkpoints.point_to_best(self._manager)
             self._manager.close()
         except Exception as e:
             # An error of the run, or of the save in `finish`, came first and says more.

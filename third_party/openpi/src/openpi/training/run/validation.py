@@ -37,6 +37,21 @@ GRIPPER_ERROR = "gripper_error"
 _SEED = 20_250_601
 
 
+class NotFiniteError(ArithmeticError):
+    """Raised when a figure of a validation is NaN or infinite."""
+
+    def __init__(self, reason: str, batch: Batch) -> None:
+        """Keep what a report needs.
+
+        Args:
+            reason: Which figures are not finite, and of how many samples.
+            batch: The first batch with such a figure.
+        """
+        super().__init__(reason)
+        self.reason = reason
+        self.batch = batch
+
+
 class Validation:
     """Scores parameters on the episodes that a config keeps out of training."""
 
@@ -66,9 +81,13 @@ class Validation:
 
         Args:
             params: The parameters that would be served.
+
+        Raises:
+            NotFiniteError: A figure is NaN or infinite.
         """
         start_s = time.perf_counter()
         losses, scores, errors = [], [], []
+        broken: Batch | None = None
         for index, batch in enumerate(self._loader):
             with _sharding.set_mesh(self._mesh):
                 judged = self._judge(params, self._rng, index, batch)
@@ -79,6 +98,10 @@ class Validation:
                 sampled = self._to_actions({"state": state, "actions": sampled})["actions"]
                 scores.append(np.abs(sampled - true)[:, : self._num_dims].mean())
                 errors.append(np.abs(self._robot(state, sampled) - self._robot(state, true)).mean(axis=0))
+            if broken is None and not _all_finite(loss, scores[-len(found) :], errors[-len(found) :]):
+                broken = batch
+        if broken is not None:
+            raise NotFiniteError(_describe(losses, scores, errors), broken)
         metrics = {LOSS: float(np.mean(losses)), SCORE: float(np.mean(scores))}
         metrics |= self._dims.report(np.mean(errors, axis=0))
         logger.info(
@@ -114,6 +137,19 @@ def _judge(
         loss = jnp.mean(model.compute_loss(loss_rng, observation, actions))
         sampled = model.sample_actions(sample_rng, _without_answer(observation))
     return loss, sampled, observation.state, actions
+
+
+def _all_finite(*values: Any) -> bool:
+    return all(bool(np.isfinite(each).all()) for each in values)
+
+
+def _describe(losses: list[np.ndarray], scores: list[np.ndarray], errors: list[np.ndarray]) -> str:
+    """Return a phrase with the figures that are not finite."""
+    words = [] if _all_finite(losses) else [f"{LOSS} {np.mean(losses)}"]
+    # The score may be finite where the robot's units are not.
+    num_bad = sum(not _all_finite(*pair) for pair in zip(scores, errors, strict=True))
+    words += [f"sampled actions not finite for {num_bad} of {len(scores)} samples"] if num_bad else []
+    return "the validation has " + ", ".join(words)
 
 
 def _without_answer(observation: _model.Observation) -> _model.Observation:
