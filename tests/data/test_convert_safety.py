@@ -1,6 +1,8 @@
 """A conversion that fails, is interrupted or is not allowed leaves what was there, and says in one line what to do."""
 
 import errno
+import fcntl
+import json
 import shutil
 import sys
 import types
@@ -13,6 +15,7 @@ from realman import cli
 from realman import spec
 from realman.data import convert
 from realman.data.dataset import build
+from realman.data.dataset import conversion
 from realman.data.dataset import layout
 from realman.data.dataset import staging as staging_module
 from realman.data.dataset.from_raw import RawJob
@@ -214,6 +217,79 @@ def test_two_runs_do_not_write_the_same_dataset(tiny_recordings, tmp_path):
     args = arguments(tiny_recordings, tmp_path)
     with Staging(args.target), pytest.raises(DatasetError, match="another conversion is writing it"):
         convert.main(args)
+
+
+def test_the_lock_holds_until_the_dataset_is_in_place(tiny_recordings, tmp_path, monkeypatch):
+    args = arguments(tiny_recordings, tmp_path)
+    moves = []
+    move = type(args.target).rename
+
+    def rename(path, target):
+        with pytest.raises(DatasetError, match="another conversion is writing it"), Staging(args.target):
+            pass
+        moves.append(target)
+        return move(path, target)
+
+    monkeypatch.setattr(type(args.target), "rename", rename)
+    convert.main(args)
+    assert moves == [args.target]
+    assert [p.name for p in args.target.parent.iterdir()] == ["dual_arm"]
+    assert sorted(p.name for p in args.target.iterdir()) == ["data", "meta"]
+
+
+def test_a_run_that_waited_behind_another_does_not_trust_the_moved_lock(tmp_path, monkeypatch):
+    target = tmp_path / "dual_arm"
+    flock = fcntl.flock
+
+    def publish_first(handle, how):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        shutil.move(Staging(target).path, target)
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", publish_first)
+    with pytest.raises(DatasetError, match="another conversion is writing it"), Staging(target):
+        pass
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_dataset_that_another_run_made_meanwhile_is_not_replaced(tiny_recordings, tmp_path, monkeypatch, overwrite):
+    args = arguments(tiny_recordings, tmp_path / "out")
+    if overwrite:
+        convert.main(args)
+    check = conversion._check
+
+    def check_slowly(request, pool):
+        monkeypatch.setattr(conversion, "_check", check)
+        other = arguments(tiny_recordings, tmp_path / "out", overwrite=overwrite, robot_type="the other one")
+        convert.main(other)
+        return check(request, pool)
+
+    monkeypatch.setattr(conversion, "_check", check_slowly)
+    with pytest.raises(DatasetError, match="another run has made it meanwhile"):
+        convert.main(arguments(tiny_recordings, tmp_path / "out", overwrite=overwrite))
+    assert json.loads((args.target / layout.INFO).read_text())["robot_type"] == "the other one"
+    convert.main(arguments(tiny_recordings, tmp_path / "out", overwrite=True))
+
+
+@pytest.mark.parametrize("behind", ["dataset", "empty folder", "nothing"])
+def test_a_link_is_never_written_through(tiny_recordings, tmp_path, behind):
+    real = tmp_path / "disk" / "real"
+    if behind == "dataset":
+        convert.main(arguments(tiny_recordings, tmp_path / "disk", repo_id="real"))
+    elif behind == "empty folder":
+        real.mkdir(parents=True)
+    before = content(tmp_path / "disk") if real.exists() else None
+    args = arguments(tiny_recordings, tmp_path / "out", overwrite=True)
+    args.target.parent.mkdir(parents=True)
+    args.target.symlink_to(real)
+    with pytest.raises(DatasetError, match=r"is a link to '.*real', expected a folder.* --root and --repo-id"):
+        convert.main(args)
+    assert args.target.is_symlink()
+    assert (content(tmp_path / "disk") if real.exists() else None) == before
+    # Both remedies work.
+    convert.main(arguments(tiny_recordings, real.parent, repo_id=real.name, overwrite=True))
+    args.target.unlink()
+    convert.main(args)
 
 
 def test_a_disk_that_is_too_small_is_found_out_first(tiny_recordings, tmp_path, monkeypatch):

@@ -87,10 +87,10 @@ def convert(request: ConversionRequest, pool: WorkerPool) -> Outcome:
         EpisodeError: Recordings are bad.
         DatasetError: The dataset cannot be written.
     """
-    # Check all that can be checked before anything is written.
+    # Check all that can be checked before anything is written. The staging folder notes what it may replace.
+    staging = Staging(request.target, request.shard)
     facts, rejected = _check(request, pool)
     shards = find_shards(request.target) if request.merge else []
-    staging = Staging(request.target, request.shard)
     plan = _plan(facts, request)
     check_disk(request.target, plan.needed_bytes, [staging.path, *(shard.path for shard in shards)])
     if request.dry_run:

@@ -119,8 +119,14 @@ def check_target(target: Path, *, overwrite: bool) -> None:
     """Refuse a target that may not be replaced.
 
     Raises:
-        DatasetError: The target is a dataset and `overwrite` is off, or it is not a dataset.
+        DatasetError: The target is a dataset and `overwrite` is off, or it is not a dataset, or a link.
     """
+    # The data behind a link are somebody's own, and a folder cannot be moved over a link.
+    if target.is_symlink():
+        raise DatasetError(
+            f"{target}: is a link to '{target.readlink()}', expected a folder or nothing. "
+            "Give the dataset's own place with --root and --repo-id, or remove the link"
+        )
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     if not (target / INFO).is_file():
@@ -178,6 +184,7 @@ class Staging:
         self.path = target.with_name(f".{target.name}.{suffix}")
         self._old = target.with_name(f".{target.name}.old")
         self._lock: int | None = None
+        self._found = _identity(target)
 
     def __enter__(self) -> "Staging":
         """Create the folder, or take over that of an earlier run.
@@ -189,13 +196,16 @@ class Staging:
             (self.path / _RECORDS).mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
+            self._take_lock(self._lock)
+            self._check_target()
+        except BaseException:
             os.close(self._lock)
-            raise DatasetError(f"{self.target}: another conversion is writing it. Wait until that has ended") from e
+            self._lock = None
+            raise
         # A run that was killed between the two renames of `publish` has left only the renamed old dataset.
         if self._old.exists() and not self.target.exists():
             self._old.rename(self.target)
+            self._found = _identity(self.target)
         return self
 
     def __exit__(
@@ -203,6 +213,19 @@ class Staging:
     ) -> None:
         if self._lock is not None:
             os.close(self._lock)
+
+    def _take_lock(self, handle: int) -> None:
+        """Take the lock without waiting.
+
+        The file must still be in this folder. A run that has just ended has moved it away, so its lock protects nothing.
+        """
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = _is_same_file(handle, self.path / _LOCK)
+        except BlockingIOError:
+            is_free = False
+        if not is_free:
+            raise DatasetError(f"{self.target}: another conversion is writing it. Wait until that has ended")
 
     def remove_all_but(self, records: list[EpisodeRecord]) -> None:
         """Delete all files of an earlier run, except those of these episodes."""
@@ -229,21 +252,57 @@ class Staging:
                 path.replace(target)
 
     def publish(self) -> None:
-        """Move the finished dataset into place, then remove the old one."""
+        """Move the finished dataset into place, then remove the old one.
+
+        The lock moves along and is removed after that, so no other run can start in between.
+
+        Raises:
+            DatasetError: The disk cannot be written, or another run has made a dataset here meanwhile.
+        """
+        self._check_target()
         with files.writing(self.target):
-            shutil.rmtree(self.path / _RECORDS)
+            for record in (self.path / _RECORDS).iterdir():
+                if record != self.path / _LOCK:
+                    record.unlink()
             for folder in (self.path, *(p for p in self.path.rglob("*") if p.is_dir())):
                 files.sync_folder(folder)
             shutil.rmtree(self._old, ignore_errors=True)
             if self.target.exists():
                 self.target.rename(self._old)
             self.path.rename(self.target)
+            shutil.rmtree(self.target / _RECORDS)
+            files.sync_folder(self.target)
             files.sync_folder(self.target.parent)
             shutil.rmtree(self._old, ignore_errors=True)
+
+    def _check_target(self) -> None:
+        """Refuse to replace a dataset made since this run began."""
+        if _identity(self.target) not in (self._found, None):
+            raise DatasetError(
+                f"{self.target}: another run has made it meanwhile. Give --overwrite to replace it, "
+                "or another --repo-id"
+            )
 
     def discard(self) -> None:
         """Delete the folder and all finished episodes in it."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Identify a folder. None means that there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_same_file(handle: int, path: Path) -> bool:
+    """Return whether an open file still has this path."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def find_shards(target: Path) -> list[Staging]:
