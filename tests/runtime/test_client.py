@@ -38,8 +38,8 @@ class EchoPolicy(base_policy.BasePolicy):
 
 
 @contextlib.contextmanager
-def serving(policy: base_policy.BasePolicy, **metadata):
-    server = WebsocketPolicyServer(policy, "127.0.0.1", 0, {**METADATA, **metadata})
+def serving(policy: base_policy.BasePolicy, port: int = 0, **metadata):
+    server = WebsocketPolicyServer(policy, "127.0.0.1", port, {**METADATA, **metadata})
     with serve_in_thread(server):
         yield server
 
@@ -222,3 +222,36 @@ def test_a_server_that_dies_during_a_request_is_a_server_error():
         policy.server = server
         with pytest.raises(ServerError, match=rf"127\.0\.0\.1:{server.port}"):
             ask_until_it_fails(client)
+
+
+CHANGED = {
+    "rate": ({"fps": 30}, r"'fps' was 50, is 30"),
+    "order of the arms": (
+        {"dim_names": [*spec.DIM_NAMES[7:], *spec.DIM_NAMES[:7]]},
+        r"'dim_names\[0\]' was 'right_waist'",
+    ),
+    "robot": ({"robot": "other_robot"}, r"'robot' was 'realman_rm65_dual', is 'other_robot'"),
+    "cameras": ({"cameras": ["cam_low", "cam_left_wrist"]}, r"'cameras\[0\]' was 'cam_high', is 'cam_low'"),
+    "horizon": ({"action_horizon": 40}, r"'action_horizon' was 50, is 40"),
+    "checkpoint of the same contract": ({"checkpoint": "run/9"}, r"'checkpoint' was 'run/7', is 'run/9'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGED.values(), ids=CHANGED)
+def test_a_server_that_is_another_one_after_a_restart_ends_the_run(changes, message):
+    with serving(EchoPolicy(), checkpoint="run/7") as server:
+        client, port = connect(server), server.port
+        client.infer(np.zeros(14), frames())
+    with client, serving(policy := EchoPolicy(), port=port, **{"checkpoint": "run/7", **changes}):
+        with pytest.raises(ServerError, match=message) as caught:
+            client.infer(np.zeros(14), frames())
+        assert "\n" not in str(caught.value)
+        assert policy.requests == []
+
+
+def test_a_server_that_was_restarted_with_the_same_policy_goes_on():
+    with serving(EchoPolicy()) as server:
+        client, port = connect(server), server.port
+        client.infer(np.zeros(14), frames())
+    with client, serving(EchoPolicy(), port=port):
+        assert client.infer(np.ones(14), frames()).actions[0, 0] == 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import http
+import json
 import socket
 import threading
 import time
@@ -130,20 +131,162 @@ def test_a_server_that_stops_reading_cannot_block_the_client():
             frozen.join(WAIT_S)
 
 
-def test_the_client_reconnects_to_a_restarted_server(serve, caplog):
-    counts = []
+def _answer_once(metadata_of, counts):
+    """A handler that closes after each reply. `metadata_of(n)` is what it says to its n-th client."""
 
-    def answer_once(websocket):
+    def handle(websocket):
         counts.append(len(counts))
-        websocket.send(msgpack_numpy.packb({"make": "original", "mask": np.array([True, len(counts) < 3])}))
+        websocket.send(msgpack_numpy.packb(metadata_of(len(counts))))
         websocket.recv()
-        websocket.send(msgpack_numpy.packb({"actions": np.zeros((2, 1))}))
+        websocket.send(msgpack_numpy.packb({"actions": np.full((2, 1), len(counts))}))
 
-    with _connect(serve(answer_once)) as client:
-        for count in range(3):
+    return handle
+
+
+def _wait_for_goodbye(client):
+    client._connection._websocket.recv_events_thread.join(WAIT_S)
+
+
+def test_the_client_reconnects_to_a_restarted_server_that_says_the_same(serve):
+    with _connect(
+        serve(_answer_once(lambda n: {"make": "original", "mask": np.array([True]), "fps": 50.0}, []))
+    ) as client:
+        for count in range(1, 4):
+            assert _number(client.infer({})) == count
+            _wait_for_goodbye(client)
+
+
+CHANGES = {
+    "another rate": ({"fps": 30}, r"'fps' was 50, is 30\. Start"),
+    "another order": ({"dim_names": ["b", "a", "c"]}, r"'dim_names\[0\]' was 'a', is 'b' and 1 more"),
+    "fewer numbers": ({"dim_names": ["a"]}, r"'dim_names' was \['a', 'b', 'c'\], is \['a'\]"),
+    "another unit": ({"units": {"joints": "deg"}}, r"'units\.joints' was 'rad', is 'deg'"),
+    "another checkpoint": ({"step": 8}, r"'step' was 7, is 8"),
+    "another array": ({"mask": np.array([True, False])}, r"'mask' was array"),
+    "a key that is gone": ({"fps": None, "drop": "fps"}, r"'fps' was 50, is missing"),
+    "a key that is new": ({"robot": "r2"}, r"'robot' was missing, is 'r2'"),
+    "true for one": ({"flag": True}, r"'flag' was 1, is True"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGES.values(), ids=CHANGES)
+def test_a_server_that_says_something_else_after_a_reconnection_is_refused(serve, changes, message):
+    before = {
+        "fps": 50,
+        "dim_names": ["a", "b", "c"],
+        "units": {"joints": "rad"},
+        "step": 7,
+        "mask": np.array([True, True]),
+        "flag": 1,
+    }
+    after = {**before, **changes}
+    if drop := after.pop("drop", None):
+        del after[drop]
+    with _connect(serve(_answer_once(lambda n: before if n == 1 else after, []))) as client:
+        client.infer({})
+        for _ in range(2):  # It stays refused.
+            if client._connection is not None:
+                _wait_for_goodbye(client)
+            with pytest.raises(errors.ServerChangedError, match=message) as failure:
+                client.infer({})
+            assert "came back as another one" in str(failure.value)
+            assert "\n" not in str(failure.value)
+            assert client._connection is None
+        assert client.get_server_metadata()["fps"] == 50
+
+
+def test_a_first_server_that_returns_is_accepted_again(serve):
+    with _connect(serve(_answer_once(lambda n: {"step": 8 if n == 2 else 7}, []))) as client:
+        client.infer({})
+        _wait_for_goodbye(client)
+        with pytest.raises(errors.ServerChangedError):
             client.infer({})
-            assert ("came back with different metadata" in caplog.text) == (count == 2)
-            client._connection._websocket.recv_events_thread.join(WAIT_S)  # until the goodbye has arrived
+        assert _number(client.infer({})) == 3
+
+
+def test_many_differences_are_counted(serve):
+    with _connect(serve(_answer_once(lambda n: {str(key): n for key in range(20)}, []))) as client:
+        client.infer({})
+        _wait_for_goodbye(client)
+        with pytest.raises(errors.ServerChangedError, match="'5' was 1, is 2; and 14 more"):
+            client.infer({})
+
+
+def test_a_reply_that_nobody_asked_for_is_never_taken_for_an_answer(serve):
+    sent = threading.Event()
+
+    def answer_twice(websocket):
+        websocket.send(msgpack_numpy.packb({}))
+        for message in websocket:
+            number = msgpack_numpy.unpackb(message)["number"]
+            for _ in range(2 if number == 1 else 1):
+                websocket.send(msgpack_numpy.packb({"actions": np.full((2, 1), number)}))
+            sent.set()
+
+    with _connect(serve(answer_twice)) as client:
+        assert _number(client.infer({"number": 1})) == 1
+        assert sent.wait(WAIT_S)
+        client._connection._websocket.ping().wait(WAIT_S)  # until the surplus has arrived
+        with pytest.raises(errors.ProtocolError, match="bytes that answers no request"):
+            client.infer({"number": 2})
+        # The next request has a connection of its own.
+        assert [_number(client.infer({"number": n})) for n in (3, 4)] == [3, 4]
+
+
+def _numbering_server(reply_id, seen):
+    """A handler that knows request numbers. `reply_id(n)` is the number in the answer to request n."""
+
+    def handle(websocket):
+        websocket.send(msgpack_numpy.packb({"protocol": {"features": ["request_id"]}}))
+        for message in websocket:
+            request = msgpack_numpy.unpackb(message)
+            seen.append(request["openpi_request"]["request_id"])
+            reply = {"actions": np.full((2, 1), request["number"])}
+            if (found := reply_id(seen[-1])) is not None:
+                reply["openpi_reply"] = {"request_id": found}
+            websocket.send(msgpack_numpy.packb(reply))
+
+    return handle
+
+
+def test_replies_are_tied_to_requests_by_a_number_that_never_comes_twice(serve):
+    seen = []
+    with _connect(serve(_numbering_server(lambda n: n, seen))) as client:
+        for number in range(3):
+            reply = client.infer({"number": number, "openpi_request": {"request_id": 99}})
+            assert _number(reply) == number
+            assert set(reply) == {"actions"}
+        client.close()
+        client.infer({"number": 4})
+    assert len(set(seen)) == 4
+    assert 99 not in seen
+
+
+@pytest.mark.parametrize("reply_id", [lambda n: n - 1, lambda n: None, lambda n: str(n)], ids=["older", "none", "text"])
+def test_the_answer_to_another_request_is_refused(serve, reply_id):
+    with _connect(serve(_numbering_server(reply_id, []))) as client:
+        with pytest.raises(errors.ProtocolError, match="expected the answer to request 1"):
+            client.infer({"number": 1})
+        assert client._connection is None
+
+
+def test_an_error_for_another_request_is_not_this_requests_error(serve):
+    def fail(websocket):
+        websocket.send(msgpack_numpy.packb({"protocol": {"features": ["request_id"]}}))
+        for number, message in enumerate(websocket):
+            own = msgpack_numpy.unpackb(message)["openpi_request"]["request_id"]
+            websocket.send(json.dumps({"error": {"code": "internal", "message": "broken", "request_id": own + number}}))
+
+    process_request = {"process_response": _promise_to_keep}
+    with _connect(serve(fail, **process_request)) as client:
+        with pytest.raises(errors.RemoteError, match="broken"):
+            client.infer({})
+        with pytest.raises(errors.ProtocolError, match="answered request 3, expected the answer to request 2"):
+            client.infer({})
+
+
+def _promise_to_keep(_websocket, _request, response):
+    response.headers["X-OpenPI-Keep-Connection"] = "1"
 
 
 def test_a_server_lost_in_the_middle_of_a_request_is_named(serve):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import logging
 import re
 import signal
@@ -15,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.exceptions import ConnectionClosedError
 import websockets.sync.client
 
+from openpi.serving import contract_metadata
 from openpi.serving import listening_socket
 from openpi.serving.background import serve_in_thread
 from openpi.serving.websocket_policy_server import ServerOptions
@@ -368,3 +370,45 @@ def test_refused_requests_are_logged_without_and_failures_with_a_traceback(serve
     assert "request refused: observation: found 'state', missing 'images'" in refused.message
     assert refused.exc_info is None
     assert failed.exc_info is not None
+
+
+def _ask(websocket, **options):
+    request = {**EXAMPLE, **options.pop("obs", {})}
+    websocket.send(msgpack_numpy.packb({**request, **({"openpi_request": options} if options else {})}))
+    return websocket.recv(WAIT_S)
+
+
+def test_the_server_repeats_the_number_of_a_request_and_only_where_one_was_given(serve):
+    server = serve(EchoPolicy(), metadata=contract_metadata.describe_server())
+    headers = {protocol.KEEP_CONNECTION_HEADER: protocol.KEEP_CONNECTION_VALUE}
+    with websockets.sync.client.connect(f"ws://{HOST}:{server.port}", additional_headers=headers) as websocket:
+        assert protocol.FEATURE_REQUEST_ID in msgpack_numpy.unpackb(websocket.recv())["protocol"]["features"]
+        for number in (0, 2**63 - 1):
+            assert msgpack_numpy.unpackb(_ask(websocket, request_id=number))["openpi_reply"] == {"request_id": number}
+        assert set(msgpack_numpy.unpackb(_ask(websocket))) == {"actions", "policy_timing", "server_timing"}
+        assert json.loads(_ask(websocket, request_id=5, obs={"prompt": "fail"}))["error"]["request_id"] == 5
+        assert "request_id" not in json.loads(_ask(websocket, obs={"prompt": "fail"}))["error"]
+
+
+@pytest.mark.parametrize("number", [-1, 2**63, True, 1.0, "1", [1], {}])
+def test_a_request_number_of_another_kind_is_refused(serve, number):
+    server = serve(EchoPolicy())
+    headers = {protocol.KEEP_CONNECTION_HEADER: protocol.KEEP_CONNECTION_VALUE}
+    with websockets.sync.client.connect(f"ws://{HOST}:{server.port}", additional_headers=headers) as websocket:
+        websocket.recv()
+        error = json.loads(_ask(websocket, request_id=number))["error"]
+    assert error["code"] == "bad_request"
+    assert "'request_id' is" in error["message"]
+
+
+def test_client_and_server_agree_on_request_numbers(serve):
+    server = serve(EchoPolicy(), metadata=contract_metadata.describe_server())
+    with WebsocketClientPolicy(HOST, server.port) as client:
+        for value in range(3):
+            reply = client.infer({**EXAMPLE, "state": np.full(14, float(value))})
+            assert reply["actions"][0, 0] == value
+            assert "openpi_reply" not in reply
+        with pytest.raises(errors.RemoteError) as failure:
+            client.infer({**EXAMPLE, "prompt": "fail"})
+        assert failure.value.code == "internal"
+        assert client.infer(EXAMPLE)["actions"][0, 0] == 0

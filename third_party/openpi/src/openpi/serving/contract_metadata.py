@@ -24,6 +24,7 @@ FEATURES = (
     protocol.FEATURE_DEADLINE,
     protocol.FEATURE_REPLACE_OLDER,
     protocol.FEATURE_TIMING,
+    protocol.FEATURE_REQUEST_ID,
 )
 """What this server supports in addition to openpi's original messages."""
 

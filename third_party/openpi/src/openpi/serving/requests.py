@@ -20,6 +20,8 @@ class Request:
     """Seconds from the arrival until the answer is of no more use."""
     replaces_older: bool = False
     """Whether to drop waiting requests of the same connection."""
+    request_id: int | None = None
+    """Number that the reply repeats. None if the client gave none."""
 
 
 def read(message: bytes | str, contract: ObservationContract) -> Request:
@@ -57,13 +59,22 @@ def _with_options(observation: dict[str, Any], options: Any) -> Request:
     key = protocol.REQUEST_OPTIONS_KEY
     if not isinstance(options, dict):
         raise DataError(f"request: '{key}' is a {type(options).__name__}, expected a dict")
-    known = {protocol.DEADLINE_OPTION, protocol.REPLACE_OLDER_OPTION}
+    known = {protocol.DEADLINE_OPTION, protocol.REPLACE_OLDER_OPTION, protocol.REQUEST_ID_OPTION}
     if unknown := sorted(str(name)[:40] for name in options.keys() - known):
         raise DataError(f"request: '{key}' has unknown options {unknown}, expected some of {sorted(known)}")
     replaces = options.get(protocol.REPLACE_OLDER_OPTION, False)
     if not isinstance(replaces, bool):
         raise DataError(f"request: '{protocol.REPLACE_OLDER_OPTION}' is {replaces!r:.40}, expected true or false")
-    return Request(observation, _deadline(options.get(protocol.DEADLINE_OPTION)), replaces)
+    request_id = _request_id(options.get(protocol.REQUEST_ID_OPTION))
+    return Request(observation, _deadline(options.get(protocol.DEADLINE_OPTION)), replaces, request_id)
+
+
+def _request_id(value: Any) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63):
+        return value
+    raise DataError(
+        f"request: '{protocol.REQUEST_ID_OPTION}' is {value!r:.40}, expected an integer from 0 to 2**63 - 1"
+    )
 
 
 def _deadline(deadline_ms: Any) -> float | None:

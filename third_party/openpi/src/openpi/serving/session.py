@@ -8,6 +8,7 @@ import json
 import logging
 import time
 import traceback
+from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import CloseCode
@@ -39,6 +40,7 @@ class _Exchange:
     waited_from_s: float  # when the server was ready to receive it
     arrived_s: float
     deadline_s: float | None = None
+    request_id: int | None = None
     job: "concurrent.futures.Future[Inference] | None" = None
     inference: "asyncio.Future[Inference] | None" = None  # of the same job
     error: Exception | None = None  # known before any inference
@@ -100,6 +102,7 @@ class Session:
         if self._service.is_draining:
             raise StoppingError("server: stopping. Connect again when it is back")
         request = requests.read(message, self._service.contract)
+        exchange.request_id = request.request_id
         if request.replaces_older:
             self._drop_waiting(exchange)
         if request.deadline_s is not None:
@@ -122,7 +125,7 @@ class Session:
             try:
                 reply = await self._reply(exchange)
             except Exception as e:
-                await self._send_error(e)
+                await self._send_error(e, exchange)
                 if not self._survives_errors:
                     await self._websocket.close(CloseCode.INTERNAL_ERROR, "the error is in the previous message")
                     return
@@ -138,7 +141,10 @@ class Session:
         computed_s = time.monotonic()
         check_finite({"actions": inference.result.get("actions")}, "policy")
         timing = self._timing(exchange, inference, computed_s)
-        reply = msgpack_numpy.packb({**inference.result, protocol.SERVER_TIMING_KEY: timing})
+        answer = {**inference.result, protocol.SERVER_TIMING_KEY: timing}
+        if exchange.request_id is not None:
+            answer[protocol.REPLY_OPTIONS_KEY] = {protocol.REQUEST_ID_OPTION: exchange.request_id}
+        reply = msgpack_numpy.packb(answer)
         phases_ms = {phase: timing[f"{phase}_ms"] for phase in PHASES}
         self._service.metrics.count_answer(phases_ms, batch_size=inference.batch_size)
         return reply
@@ -175,7 +181,7 @@ class Session:
             timing["prev_total_ms"] = self._prev_total_ms
         return timing
 
-    async def _send_error(self, error: Exception) -> None:
+    async def _send_error(self, error: Exception, exchange: _Exchange) -> None:
         code, message = request_errors.describe(error)
         self._service.metrics.num_errors[code] += 1
         if isinstance(error, UserError):
@@ -184,7 +190,9 @@ class Session:
             logger.error("%s: request failed", self._peer, exc_info=error)
         details = "".join(traceback.format_exception(error)) if self._service.debug else ""
         if self._survives_errors:
-            body = {"code": code, "message": message} | ({"traceback": details} if details else {})
+            body: dict[str, Any] = {"code": code, "message": message} | ({"traceback": details} if details else {})
+            if exchange.request_id is not None:
+                body[protocol.REQUEST_ID_OPTION] = exchange.request_id
             await self._websocket.send(json.dumps({protocol.ERROR_KEY: body}))
         else:
             await self._websocket.send(details or message)

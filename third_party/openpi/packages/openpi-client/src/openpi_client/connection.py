@@ -70,6 +70,28 @@ class Connection:
                 raise ServerUnreachableError(f"policy server at {self._uri} closed the connection ({e})") from e
             raise
 
+    def check_nothing_waits(self) -> None:
+        """Refuse a message that came without a request.
+
+        It would be taken for the answer to the next request, and every later answer would be one request too old.
+
+        Raises:
+            ProtocolError: There is such a message. The connection is closed.
+        """
+        try:
+            message = self._websocket.recv(0)
+        except (TimeoutError, ConnectionClosed):
+            return
+        except BaseException:
+            # An interrupt may have lost a message on the way.
+            self.drop()
+            raise
+        self.drop()
+        raise ProtocolError(
+            f"policy server at {self._uri} sent a message of {len(message)} bytes that answers no request, "
+            "expected one reply to each. The connection was closed, so that no old reply is taken for a new one"
+        )
+
     def close(self) -> None:
         """Close with the closing handshake, which takes at most a second."""
         with contextlib.suppress(ConnectionClosed, OSError):

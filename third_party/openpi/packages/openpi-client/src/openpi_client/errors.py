@@ -4,7 +4,8 @@ PolicyClientError
   +-- ServerUnreachableError (also ConnectionError)  no server answers, or the connection broke
   +-- ServerTimeoutError     (also TimeoutError)     the server did not answer in time
   +-- RemoteError            (also RuntimeError)     the server answered with an error
-  +-- ProtocolError          (also ValueError)       the answer does not come from a policy server
+  +-- ProtocolError          (also ValueError)       the answer does not come from a policy server, or not to this request
+  +-- ServerChangedError     (also ConnectionError)  another server answers at the address of the first one
 """
 
 
@@ -37,4 +38,14 @@ class RemoteError(PolicyClientError, RuntimeError):
 
 
 class ProtocolError(PolicyClientError, ValueError):
-    """The other side does not speak the protocol of a policy server."""
+    """The other side does not speak the protocol of a policy server.
+
+    Or it answers what nobody asked.
+    """
+
+
+class ServerChangedError(PolicyClientError, ConnectionError):
+    """After a reconnection, the server says other things about itself than before.
+
+    Make a new client to accept it.
+    """

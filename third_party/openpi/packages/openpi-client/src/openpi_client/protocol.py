@@ -42,6 +42,7 @@ FEATURE_DEADLINE = "deadline"
 FEATURE_REPLACE_OLDER = "replace_older"
 FEATURE_ERROR_CODES = "error_codes"
 FEATURE_TIMING = "timing"
+FEATURE_REQUEST_ID = "request_id"
 FEATURE_KEEP_CONNECTION = "keep_connection"
 FEATURE_RTC = "rtc"
 """Real-time chunking, with the methods that `RTC_KEY` lists."""
@@ -55,6 +56,13 @@ DEADLINE_OPTION = "deadline_ms"
 
 REPLACE_OLDER_OPTION = "replace_older"
 """Option: True drops the waiting requests of this connection (`SUPERSEDED`)."""
+
+REQUEST_ID_OPTION = "request_id"
+"""Option: an integer from 0 to 2**63 - 1 that the reply repeats, so that no other reply is taken for it."""
+
+REPLY_OPTIONS_KEY = "openpi_reply"
+"""Key of a reply to a request with `REQUEST_ID_OPTION`: `{"request_id": ...}`. An error repeats the number inside its
+`ERROR_KEY`, unless the request could not be read."""
 
 RTC_KEY = "rtc"
 """Key of a request: a dict with the rest of the previous chunk, described in `openpi.policies.left_over`. Key of the metadata:

@@ -1,5 +1,6 @@
 """A policy behind a websocket, on this machine or another."""
 
+import itertools
 import json
 import logging
 import socket
@@ -16,10 +17,12 @@ from openpi_client import address
 from openpi_client import connection as _connection
 from openpi_client import msgpack_numpy
 from openpi_client import protocol
+from openpi_client import server_identity
 from openpi_client.base_policy import BasePolicy
 from openpi_client.errors import PolicyClientError
 from openpi_client.errors import ProtocolError
 from openpi_client.errors import RemoteError
+from openpi_client.errors import ServerChangedError
 from openpi_client.errors import ServerUnreachableError
 
 logger = logging.getLogger(__name__)
@@ -32,8 +35,9 @@ class WebsocketClientPolicy(BasePolicy):
     """Sends observations to a policy server and returns its actions.
 
     Only one request is under way at a time, so threads that share a client wait for each other. After a timeout, an interrupt
-    or the loss of the server, the connection is dropped and the next `infer` opens a new one. A reply therefore always belongs
-    to its request.
+    or the loss of the server, the connection is dropped and the next `infer` opens a new one. The server must then say the same
+    about itself as the first time. A reply always belongs to its request: no message may wait when a request is sent, and a
+    server that knows `protocol.FEATURE_REQUEST_ID` repeats the number of the request.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class WebsocketClientPolicy(BasePolicy):
             self._headers[protocol.AUTHORIZATION_HEADER] = f"Api-Key {api_key}"
         self._request_timeout_s = request_timeout_s
         self._lock = threading.Lock()
+        self._request_ids = itertools.count(1)
         self._connection: _connection.Connection | None = self._wait_for_server(connect_timeout_s)
         self._metadata = self._connection.metadata
 
@@ -76,7 +81,10 @@ class WebsocketClientPolicy(BasePolicy):
         self.close()
 
     def get_server_metadata(self) -> dict[str, Any]:
-        """Return the metadata that the server sent when the connection was made."""
+        """Return the metadata that the server sent first.
+
+        It holds for all later connections.
+        """
         return self._metadata
 
     def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
@@ -86,22 +94,27 @@ class WebsocketClientPolicy(BasePolicy):
             RemoteError: The server answered with an error. The next request may succeed.
             ServerTimeoutError: No answer came in time.
             ServerUnreachableError: The server is gone, or the connection broke.
-            ProtocolError: The answer is malformed.
+            ServerChangedError: After a reconnection, another server answers.
+            ProtocolError: The answer is malformed or belongs to another request.
         """
         with self._lock:
             deadline_s = _deadline(self._request_timeout_s)
             connection = self._connected(deadline_s)
-            request = msgpack_numpy.packb(_with_deadline(obs, self._metadata, _remaining(deadline_s)))
+            request_id = next(self._request_ids) if self._announces(protocol.FEATURE_REQUEST_ID) else None
+            request = msgpack_numpy.packb(self._with_options(obs, request_id, _remaining(deadline_s)))
             reply = connection.exchange(request, _remaining(deadline_s))
-            if isinstance(reply, str):
-                if not connection.survives_errors:
-                    self._disconnect()
-                raise _remote_error(self._uri, reply)
             try:
-                return _connection.read_message(reply, self._uri)
+                if isinstance(reply, str):
+                    if not connection.survives_errors:
+                        self._disconnect()
+                    raise _remote_error(self._uri, reply, request_id)
+                result = _connection.read_message(reply, self._uri)
+                if request_id is not None:
+                    _check_reply_id(self._uri, result.pop(protocol.REPLY_OPTIONS_KEY, None), request_id)
             except ProtocolError:
                 self._disconnect()
                 raise
+            return result
 
     def close(self) -> None:
         """Close the connection. A later `infer` opens a new one."""
@@ -114,10 +127,12 @@ class WebsocketClientPolicy(BasePolicy):
             connection.close()
 
     def _connected(self, deadline_s: float | None) -> _connection.Connection:
-        """Return an open connection, and reconnect if there is none.
+        """Return an open connection on which no message waits.
 
-        There is only one attempt, because a control loop cannot wait.
+        Reconnect if there is none. There is only one attempt, because a control loop cannot wait.
         """
+        if self._connection is not None and self._connection.is_open:
+            self._connection.check_nothing_waits()
         if self._connection is None or not self._connection.is_open:
             self._disconnect()
             try:
@@ -126,11 +141,40 @@ class WebsocketClientPolicy(BasePolicy):
                 raise
             except (OSError, WebSocketException) as e:
                 raise _unreachable(self._uri, e) from e
-            # Bytes are compared, because metadata may hold arrays, which do not compare to a single bool.
-            if msgpack_numpy.packb(self._connection.metadata) != msgpack_numpy.packb(self._metadata):
-                logger.warning("policy server at %s came back with different metadata", self._uri)
-                self._metadata = self._connection.metadata
+            self._check_same_server(self._connection.metadata)
         return self._connection
+
+    def _check_same_server(self, metadata: dict[str, Any]) -> None:
+        """Refuse a server that says anything else than the first one.
+
+        What the first one said was checked, and the robot acts on it: order and units of the numbers, rate, cameras, checkpoint.
+        """
+        if changes := server_identity.differences(self._metadata, metadata):
+            self._disconnect()
+            raise ServerChangedError(
+                f"policy server at {self._uri} came back as another one: {'; '.join(changes)}. "
+                "Start the client again to accept it"
+            )
+        logger.info("connected to the policy server at %s again", self._uri)
+
+    def _announces(self, feature: str) -> bool:
+        return feature in ((self._metadata.get(protocol.PROTOCOL_KEY) or {}).get("features") or ())
+
+    def _with_options(self, obs: dict[str, Any], request_id: int | None, remaining_s: float | None) -> dict[str, Any]:
+        """Add the options of a request that the server announces.
+
+        They are its number and its time limit. With a limit, the server computes no answer that nobody waits for.
+        """
+        options: dict[str, Any] = {}
+        if request_id is not None:
+            options[protocol.REQUEST_ID_OPTION] = request_id
+        if remaining_s is not None and self._announces(protocol.FEATURE_DEADLINE):
+            options[protocol.DEADLINE_OPTION] = 1000 * remaining_s
+        if not options:
+            return obs
+        # The caller may set a limit of its own. The number is the client's.
+        given = {k: v for k, v in obs.get(protocol.REQUEST_OPTIONS_KEY, {}).items() if k != protocol.REQUEST_ID_OPTION}
+        return {**obs, protocol.REQUEST_OPTIONS_KEY: {**options, **given}}
 
     def _wait_for_server(self, timeout_s: float | None) -> _connection.Connection:
         deadline_s = _deadline(timeout_s)
@@ -181,35 +225,39 @@ def _unreachable(uri: str, cause: Exception, waited_s: float | None = None) -> S
     return ServerUnreachableError(f"no policy server at {uri}{after} ({reason}). Start it with scripts/serve_policy.py")
 
 
-def _with_deadline(obs: dict[str, Any], metadata: dict[str, Any], remaining_s: float | None) -> dict[str, Any]:
-    """Add the time limit to a request, if the server supports it.
+def _check_reply_id(uri: str, options: Any, request_id: int) -> None:
+    found = options.get(protocol.REQUEST_ID_OPTION) if isinstance(options, dict) else None
+    if found != request_id:
+        raise ProtocolError(
+            f"policy server at {uri} answered request {found!r:.40}, expected the answer to request {request_id}. "
+            "The connection was closed, so that no old reply is taken for a new one"
+        )
 
-    The server then computes no answer that nobody waits for.
+
+def _remote_error(uri: str, text: str, request_id: int | None) -> PolicyClientError:
+    """Return the error that a server's text describes.
+
+    Raises:
+        ProtocolError: It belongs to another request.
     """
-    features = (metadata.get(protocol.PROTOCOL_KEY) or {}).get("features", ())
-    if remaining_s is None or protocol.FEATURE_DEADLINE not in features:
-        return obs
-    options = {protocol.DEADLINE_OPTION: 1000 * remaining_s, **obs.get(protocol.REQUEST_OPTIONS_KEY, {})}
-    return {**obs, protocol.REQUEST_OPTIONS_KEY: options}
-
-
-def _remote_error(uri: str, text: str) -> RemoteError:
-    code, summary, remote_text = _read_error(text)
+    code, summary, remote_text, found = _read_error(text)
+    if request_id is not None and found is not None:
+        _check_reply_id(uri, {protocol.REQUEST_ID_OPTION: found}, request_id)
     message = f"error in the policy server at {uri}: {summary}"
     return RemoteError(
         message if len(remote_text.splitlines()) <= 1 else f"{message}\n{remote_text}", remote_text, code
     )
 
 
-def _read_error(text: str) -> tuple[str | None, str, str]:
-    """Return code, one-line summary and whole text of an error reply.
+def _read_error(text: str) -> tuple[str | None, str, str, Any]:
+    """Return the parts of an error reply.
 
-    The reply is structured (JSON), or a message or traceback as plain text.
+    They are its code, one-line summary, whole text and request number. The reply is structured (JSON), or a message or traceback as plain text.
     """
     try:
         error = json.loads(text)[protocol.ERROR_KEY]
         code, summary = str(error["code"]), str(error["message"])
-        return code, summary, str(error.get("traceback", summary))
+        return code, summary, str(error.get("traceback", summary)), error.get(protocol.REQUEST_ID_OPTION)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         # The last line of a traceback is its exception.
-        return None, (text.strip().splitlines() or ["(no text)"])[-1], text
+        return None, (text.strip().splitlines() or ["(no text)"])[-1], text, None
