@@ -158,6 +158,37 @@ def test_a_jpeg_that_was_cut_off_is_refused(root):
     assert dataset[12 + 9][CAMERA].shape == (3, 48, 64)  # padded: as recorded
 
 
+@pytest.mark.parametrize("behind", [b"", b"\0" * 700, b"\xff\xd8 part of the frame before \xff\xd9", b"\x01" * 300_000])
+def test_bytes_behind_a_jpeg_are_no_damage_and_a_thumbnails_end_is_no_end(root, behind):
+    header = io.BytesIO()
+    Image.fromarray(photo(8, 8)).save(header, "JPEG")
+    thumbnail = b"\xff\xe1" + (len(header.getvalue()) + 2).to_bytes(2, "big") + header.getvalue()
+    jpeg = cv2.imencode(".jpg", photo(48, 64))[1].tobytes()
+    whole = jpeg[:2] + thumbnail + jpeg[2:]
+    set_image(root, 0, 0, jpeg, **ONE_BY_ONE)
+    set_image(root, 1, 0, whole + behind, **ONE_BY_ONE)
+    set_image(root, 2, 0, whole[: len(whole) // 2], **ONE_BY_ONE)
+    dataset = LeRobotDataset("x", root=root, image_keys=[CAMERA])
+    np.testing.assert_array_equal(dataset[12][CAMERA], dataset[0][CAMERA])
+    with pytest.raises(errors.DataError, match="cannot be decoded"):
+        dataset[21]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shrink", [None, (12, 16)])
+def test_images_are_shown_as_stored_whatever_a_camera_notes(root, orientation, shrink):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain, noted = io.BytesIO(), io.BytesIO()
+    Image.fromarray(photo(48, 64)).save(plain, "JPEG")
+    Image.fromarray(photo(48, 64)).save(noted, "JPEG", exif=exif)
+    set_image(root, 0, 0, plain.getvalue(), **ONE_BY_ONE)
+    set_image(root, 0, 1, noted.getvalue(), **ONE_BY_ONE)
+    dataset = LeRobotDataset("x", root=root, image_keys=[CAMERA], shrink_jpeg_to=shrink)
+    assert dataset[1][CAMERA].shape == (3, 48, 64) if shrink is None else (3, 12, 16)
+    np.testing.assert_array_equal(dataset[1][CAMERA], dataset[0][CAMERA])
+
+
 def photo(height: int, width: int) -> np.ndarray:
     """A smooth image with edges and the noise of a camera."""
     y, x = np.mgrid[:height, :width]

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import pathlib
+import re
 import shutil
 
 import av
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from openpi.shared import errors
+from openpi.training.lerobot import columns as lerobot_columns
 from openpi.training.lerobot.dataset import LeRobotDataset
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -144,10 +146,11 @@ def test_a_missing_dataset_names_its_folder_and_the_command_that_makes_it(tmp_pa
     assert "make convert DATA=<recordings> REPO_ID=realman/none" in str(info.value)
 
 
-def test_a_newer_dataset_version_is_refused(damaged):
+def test_a_newer_dataset_version_is_refused_with_a_tool_that_converts_it(damaged):
     path = damaged / "meta/info.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"codebase_version": "v3.0"}))
-    with pytest.raises(errors.DataError, match=r"found codebase_version 'v3.0', expected v2.0 or v2.1"):
+    expected = r"found codebase_version 'v3.0', expected v2.0 or v2.1. Convert it to v2.1 with any4lerobot"
+    with pytest.raises(errors.DataError, match=expected):
         LeRobotDataset("x", root=damaged)
 
 
@@ -167,11 +170,70 @@ def test_only_the_columns_asked_for_are_held():
     assert {"observation.state", "action", "task_index"} <= dataset.columns.keys()
 
 
-def test_a_list_of_episodes_that_is_not_whole_is_named(damaged):
+def change_info(root, **changes):
+    path = root / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_list_of_episodes_that_is_not_whole_is_named_and_the_remedy_works(damaged):
     path = damaged / "meta/episodes.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(errors.DataError, match=r"episodes.jsonl: found total_episodes \d, expected \d"):
+    with pytest.raises(errors.DataError, match=r"episodes.jsonl: found total_episodes \d, expected \d") as info:
         LeRobotDataset("x", root=damaged)
+    # The message says what to write, for somebody who has removed the line on purpose.
+    numbers = re.findall(r'"(\w+)": (\d+)', str(info.value))
+    assert [name for name, _ in numbers] == ["total_episodes", "total_frames"]
+    change_info(damaged, **{name: int(number) for name, number in numbers})
+    assert len(LeRobotDataset("x", root=damaged)) == 21
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tasks", '{"task_index": 0, "task": null}', "task_index 0 has the task None, expected a text"),
+        ("tasks", '{"task_index": 0, "task": 5}', "task_index 0 has the task 5, expected a text"),
+        ("tasks", '{"task_index": 1, "task": "other"}', "task_index 1 has two texts"),
+        ("tasks", '{"task": "other"}', "no 'task_index' among"),
+        ("tasks", "[1]", "line 3: found list, expected a JSON object"),
+        ("episodes", '{"episode_index": 0, "length": 3}', "episode_index 0 has two lengths, 12 and 3"),
+        ("episodes", '{"episode_index": 3, "length": null}', "found 'length' null, expected a whole number"),
+    ],
+)
+def test_lines_that_contradict_or_say_nothing_are_refused(damaged, file, text, message):
+    path = damaged / f"meta/{file}.jsonl"
+    kept = "" if "task_index 0" in message else path.read_text()
+    path.write_text(f"{kept}{text}\n")
+    with pytest.raises(errors.DataError, match=re.escape(message)):
+        LeRobotDataset("x", root=damaged)
+
+
+def test_tasks_keep_their_index_and_episodes_their_place_whatever_the_order_of_lines(damaged):
+    tasks, episodes = damaged / "meta/tasks.jsonl", damaged / "meta/episodes.jsonl"
+    lines = tasks.read_text().splitlines()
+    tasks.write_text("\n".join([*reversed(lines), lines[0]]))
+    episodes.write_text("\n".join(reversed(episodes.read_text().splitlines())))
+    for i, item in enumerate(map(LeRobotDataset("x", root=damaged, image_keys=()).__getitem__, range(28))):
+        assert (item["index"], item["task"]) == (i, TASKS[item["episode_index"]])
+
+
+@pytest.mark.parametrize("fps", [15, 30, 50])
+def test_long_episodes_are_read_at_the_resolution_of_their_timestamps(tmp_path, fps):
+    def check(times: np.ndarray) -> None:
+        lerobot_columns.check_timestamps(times, fps, tmp_path)
+
+    frames = np.arange(0, 5 * 3600 * fps)
+    check((frames / fps).astype(np.float32))
+    check(frames / fps)
+    check((frames / fps).astype(np.float32).astype(np.float64))
+    with pytest.raises(errors.DataError, match="frame 1 comes"):
+        check((frames / (fps + 1)).astype(np.float32))
+    late = (frames / fps).astype(np.float32)
+    late[-1] += 0.5 / fps
+    with pytest.raises(errors.DataError, match=f"frame {len(frames) - 1} comes"):
+        check(late)
+    late[1000] = np.nan
+    with pytest.raises(errors.DataError, match="frame 1000 comes nan s after"):
+        check(late)
 
 
 def test_a_column_that_a_file_lacks_is_named(damaged):

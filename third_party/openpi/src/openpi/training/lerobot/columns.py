@@ -1,4 +1,4 @@
-"""Read the number columns of a LeRobot dataset: state, action, timestamps, indices.
+"""Read the columns of a LeRobot dataset: state, action, timestamps, indices, texts.
 
 No image is touched.
 """
@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openpi.shared import errors
+from openpi.training.lerobot.metadata import INDEX_KEYS
 from openpi.training.lerobot.metadata import Episode
 from openpi.training.lerobot.metadata import LeRobotMetadata
 
-# Largest difference between a timestamp step and 1 / fps, s. It is LeRobot's own tolerance.
+# Largest difference between a timestamp step and 1 / fps, s, beyond what float32 rounds. It is LeRobot's own tolerance.
 _TIMESTAMP_TOLERANCE_S = 1e-4
 
 
@@ -28,11 +29,12 @@ def read_columns(
 
     Args:
         metadata: The dataset.
-        keys: Keys of number columns.
+        keys: Keys of columns. Nothing else is read.
         on_episode: Called once for each episode that was read, for a progress bar.
 
     Returns:
-        By key: (total_frames, d) for vectors, (total_frames,) for features of shape [1]. The dtype is the stored one.
+        By key: (total_frames, d) for vectors, (total_frames,) for features of shape [1], whether a writer stored them as
+        numbers or as lists of one. The dtype is the stored one, or object for texts.
 
     Raises:
         MissingFileError: An episode's file is missing.
@@ -84,29 +86,52 @@ def _read_episode(metadata: LeRobotMetadata, episode: Episode, keys: Sequence[st
         raise errors.DataError(
             f"{path}: found {table.num_rows} frames, expected {episode.length} (meta/episodes.jsonl)"
         )
-    columns = {key: _to_numpy(table[key], metadata.features[key], f"{path}: '{key}'") for key in keys}
+    columns = {key: _to_numpy(table[key], metadata.shape(key), f"{path}: '{key}'") for key in keys}
+    for key in INDEX_KEYS:
+        if key in columns and table[key].null_count:
+            raise errors.DataError(f"{path}: '{key}' has {table[key].null_count} empty cells. Copy the dataset again")
     if "timestamp" in columns:
-        _check_timestamps(columns["timestamp"], metadata.fps, path)
+        check_timestamps(columns["timestamp"], metadata.fps, path)
     return columns
 
 
-def _to_numpy(column: pa.ChunkedArray, feature: Any, place: str) -> np.ndarray:
-    array = column.combine_chunks()
-    shape = tuple(feature["shape"])
-    if not pa.types.is_nested(array.type):
-        return array.to_numpy(zero_copy_only=False)
-    values = array.flatten()
+def _to_numpy(column: pa.ChunkedArray, shape: tuple[int, ...], place: str) -> np.ndarray:
+    """Return a column as (t, *shape), or (t,) for single numbers.
+
+    Writers differ in the type of lists, and some store texts and repeated numbers with a dictionary.
+    """
+    values = _plain(column.combine_chunks())
     while pa.types.is_nested(values.type):
-        values = values.flatten()
+        if pa.types.is_struct(values.type):
+            raise errors.DataError(f"{place}: found {values.type}, expected numbers or texts of shape {shape}")
+        values = _plain(values.flatten())
     flat = values.to_numpy(zero_copy_only=False)
-    if flat.size != len(array) * int(np.prod(shape)):
-        raise errors.DataError(f"{place}: found {flat.size} values in {len(array)} frames, expected shape {shape} each")
-    return flat.reshape(len(array), *shape)
+    if flat.size != len(column) * int(np.prod(shape)):
+        raise errors.DataError(
+            f"{place}: found {flat.size} values in {len(column)} frames, expected shape {shape} each"
+        )
+    return flat if shape == (1,) else flat.reshape(len(column), *shape)
 
 
-def _check_timestamps(timestamps: np.ndarray, fps: float, path: pathlib.Path) -> None:
+def _plain(array: Any) -> Any:
+    """Remove another library's type and a dictionary from an array."""
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def check_timestamps(timestamps: np.ndarray, fps: float, path: pathlib.Path) -> None:
+    """Check that an episode's timestamps (t,), s, are 1 / fps apart.
+
+    Raises:
+        DataError: They are not. The message names the file and the first frame.
+    """
     steps = np.diff(timestamps.astype(np.float64))
-    wrong = np.flatnonzero(np.abs(steps - 1 / fps) > _TIMESTAMP_TOLERANCE_S)
+    # The format stores float32. From 1024 s on, their own spacing is more than the tolerance.
+    rounding = np.spacing(np.abs(timestamps[1:]).astype(np.float32)).astype(np.float64)
+    wrong = np.flatnonzero(~(np.abs(steps - 1 / fps) <= _TIMESTAMP_TOLERANCE_S + rounding))
     if wrong.size:
         frame = int(wrong[0]) + 1
         raise errors.DataError(

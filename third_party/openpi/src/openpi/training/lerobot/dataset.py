@@ -21,13 +21,14 @@ from openpi.training.lerobot.images import VideoImages
 class LeRobotDataset:
     """A dataset on disk as a sequence of frames.
 
-    Number columns are held in memory, images are not. Many threads may read items at once. A frame is a flat dict
+    Columns are held in memory, images are not. Many threads may read items at once. A frame is a flat dict
     with the dataset's dotted keys:
 
     * Vectors are float32 (d,).
     * Sequence keys are float32 (action_horizon, d): the frame's own row and the rows that follow. The episode's last
       row is repeated beyond its end. `<key>_is_pad`, bool (action_horizon,), is True for the repeats.
     * Images are uint8 (3, h, w), RGB.
+    * Texts are str.
     * `timestamp` (s), `frame_index`, `episode_index`, `index` and `task_index` are numpy scalars. `task` is a str.
     """
 
@@ -144,6 +145,6 @@ class LeRobotDataset:
         if task_index not in self.meta.tasks:
             raise errors.DataError(
                 f"{self.meta.root}: frame {int(item['index'])} has task_index {task_index}, which meta/tasks.jsonl lacks. "
-                "Convert the recordings again with 'make convert'"
+                "Add a line with its text there"
             )
         return self.meta.tasks[task_index]

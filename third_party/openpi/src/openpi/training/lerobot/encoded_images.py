@@ -12,11 +12,14 @@ import os
 import pathlib
 import shutil
 import threading
+from typing import Any
 import uuid
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openpi.shared import errors
 from openpi.training.lerobot import columns as lerobot_columns
 from openpi.training.lerobot.metadata import LeRobotMetadata
 
@@ -50,6 +53,42 @@ class EncodedImages:
         with self.path.open("rb", buffering=0) as file:
             data = os.pread(file.fileno(), size, offset)
         return _last_value(data) if self.is_chunk else data or None
+
+
+def cell_bytes(cell: Any, root: pathlib.Path) -> Any:
+    """Return the encoded image of a cell as a buffer.
+
+    None if the cell is empty. Writers store bytes, the path of a file, or a struct of both. A path is relative to the dataset.
+
+    Args:
+        cell: A value of a camera's column.
+        root: Folder of the dataset.
+
+    Raises:
+        MissingFileError: The file that the cell names does not exist.
+        DataError: It is outside the dataset.
+    """
+    if isinstance(cell, pa.DictionaryScalar):
+        cell = cell.value
+    if not cell.is_valid:
+        return None
+    if isinstance(cell, pa.StructScalar):
+        parts = [cell[name] for name in ("bytes", "path") if name in cell]
+        cell = next((part for part in parts if part.is_valid), None)
+    if cell is None or (not pa.types.is_string(cell.type) and not pa.types.is_large_string(cell.type)):
+        return None if cell is None else cell.as_buffer()
+    # The folder's own name may be a link, so only the text of the path is compared.
+    path = pathlib.Path(os.path.normpath(root / cell.as_py()))
+    if not path.is_relative_to(root):
+        raise errors.DataError(
+            f"{path}: an image of {root} is outside the dataset's folder. Copy it there, and name it relative to that"
+        )
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise errors.MissingFileError(
+            f"{path}: an image cannot be read ({e.strerror}). Copy the dataset again with all its files"
+        ) from e
 
 
 def _last_value(chunk: bytes) -> bytes | None:
@@ -97,7 +136,9 @@ def find(metadata: LeRobotMetadata, episode_index: int, keys: Sequence[str]) -> 
 
 def _image_columns(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, int]:
     paths = {footer.schema.column(i).path: i for i in range(len(footer.schema))}
-    return {key: paths[f"{key}.bytes"] for key in keys if f"{key}.bytes" in paths}
+    # An image is usually a struct of bytes and a path, and may be bytes alone.
+    named = {key: next((name for name in (f"{key}.bytes", key) if name in paths), None) for key in keys}
+    return {key: paths[name] for key, name in named.items() if name is not None}
 
 
 def _chunk_spans(footer: pq.FileMetaData, keys: Sequence[str]) -> dict[str, np.ndarray] | None:
@@ -163,9 +204,9 @@ def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> EncodedI
         with pq.ParquetFile(path) as file, part.open("wb") as target:
             for batch in file.iter_batches(_UNPACK_ROWS, columns=[key], use_threads=False):
                 for cell in batch.column(0):
-                    data = cell["bytes"].as_py() if cell.is_valid else None
-                    spans.append([end, len(data or b"")])
-                    end += target.write(data or b"")
+                    data = cell_bytes(cell, metadata.root) or b""
+                    spans.append([end, len(data)])
+                    end += target.write(data)
         part.replace(packed)
     finally:
         part.unlink(missing_ok=True)

@@ -33,8 +33,8 @@ _MAX_OPEN_FILES = 256
 _LEFT_FREE = 0.5
 # Images between two checks of the free space.
 _CHECK_EVERY = 64
-# The same encoded image may decode differently with another release of these.
-_DECODERS = (cv2.__version__, av.__version__, PIL.__version__)
+# The same encoded image may decode differently with another release of these, or by another rule of ours.
+_DECODERS = (cv2.__version__, av.__version__, PIL.__version__, "as stored")
 # Do not change it: users' disks hold gigabytes under this name, and another name would make a second copy.
 _SUFFIX = ".pictures"
 _GIB = 2**30

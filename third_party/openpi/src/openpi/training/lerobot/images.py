@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from openpi.shared import errors
 from openpi.shared.bounded_cache import BoundedCache
 from openpi.training.lerobot import columns as lerobot_columns
+from openpi.training.lerobot import dim_names
 from openpi.training.lerobot import encoded_images
+from openpi.training.lerobot import jpeg
 from openpi.training.lerobot import png
 from openpi.training.lerobot.encoded_images import EncodedImages
 from openpi.training.lerobot.metadata import LeRobotMetadata
@@ -34,9 +36,9 @@ _MAX_PAGE_BYTES = 512 * 2**20
 # Spans of encoded images held in memory, bytes. At 16 bytes per image, enough for ten million frames of three cameras.
 _MAX_SPANS_BYTES = 512 * 2**20
 
-_JPEG_END = b"\xff\xd9"
-# The end of a JPEG must be within this many last bytes, because recorders pad short JPEGs with zeros.
-_JPEG_TAIL = 256 * 1024
+# The one rule for all programs: 8-bit RGB with the pixels as stored. A camera's note on how it was held would turn the
+# image and change its shape, and what was recorded is what a policy sees.
+_AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION
 # Decoding at a reduced size skips most of the inverse cosine transform. By factor, the largest first.
 _REDUCED = ((8, cv2.IMREAD_REDUCED_COLOR_8), (4, cv2.IMREAD_REDUCED_COLOR_4), (2, cv2.IMREAD_REDUCED_COLOR_2))
 
@@ -91,54 +93,53 @@ class ParquetImages:
         group, row = file.locate(frame)
         table = self._pages.get((episode_index, group, tuple(keys)), lambda: file.read_group(group, keys))
         cells = {key: table[key][row] for key in keys}
-        return {key: cell["bytes"].as_buffer() if cell.is_valid else None for key, cell in cells.items()}
+        return {key: encoded_images.cell_bytes(cell, self._metadata.root) for key, cell in cells.items()}
 
     def _decode(self, encoded: Any, episode_index: int, frame: int, key: str) -> np.ndarray:
         place = f"{self._metadata.data_path(episode_index)}: episode {episode_index}, frame {frame}, '{key}'"
         data = None if encoded is None else np.frombuffer(encoded, np.uint8)
         if data is None or data.size == 0:
             raise errors.DataError(f"{place}: the image is empty. {_REMEDY}")
-        image = self._decode_jpeg(data, key) if is_jpeg(data) else _decode_other(data)
+        image = self._decode_jpeg(data, key) if jpeg.is_jpeg(data) else _decode_other(data)
         if image is None:
             raise errors.DataError(f"{place}: the image ({data.size} bytes) cannot be decoded. {_REMEDY}")
         return image
 
     def _decode_jpeg(self, data: np.ndarray, key: str) -> np.ndarray | None:
-        # The decoder would invent the missing part of a truncated JPEG, so the end must exist. Zeros may follow it.
-        is_whole = data[-_JPEG_TAIL:].tobytes().rstrip(b"\0").endswith(_JPEG_END)
-        return _to_rgb(cv2.imdecode(data, self._flag(key))) if is_whole else None
+        # The decoder would invent the missing part of a truncated JPEG.
+        return _to_rgb(cv2.imdecode(data, self._flag(key) | _AS_STORED)) if jpeg.is_whole(data) else None
 
     def _flag(self, key: str) -> int:
         if self._shrink_to is None:
             return cv2.IMREAD_COLOR
-        height, width = _image_size(self._metadata.features[key])
+        size = _image_size(self._metadata.features[key])
+        if size is None:
+            return cv2.IMREAD_COLOR
+        height, width = size
         # Fitting keeps the aspect ratio, so the larger ratio decides.
         ratio = max(height / self._shrink_to[0], width / self._shrink_to[1])
         return next((flag for factor, flag in _REDUCED if factor <= ratio), cv2.IMREAD_COLOR)
 
 
-def is_jpeg(data: np.ndarray) -> bool:
-    """Return whether encoded bytes (n,) begin like a JPEG."""
-    return data[:2].tobytes() == b"\xff\xd8"
-
-
 def _decode_other(data: np.ndarray) -> np.ndarray | None:
     image = png.decode(data.data)
-    return _to_rgb(cv2.imdecode(data, cv2.IMREAD_COLOR)) if image is None else image
+    return _to_rgb(cv2.imdecode(data, cv2.IMREAD_COLOR | _AS_STORED)) if image is None else image
 
 
 def _to_rgb(image: np.ndarray | None) -> np.ndarray | None:
     return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def _image_size(feature: Mapping[str, Any]) -> tuple[int, int]:
+def _image_size(feature: Mapping[str, Any]) -> tuple[int, int] | None:
     """Return height and width of a camera, px.
 
-    Datasets use both orders of the axes.
+    Datasets use both orders of the axes. None if info.json does not say.
     """
-    shape = list(feature["shape"])
-    names = feature.get("names") or []
-    is_first = list(names)[:1] in (["channels"], ["channel"]) or (not names and shape[0] == 3)
+    shape = feature.get("shape") or ()
+    if len(shape) != 3:
+        return None
+    first = next(iter(dim_names.flatten(feature.get("names"))), None)
+    is_first = first in ("channels", "channel") or (first is None and shape[0] == 3)
     height, width = shape[1:] if is_first else shape[:2]
     return int(height), int(width)
 

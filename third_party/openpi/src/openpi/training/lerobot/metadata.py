@@ -3,7 +3,6 @@
 import bisect
 from collections.abc import Mapping
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -11,11 +10,19 @@ from typing import Any
 import numpy as np
 
 from openpi.shared import errors
+from openpi.training.lerobot import dim_names
+from openpi.training.lerobot import json_files
 
 SUPPORTED_VERSIONS = ("v2.0", "v2.1")
 # Columns that every dataset has. They number the frames and say nothing about the robot.
 INDEX_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _IMAGE_DTYPES = ("image", "video")
+# Values of keys that a writer has left out of info.json. They are those of the format.
+_DEFAULTS = {
+    "chunks_size": 1000,
+    "data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+    "video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,21 +70,33 @@ class LeRobotMetadata:
 
     @property
     def column_keys(self) -> tuple[str, ...]:
-        """Keys whose values are numbers, stored as plain columns."""
+        """Keys whose values are numbers or texts, stored as plain columns."""
         return tuple(key for key in self.features if key not in self.camera_keys)
+
+    @property
+    def number_keys(self) -> tuple[str, ...]:
+        """Keys whose values are numbers, stored as plain columns."""
+        return tuple(key for key in self.column_keys if _is_number(self.features[key]["dtype"]))
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Return the shape of a column's values. Single numbers have (1,)."""
+        return tuple(self.features[key].get("shape") or (1,))
 
     def dim_names(self, key: str) -> list[str]:
         """Return the name of each number of a column.
 
         Names come from info.json. Indices stand in where it has none.
         """
-        size = int(np.prod(self.features[key]["shape"]))
-        names = self.features[key].get("names")
-        # Datasets use {"motors": [...]} and [[...]] as well as a plain list.
-        while names and not isinstance(names, str) and len(names) == 1 and size > 1:
-            names = next(iter(names.values())) if isinstance(names, Mapping) else names[0]
-        is_complete = isinstance(names, list) and len(names) == size
-        return [str(name) for name in names] if is_complete else [str(i) for i in range(size)]
+        size = int(np.prod(self.shape(key)))
+        names = self.stated_names(key)
+        return names if len(names) == size else [str(i) for i in range(size)]
+
+    def stated_names(self, key: str) -> list[str]:
+        """Return the names that info.json states for a column.
+
+        There may be none, or too few.
+        """
+        return dim_names.flatten(self.features[key].get("names"))
 
     def episode_of(self, frame: int) -> Episode:
         """Return the episode that holds a frame, counted over all episodes."""
@@ -127,27 +146,67 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
             f"'make convert DATA=<recordings> REPO_ID={repo_id}', set HF_LEROBOT_HOME to the folder that holds it, or get it "
             f"from the Hugging Face hub with 'hf download {repo_id} --repo-type dataset --local-dir {directory}'"
         )
-    info = _read_json(info_path)
-    _check_info(info, info_path)
-    # Tasks and episodes. Each episode begins where the one before it ends.
-    tasks = {int(line["task_index"]): line["task"] for line in _read_jsonl(directory / "meta" / "tasks.jsonl")}
-    episodes = []
-    first_frame = 0
-    for line in _read_jsonl(directory / "meta" / "episodes.jsonl"):
-        episodes.append(Episode(int(line["episode_index"]), int(line["length"]), first_frame))
-        first_frame += episodes[-1].length
-    if first_frame == 0:
-        raise errors.DataError(
-            f"{directory}: the dataset has no frames. Convert at least one recording with 'make convert'"
-        )
-    # A list that was cut off is valid JSON, so its totals must agree with info.json.
-    for name, found in (("total_episodes", len(episodes)), ("total_frames", first_frame)):
-        if (expected := info.get(name, found)) != found:
+    stated = json_files.read_object(info_path)
+    _check_info(stated, info_path)
+    info = _DEFAULTS | {key: value for key, value in stated.items() if value is not None or key not in _DEFAULTS}
+    tasks = _read_tasks(directory / "meta" / "tasks.jsonl")
+    episodes = _read_episodes(directory / "meta" / "episodes.jsonl")
+    _check_totals(info, episodes, directory)
+    return LeRobotMetadata(repo_id=repo_id, root=directory, info=info, tasks=tasks, episodes=episodes)
+
+
+def _read_tasks(path: pathlib.Path) -> dict[int, str]:
+    """Return task texts by their index.
+
+    Indices may have holes and begin anywhere.
+    """
+    tasks: dict[int, str] = {}
+    for line in json_files.read_lines(path):
+        index, text = json_files.whole_number(line, "task_index", path), line.get("task")
+        if not isinstance(text, str):
             raise errors.DataError(
-                f"{directory}/meta/episodes.jsonl: found {name} {found}, expected {expected} (info.json). "
-                "Convert the recordings again, or copy the dataset again"
+                f"{path}: task_index {index} has the task {text!r}, expected a text. Write one there"
             )
-    return LeRobotMetadata(repo_id=repo_id, root=directory, info=info, tasks=tasks, episodes=tuple(episodes))
+        if tasks.setdefault(index, text) != text:
+            raise errors.DataError(
+                f"{path}: task_index {index} has two texts, '{tasks[index]}' and '{text}'. Remove the line that is wrong"
+            )
+    return tasks
+
+
+def _read_episodes(path: pathlib.Path) -> tuple[Episode, ...]:
+    """Return the episodes in order of their index.
+
+    Each begins where the one before it ends.
+    """
+    lengths: dict[int, int] = {}
+    for line in json_files.read_lines(path):
+        index, length = (json_files.whole_number(line, key, path) for key in ("episode_index", "length"))
+        if lengths.setdefault(index, length) != length:
+            raise errors.DataError(
+                f"{path}: episode_index {index} has two lengths, {lengths[index]} and {length}. "
+                "Remove the line that is wrong"
+            )
+    ordered = sorted(lengths.items())
+    starts = np.cumsum([0, *(length for _, length in ordered)]).tolist()
+    return tuple(Episode(index, length, start) for (index, length), start in zip(ordered, starts, strict=False))
+
+
+def _check_totals(info: Mapping[str, Any], episodes: tuple[Episode, ...], root: pathlib.Path) -> None:
+    """Compare the list of episodes with info.json.
+
+    A list that was cut off is valid JSON.
+    """
+    found = {"total_episodes": len(episodes), "total_frames": sum(episode.length for episode in episodes)}
+    if found["total_frames"] == 0:
+        raise errors.DataError(f"{root}: the dataset has no frames. Convert at least one recording with 'make convert'")
+    wrong = [key for key, number in found.items() if info.get(key) not in (None, number)]
+    if wrong:
+        listed = " and ".join(f'"{key}": {found[key]}' for key in wrong)
+        raise errors.DataError(
+            f"{root}/meta/episodes.jsonl: found {wrong[0]} {found[wrong[0]]}, expected {info[wrong[0]]} (info.json). "
+            f"Copy the dataset again, or, if you removed episodes, write {listed} into meta/info.json"
+        )
 
 
 def _check_info(info: Mapping[str, Any], info_path: pathlib.Path) -> None:
@@ -155,33 +214,30 @@ def _check_info(info: Mapping[str, Any], info_path: pathlib.Path) -> None:
     if version not in SUPPORTED_VERSIONS:
         raise errors.DataError(
             f"{info_path}: found codebase_version '{version}', expected {' or '.join(SUPPORTED_VERSIONS)}. "
-            "Convert the recordings again with 'make convert', or the dataset with the lerobot release that wrote it"
+            f"{_version_remedy(version)}"
         )
-    missing = [key for key in ("fps", "features", "chunks_size", "data_path") if key not in info]
-    if missing:
+    if missing := [key for key in ("fps", "features") if not info.get(key)]:
         raise errors.DataError(
-            f"{info_path}: keys {missing} are missing. Convert the recordings again with 'make convert'"
+            f"{info_path}: keys {missing} are missing. Copy the dataset again, or write them into the file"
         )
+    fps, features = info["fps"], info["features"]
+    if not isinstance(fps, int | float) or not 0 < fps < np.inf:
+        raise errors.DataError(f"{info_path}: found fps {fps!r}, expected frames per second. Write them into the file")
+    bad = [key for key, feature in features.items() if not isinstance(feature, dict) or "dtype" not in feature]
+    if bad:
+        raise errors.DataError(f"{info_path}: features {bad} have no dtype. Write it into the file")
+    if absent := [key for key in INDEX_KEYS if key not in features]:
+        raise errors.DataError(f"{info_path}: features {absent} are missing, which number the frames. Add them there")
 
 
-def _read_json(path: pathlib.Path) -> Any:
+def _version_remedy(version: Any) -> str:
+    if isinstance(version, str) and version.startswith("v3."):
+        return "Convert it to v2.1 with any4lerobot (its v30_to_v21), or its recordings with 'make convert'"
+    return "Convert its recordings again with 'make convert'"
+
+
+def _is_number(dtype: str) -> bool:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise errors.MissingFileError(
-            f"{path}: file is missing. Convert the recordings again with 'make convert'"
-        ) from e
-    except json.JSONDecodeError as e:
-        raise errors.DataError(f"{path}: not valid JSON ({e}). Convert the recordings again with 'make convert'") from e
-
-
-def _read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.strip()]
-    except FileNotFoundError as e:
-        raise errors.MissingFileError(
-            f"{path}: file is missing. Convert the recordings again with 'make convert'"
-        ) from e
-    except json.JSONDecodeError as e:
-        raise errors.DataError(f"{path}: not valid JSON ({e}). Convert the recordings again with 'make convert'") from e
+        return np.dtype(dtype).kind in "biuf"
+    except TypeError:
+        return False

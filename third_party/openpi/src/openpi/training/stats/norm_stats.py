@@ -261,7 +261,7 @@ def _dim_names(metadata: lerobot_metadata.LeRobotMetadata, data_config: DataConf
     transform = _chain(data_config)
     keys = stats_provenance.stats_keys(metadata, datasets.used_keys(data_config, metadata))
     base = stats_provenance.stand_ins(metadata)
-    base |= {key: np.full(metadata.features[key]["shape"], 0.5, np.float32) for key in keys}
+    base |= {key: np.full(metadata.shape(key), 0.5, np.float32) for key in keys}
     base |= {key: base[key][None] for key in data_config.action_sequence_keys}
 
     def outputs(sample: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def stats_keys(metadata: LeRobotMetadata, used: set[str] | None) -> list[str]:
         metadata: The dataset.
         used: Keys that the config reads. None means all.
     """
-    return [key for key in metadata.column_keys if key not in INDEX_KEYS and (used is None or key in used)]
+    return [key for key in metadata.number_keys if key not in INDEX_KEYS and (used is None or key in used)]
 
 
 def stand_ins(metadata: LeRobotMetadata) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _probe(
     """
     sample = stand_ins(metadata)
     for position, key in enumerate(stats_keys(metadata, None)):
-        shape = metadata.features[key]["shape"]
+        shape = metadata.shape(key)
         size = int(np.prod(shape))
         sample[key] = (0.1 + 0.8 * (np.arange(size) + 0.1 * position) / size).reshape(shape).astype(np.float32)
     for key in data_config.action_sequence_keys:
