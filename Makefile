@@ -34,7 +34,7 @@ flag = $(if $(value $(2)),$(1) $(call quote,$(2)))
 
 .PHONY: help setup sample convert inspect verify norm-stats train export serve offline client emulator demo support \
   patches check-patches apply-patches test test-all test-compat test-312 test-robot-pc check check-wheels \
-  bench-convert bench-serve bench-model bench-client bench-train bench-readability docs lint fmt types lock clean
+  bench-convert bench-serve bench-model bench-client bench-train bench-readability torture docs lint fmt types lock clean
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -125,7 +125,7 @@ check-wheels: $(READY) ## Build the wheels and use them in an empty environment
 test-compat: $(READY) ## Run the framework's tests with the versions that the original openpi pins
 	bash requirements/compat.sh $(ARGS)
 
-bench-convert bench-serve bench-model bench-client bench-train bench-readability: $(READY)
+bench-convert bench-serve bench-model bench-client bench-train bench-readability torture: $(READY)
 bench-convert: ## Time the converter next to the official writer and cp
 	$(PY) benchmarks/bench_convert.py $(ARGS)
 
@@ -143,6 +143,9 @@ bench-train: ## Time norm stats and the data loader next to the official lerobot
 
 bench-readability: ## Measure rooms, arrows, English and remarks (ARGS="--before REVISION" adds an older tree)
 	$(PY) benchmarks/readability.py $(ARGS)
+
+torture: ## Attack everything for 20 minutes: kills, damaged files, malformed requests, robot faults
+	$(PY) -m benchmarks.torture $(ARGS)
 
 docs: ## Build the documentation site into build/site, offline, and check its links
 	bash requirements/docs.sh $(ARGS)

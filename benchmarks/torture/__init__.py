@@ -1,0 +1,1 @@
+"""Attack the whole product on purpose, and count what it survives."""
