@@ -222,3 +222,37 @@ def test_the_example_is_a_whole_request():
     assert inputs["state"].shape == (14,)
     assert inputs["prompt"] == "do something"
     assert not np.array_equal(example["state"], realman_policy.make_realman_example()["state"])
+
+
+NAMES = list(realman_policy.DIM_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (NAMES, "right_left"),
+        (NAMES[7:] + NAMES[:7], "left_right"),
+        ([f"l_joint{i}" for i in range(7)] + [f"r_joint{i}" for i in range(7)], "left_right"),
+        ([f"jointRight{i}" for i in range(7)] + [f"jointLeft{i}" for i in range(7)], "right_left"),
+        ([f"arm_RIGHT.{i}" for i in range(7)] + [f"q{i}" for i in range(7)], "right_left"),
+        ([f"q{i}" for i in range(7)] + [f"rightArm{i}" for i in range(7)], "left_right"),
+        ([f"\u53f3\u81c2{i}" for i in range(7)] + [f"\u5de6\u81c2{i}" for i in range(7)], "right_left"),
+        (["left", "right"], "left_right"),
+        (["left"], None),
+        ([], None),
+        ([str(i) for i in range(14)], None),
+        (["x", "y", "z", "r", "p", "y", "g"] * 2, None),
+        (["upright"] * 14, None),
+        (["left", "right"] * 2, None),
+    ],
+)
+def test_names_tell_which_arm_is_first(names, order):
+    assert realman_policy.find_arm_order(names) == order
+
+
+@pytest.mark.parametrize("names", [["left", "right"] * 7, ["left"] * 6 + ["right"] * 6 + ["a", "b"], ["left_arm"] * 14])
+def test_names_that_mix_the_arms_are_refused(names):
+    with pytest.raises(ValueError, match="mix the arms, expected 7 of one arm and then 7 of the other"):
+        realman_policy.find_arm_order(names)
+    with pytest.raises(ValueError, match="Correct the names in the file"):
+        RealmanInputs(ModelType.PI0).check_names({"state": names})

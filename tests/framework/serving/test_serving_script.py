@@ -279,6 +279,19 @@ def test_a_recorded_episode_is_served_without_a_model(tiny_config, monkeypatch, 
     assert seen["metadata"]["robot"] == "realman_rm65_dual"
 
 
+def test_a_recorded_episode_of_the_other_arm_order_is_refused(tiny_config, tmp_path):
+    root = shutil.copytree(ROOT / "tests/golden/lerobot_v21_image", tmp_path / "left_first")
+    path = root / "meta/info.json"
+    info = json.loads(path.read_text())
+    for key in ("observation.state", "action"):
+        (names,) = info["features"][key]["names"]
+        info["features"][key]["names"] = names[7:] + names[:7]
+    path.write_text(json.dumps(info))
+    replay = ("policy:replay", "--policy.config", tiny_config, "--policy.episode", "1", "--policy.root", str(root))
+    with pytest.raises(UserError, match="put the left arm first, the config expects the right arm"):
+        serve_policy.main(_parse("--port", "0", *replay))
+
+
 def test_serving_the_whole_network_is_warned_of(tiny_config, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(serve_policy.WebsocketPolicyServer, "serve_forever", lambda self, on_ready: None)
     _serve("--host", "0.0.0.0", config=tiny_config, directory=CHECKPOINT, port=0)

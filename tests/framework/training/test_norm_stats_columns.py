@@ -123,7 +123,7 @@ def test_training_reads_what_was_written_also_under_another_asset_id(home):
 def test_the_script_prints_the_file_it_wrote(home, capsys):
     shutil.move(home / "data/lerobot/realman/dual_arm", home / "data/lerobot/realman/other")
     script = runpy.run_path(str(SCRIPTS / "compute_norm_stats.py"))
-    script["main"]("debug_realman", repo_id="realman/other", min_range=0.01, flags=("--data.arm-order", "left_right"))
+    script["main"]("debug_realman", repo_id="realman/other", min_range=0.01, flags=("--model.action-horizon", "20"))
     path = pathlib.Path(capsys.readouterr().out.strip())
     assert path == home / "assets/debug_realman/realman/other/norm_stats.json"
     assert json.loads(path.read_text())["norm_stats"].keys() == {"state", "actions"}

@@ -45,6 +45,20 @@ def edit_info(home: pathlib.Path, **changes) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def edit_names(home: pathlib.Path, change) -> None:
+    """Change the names of states and actions in info.json."""
+    path = home / "data/lerobot/realman/dual_arm/meta/info.json"
+    features = json.loads(path.read_text())["features"]
+    for key in ("observation.state", "action"):
+        features[key]["names"] = change(features[key]["names"])
+    edit_info(home, features=features)
+
+
+def left_first(names):
+    (flat,) = names
+    return {"motors": flat[7:] + flat[:7]}
+
+
 def set_column(path: pathlib.Path, name: str, values: np.ndarray) -> None:
     table = pq.read_table(path)
     column = table.schema.get_field_index(name)
@@ -98,6 +112,7 @@ def test_another_horizon_arm_order_or_delta_mask_is_refused_with_the_command_tha
     assert "they have an action horizon of 50 frames, training has 20" in message
     command = "make norm-stats CONFIG=debug_realman REPO_ID=realman/dual_arm"
     assert f'{command} ARGS="--model.action-horizon 20"' in message
+    edit_names(computed, lambda names: None)  # else the names alone refuse it
     message = refusal(config(arm_order="left_right"))
     assert "arm_order='right_left'" in message
     assert "training has RealmanInputs(" in message
@@ -108,11 +123,51 @@ def test_another_horizon_arm_order_or_delta_mask_is_refused_with_the_command_tha
 
 
 def test_the_command_that_a_refusal_names_fixes_it(computed):
+    edit_names(computed, lambda names: None)
     cfg = with_horizon(config(arm_order="left_right"), 20)
     refusal(cfg)
     flags = ("--model.action-horizon", "20", "--data.arm-order", "left_right")
     norm_stats.compute_norm_stats(_config.with_flags(_config.get_config("debug_realman"), flags))
     data_loader.create_data_loader(cfg)
+
+
+@pytest.mark.parametrize(
+    ("order", "change", "arms"),
+    [("left_right", left_first, ("left", "right")), ("right_left", lambda names: names, ("right", "left"))],
+)
+def test_names_that_contradict_the_arm_order_are_refused_with_the_flag_that_works(home, order, change, arms):
+    edit_names(home, change)
+    wrong = config(arm_order="left_right" if order == "right_left" else "right_left")
+    for act in (norm_stats.compute_norm_stats, lambda cfg: data_loader.create_data_loader(cfg, skip_norm_stats=True)):
+        with pytest.raises(errors.DataError) as info:
+            act(wrong)
+        text = f"put the {arms[0]} arm first, the config expects the {arms[1]} arm. Give --data.arm-order {order}"
+        assert str(info.value).endswith(f"meta/info.json: the names of the numbers {text}")
+    right = _config.with_flags(_config.get_config("debug_realman"), ("--data.arm-order", order))
+    norm_stats.compute_norm_stats(right)
+    data_loader.create_data_loader(dataclasses.replace(right, batch_size=4))
+
+
+@pytest.mark.parametrize("names", [None, [], ["joint"], list("xyzrpygxyzrpyg"), [None] * 14])
+def test_names_that_do_not_tell_the_arms_are_said_once(home, caplog, names):
+    edit_names(home, lambda _: names)
+    for order in ("right_left", "left_right"):
+        norm_stats.compute_norm_stats(config(arm_order=order))
+        data_loader.create_data_loader(config(arm_order=order), skip_norm_stats=True)
+        assert caplog.text.count(f"so arm_order '{order}' is assumed") == 1
+
+
+def test_states_and_actions_that_disagree_are_refused_with_a_remedy_that_works(home):
+    edit_names(home, left_first)
+    path = home / "data/lerobot/realman/dual_arm/meta/info.json"
+    features = json.loads(path.read_text())["features"]
+    features["action"]["names"] = list(reversed(features["action"]["names"]["motors"]))
+    edit_info(home, features=features)
+    with pytest.raises(errors.DataError, match=r"another arm first in 'state' than in 'actions'. Correct the names"):
+        norm_stats.compute_norm_stats(config())
+    features["action"]["names"] = features["observation.state"]["names"]
+    edit_info(home, features=features)
+    norm_stats.compute_norm_stats(config(arm_order="left_right"))
 
 
 def test_statistics_of_another_dataset_are_refused_and_both_are_named(computed):
@@ -179,6 +234,8 @@ def test_statistics_that_a_config_fetches_from_elsewhere_need_only_fit_the_trans
     assets = AssetsConfig(assets_dir=str(computed / "assets/debug_realman"), asset_id="realman/dual_arm")
     data_loader.create_data_loader(config(repo_id="realman/other", assets=assets))
     assert "norm stats of other data, as the config asks for" in caplog.text
+    edit_names(computed, lambda names: None)
+    shutil.copy(*(computed / f"data/lerobot/realman/{name}/meta/info.json" for name in ("dual_arm", "other")))
     assert "arm_order" in refusal(config(repo_id="realman/other", assets=assets, arm_order="left_right"))
 
 

@@ -34,6 +34,8 @@ from openpi.shared import compile_cache
 from openpi.shared.errors import ConfigError
 from openpi.shared.normalize import NormStats
 from openpi.training import config as _config
+from openpi.training.lerobot import metadata as lerobot_metadata
+from openpi.training.samples import stated_names
 from openpi_client import memory
 from openpi_client.base_policy import BasePolicy
 
@@ -233,6 +235,7 @@ def load_replay(args: Args, replay: Replay) -> Served:
     if data_config.repo_id is None and replay.root is None:
         raise ConfigError(f"config '{replay.config}' has no dataset. Give its folder with --policy.root")
     name = data_config.repo_id or str(replay.root)
+    stated_names.check(data_config, lerobot_metadata.load_metadata(name, replay.root))
     actions = replay_policy.read_actions(name, replay.episode, replay.root, key=data_config.action_sequence_keys[0])
     horizon = train_config.model.action_horizon
     metadata = {"action_horizon": horizon, **(train_config.policy_metadata or {})}

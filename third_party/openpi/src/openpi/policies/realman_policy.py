@@ -10,6 +10,7 @@ It uses only names that every openpi has, so this file also works unchanged in a
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -61,6 +62,45 @@ def _swap_arms(x: np.ndarray, arm_order: ArmOrder) -> np.ndarray:
         return x
     half = NUM_DIMS // 2
     return np.concatenate([x[..., half:], x[..., :half]], axis=-1)
+
+
+def find_arm_order(names: Sequence[str]) -> ArmOrder | None:
+    """Return which arm the names of the numbers put first.
+
+    A name has its arm as a word (`left_waist`, `jointRight3`), or as a letter (`l_joint1`) if both letters occur.
+
+    Returns:
+        The order, or None if the names do not say.
+
+    Raises:
+        ValueError: There are 14 names, and neither half belongs to one arm.
+    """
+    sides = _sides(names)
+    half = len(names) // 2
+    first, second = set(sides[:half]) - {""}, set(sides[half:]) - {""}
+    if len(names) % 2 or not first | second:
+        return None
+    if len(first) > 1 or len(second) > 1 or first == second:
+        if len(names) != NUM_DIMS:
+            return None
+        raise ValueError(
+            f"the names {list(names)} mix the arms, expected {half} of one arm and then {half} of the other"
+        )
+    return "left_right" if "left" in first or "right" in second else "right_left"
+
+
+def _sides(names: Sequence[str]) -> list[str]:
+    """Return "left", "right" or nothing for each name."""
+    words = [[word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[\u5de6\u53f3]", name)] for name in names]
+    whole = [_side_of(of_name, ("left", "\u5de6"), ("right", "\u53f3")) for of_name in words]
+    # A lone letter can be something else, such as the r of roll.
+    letters = [_side_of([w for w in of_name if len(w) == 1], ("l",), ("r",)) for of_name in words]
+    return whole if any(whole) or not {"left", "right"} <= set(letters) else letters
+
+
+def _side_of(words: Sequence[str], left: tuple[str, ...], right: tuple[str, ...]) -> str:
+    found = [side for word in words for side, marks in (("left", left), ("right", right)) if word.startswith(marks)]
+    return next(iter(found), "")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -144,6 +184,42 @@ class RealmanInputs(transforms.DataTransformFn):
         if "prompt" in data:
             inputs["prompt"] = data["prompt"]
         return inputs
+
+    def check_names(self, names: Mapping[str, Sequence[str]]) -> str | None:
+        """Compare the names of a dataset's numbers with the arm order.
+
+        Args:
+            names: The names of each key of a sample. Empty where the dataset states none.
+
+        Returns:
+            What is assumed, if the names do not say. None if they agree.
+
+        Raises:
+            ValueError: They contradict the arm order or each other.
+        """
+        # Find the order of each key. All that state one must agree.
+        remedy = "Correct the names in the file, or convert the recordings again"
+        try:
+            orders = {key: find_arm_order(names.get(key, ())) for key in ("state", "actions")}
+        except ValueError as e:
+            raise ValueError(f"{e}. {remedy}") from e
+        known = {order for order in orders.values() if order is not None}
+        if len(known) > 1:
+            raise ValueError(f"the names put another arm first in 'state' than in 'actions'. {remedy}")
+        if not known:
+            return (
+                f"the names of the numbers do not say which arm comes first, so arm_order '{self.arm_order}' is assumed. "
+                "If it is the other one, give --data.arm-order"
+            )
+        # Compare it with the config's.
+        (found,) = known
+        if found != self.arm_order:
+            arms = [order.partition("_")[0] for order in (found, self.arm_order)]
+            raise ValueError(
+                f"the names of the numbers put the {arms[0]} arm first, the config expects the {arms[1]} arm. "
+                f"Give --data.arm-order {found}"
+            )
+        return None
 
     def _check_presence(self, data: Mapping[str, Any]) -> None:
         """Report all missing keys and wrong camera names together."""

@@ -17,6 +17,7 @@ from openpi.training.configs.mixture import MixedDataset
 from openpi.training.lerobot import metadata as lerobot_metadata
 from openpi.training.lerobot.dataset import LeRobotDataset
 from openpi.training.samples import sampling
+from openpi.training.samples import stated_names
 import openpi.transforms as _transforms
 
 _NUM_FAKE_SAMPLES = 1024
@@ -193,6 +194,7 @@ def open_sources(data_config: DataConfig, action_horizon: int) -> list[MixedSour
 def _open(data_config: DataConfig, member: MixedDataset, action_horizon: int) -> LeRobotDataset:
     metadata = lerobot_metadata.load_metadata(member.repo_id)
     used = used_keys(data_config, metadata, member)
+    stated_names.check(data_config, metadata)
     return LeRobotDataset(
         member.repo_id,
         action_sequence_keys=data_config.action_sequence_keys,

@@ -24,6 +24,7 @@ from openpi.training.configs.train_config import TrainConfig
 from openpi.training.lerobot import columns as lerobot_columns
 from openpi.training.lerobot import metadata as lerobot_metadata
 from openpi.training.samples import datasets
+from openpi.training.samples import stated_names
 from openpi.training.stats import exact_stats
 from openpi.training.stats import provenance as stats_provenance
 import openpi.transforms as _transforms
@@ -131,6 +132,7 @@ def _open_sources(data_config: DataConfig, max_frames: int | None) -> list[_Stat
     sources = []
     for member, metadata, share in zip(members, metadatas, shares, strict=True):
         used = datasets.used_keys(data_config, metadata, member)
+        stated_names.check(data_config, metadata)
         wanted = None if max_frames is None else max(round(max_frames * share), 1)
         columns = _read_columns(metadata, stats_provenance.stats_keys(metadata, used))
         _check_finite(member.repo_id, metadata, columns)
