@@ -2,7 +2,7 @@
 
 It parses the flags, sets up logging, and prints a `RealmanError` as one line.
 
-Exit codes: 0 success, 1 bad data, robot or server, 2 wrong flags (from tyro), 130 interrupted.
+Exit codes: 0 success, 1 bad data, robot or server or a number out of its range, 2 wrong flags (from tyro), 130 interrupted.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ def run(main: Callable[[ArgsT], int | None], args_type: type[ArgsT], prog: str |
         prog: Name of the command in its help. None takes the script's.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args = tyro.cli(args_type, prog=prog, description=inspect.getdoc(main))
     try:
+        args = tyro.cli(args_type, prog=prog, description=inspect.getdoc(main))
         code = main(args) or 0
     except RealmanError as error:
         if os.environ.get(DEBUG_ENV) == "1":

@@ -27,6 +27,8 @@ from rich.table import Table
 
 from realman.errors import RealmanError
 from realman.errors import ServerError
+from realman.ranges import Count
+from realman.ranges import check_flags
 
 CONFIG = "debug_realman"
 REPO_ID = "realman/demo"
@@ -47,8 +49,11 @@ class Args:
     out_dir: Path = Path("data/demo")
     """Folder for the evaluation, the server's log and the summary."""
 
-    client_steps: int = 250
+    client_steps: Count = 250
     """Number of control steps of the simulated robot, at 50 per second."""
+
+    def __post_init__(self) -> None:
+        check_flags(self)
 
 
 @dataclasses.dataclass

@@ -6,6 +6,7 @@ The message of each is one line: the place, what was found, what was expected, a
       +-- EpisodeError (also ValueError)   a recording is missing, damaged or contradicts its options
       +-- DatasetError (also ValueError)   a LeRobot dataset is missing, damaged or already exists
       +-- SiteError    (also ValueError)   the robot site's settings are wrong
+      +-- FlagError                        a flag of a command is out of its range
       +-- RobotError                       the robot side
       |     +-- NotConnectedError          a call before connect() or after disconnect()
       |     +-- RobotTimeoutError          the robot or a camera did not answer in time
@@ -31,6 +32,13 @@ class DatasetError(RealmanError, ValueError):
 
 class SiteError(RealmanError, ValueError):
     """The settings of the robot site are wrong."""
+
+
+class FlagError(RealmanError):
+    """A number on the command line is out of its range.
+
+    It is not a ValueError, because the parser of the flags would print one as a box of several lines.
+    """
 
 
 class RobotError(RealmanError):

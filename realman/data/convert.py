@@ -40,6 +40,9 @@ from realman.data.raw.flags import ReadingFlags
 from realman.data.raw.folder import choose_episodes
 from realman.data.raw.plausible import Doubt
 from realman.errors import DatasetError
+from realman.ranges import Index
+from realman.ranges import Range
+from realman.ranges import Workers
 
 DEFAULT_ROOT = Path("data/lerobot")
 """Where training looks for datasets if HF_LEROBOT_HOME is not set."""
@@ -69,7 +72,7 @@ class Args(ReadingFlags):
     """Store single images (recorded JPEGs stay untouched) or videos."""
     image_format: ImageFormat = "png"
     """Format for raw frames: png is lossless, jpg is a sixth of the size and nine times faster."""
-    jpeg_quality: int = 95
+    jpeg_quality: Annotated[int, Range(1, 100, "what JPEG has")] = 95
     """JPEG quality for --image-format jpg, 1..100."""
     video_codec: CodecName = "av1"
     """Codec for --mode video."""
@@ -77,7 +80,7 @@ class Args(ReadingFlags):
     """JSON object of task texts by recording, such as {"episode_0": "fold the towel"}."""
     cameras: tuple[str, ...] = spec.CAMERAS
     """Cameras to convert. Every recording must have all of them."""
-    episodes: tuple[int, ...] | None = None
+    episodes: tuple[Index, ...] | None = None
     """Numbers of the recordings to convert, as in episode_<n>.hdf5. None means all."""
     robot_type: str | None = None
     """Robot name in info.json. None means "realman", or the name in the dataset to upgrade."""
@@ -89,7 +92,7 @@ class Args(ReadingFlags):
     """Doubts to accept: jump (faster than joints can move), timestamps (gaps, other rate), frozen and black images."""
     dry_run: bool = False
     """Check everything but write nothing."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Number of worker processes. None means one per core."""
     dask: str | None = None
     """Address of a Dask scheduler, such as tcp://10.0.0.5:8786. Its workers convert instead."""
@@ -134,8 +137,6 @@ def _check_args(args: Args) -> None:
     parts = Path(args.repo_id).parts
     if not parts or ".." in parts or Path(args.repo_id).is_absolute():
         raise DatasetError(f"repo id '{args.repo_id}' is not a dataset name, expected one such as 'realman/dual_arm'")
-    if args.workers is not None and args.workers < 1:
-        raise DatasetError(f"--workers {args.workers} is not positive, expected 1 or more")
     if not args.cameras:
         raise DatasetError("--cameras names no camera. Leave it out to convert all four")
     if args.shard and args.merge:

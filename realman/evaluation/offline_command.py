@@ -22,6 +22,11 @@ from realman.errors import ServerError
 from realman.evaluation import open_loop
 from realman.evaluation import plots
 from realman.evaluation import seams
+from realman.ranges import ConnectTimeout
+from realman.ranges import Count
+from realman.ranges import Index
+from realman.ranges import Port
+from realman.ranges import ReplyTimeout
 from realman.runtime import chunks
 from realman.runtime.client import API_KEY_ENV
 from realman.runtime.client import PolicyClient
@@ -35,19 +40,19 @@ class Args(ReadingFlags):
 
     data: Path = Path("data/sample/heldout")
     """A recording (HDF5), a folder of recordings, a LeRobot dataset, or what a server recorded (--record)."""
-    episodes: tuple[int, ...] = (0,)
+    episodes: tuple[Index, ...] = (0,)
     """Which episodes of a folder or dataset, counted from 0."""
     host: str = "127.0.0.1"
     """Host of the policy server."""
-    port: int = 8000
+    port: Port = 8000
     """Port of the policy server."""
-    connect_timeout: float = 30.0
+    connect_timeout: ConnectTimeout = 30.0
     """How long to wait for the server, s."""
-    reply_timeout: float = 120.0
+    reply_timeout: ReplyTimeout = 120.0
     """How long one prediction may take, s."""
     prompt: str | None = None
     """Task text. By default the recording's own."""
-    action_chunk: int | None = None
+    action_chunk: Count | None = None
     """Steps executed of each prediction. By default as many as the server recommends."""
     out_dir: Path = Path("data/offline")
     """Folder for plots and JSON."""

@@ -8,7 +8,7 @@ This layer knows nothing of other arms, the table and people. Only the hardware 
 
 from collections.abc import Mapping
 import dataclasses
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -17,9 +17,13 @@ from realman.arrays import JointVec
 from realman.arrays import check_finite
 from realman.errors import RejectedError
 from realman.errors import SiteError
+from realman.ranges import OnRealArms
+from realman.ranges import Range
+from realman.ranges import check_settings
 from realman.runtime.workspace import Box
 
 _JOINTS = list(spec.JOINT_DIMS)
+_FASTEST_DEG_S = float(np.rad2deg(spec.ARM_SPEED_RAD_S).max().round())
 _ROUNDING = 1e-9
 """Differences up to this (rad or gripper fraction) are float rounding, not clamps."""
 
@@ -31,25 +35,51 @@ class SafetySettings:
     The RM65's own limits always apply as well.
     """
 
-    joint_margin_deg: float = 2.0
+    joint_margin_deg: Annotated[float, Range(0.0, 90.0, "every joint must keep a range")] = 2.0
     """Distance kept from both ends of each joint's range, deg."""
-    max_joint_speed_deg_s: float = 60.0
+    max_joint_speed_deg_s: Annotated[float, Range(0.1, _FASTEST_DEG_S, "the vendor's maximum")] = 60.0
     """Largest joint speed, deg/s. Vendor maximum: 180 (waist, shoulder) and 225 (others)."""
-    max_joint_acceleration_deg_s2: float = 600.0
+    max_joint_acceleration_deg_s2: Annotated[
+        float,
+        Range(1.0, 1e6, "from full speed to rest within one control step"),
+        OnRealArms(1.0, 600.0, "the controllers' own limit"),
+    ] = 600.0
     """Largest joint acceleration, deg/s^2."""
-    max_gripper_speed_per_s: float = 4.0
+    max_gripper_speed_per_s: Annotated[float, Range(0.01, 50.0, "a full stroke per control step")] = 4.0
     """Largest gripper speed, full strokes per second."""
-    max_first_jump_deg: float = 15.0
+    max_first_jump_deg: Annotated[
+        float, Range(0.1, 360.0, "a full turn"), OnRealArms(0.1, 90.0, "the first target must be near the arms")
+    ] = 15.0
     """Largest distance of the first target from the measured joints, deg. A further one is refused, not approached."""
-    max_limit_ticks: int = 50
+    max_limit_ticks: Annotated[
+        int,
+        Range(1, 1_000_000, "hours of a simulation"),
+        OnRealArms(1, 1000, "a policy is lost after 20 s at 50 steps per second"),
+    ] = 50
     """Targets outside the joint range in a row before the run is stopped, because the policy is lost."""
-    max_observation_age_ms: float = 500.0
+    max_observation_age_ms: Annotated[
+        float,
+        Range(10.0, 60_000.0, "a slow computer takes its time, but a minute is a fault"),
+        OnRealArms(10.0, 2000.0, "the policy must see where the arms are"),
+    ] = 500.0
     """Largest age of an observation to predict from, ms."""
-    max_policy_age_ms: float = 2000.0
+    max_policy_age_ms: Annotated[
+        float,
+        Range(20.0, 60_000.0, "a slow computer takes its time, but a minute is a fault"),
+        OnRealArms(20.0, 10_000.0, "the arms move without looking for this long"),
+    ] = 2000.0
     """Largest age of the observation behind a target, ms. It bounds how long the arms move without a new prediction."""
-    max_overrun_ms: float = 200.0
+    max_overrun_ms: Annotated[
+        float,
+        Range(1.0, 60_000.0, "a slow computer takes its time, but a minute is a fault"),
+        OnRealArms(1.0, 1000.0, "the arms get no target for this long"),
+    ] = 200.0
     """Largest delay of one control step, ms."""
-    max_late_ticks: int = 50
+    max_late_ticks: Annotated[
+        int,
+        Range(1, 1_000_000, "hours of a simulation"),
+        OnRealArms(1, 1000, "a computer that is late for 20 s is too slow"),
+    ] = 50
     """Late control steps in a row before the run is stopped."""
     right_box: Box | None = None
     """Where the right arm's tool may be. None allows every position."""
@@ -57,16 +87,7 @@ class SafetySettings:
     """Where the left arm's tool may be. None allows every position."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("right_box", "left_box"):
-                continue
-            if not (np.isfinite(value) and value >= 0) or (value == 0 and field.name != "joint_margin_deg"):
-                raise SiteError(f"safety: '{field.name}' is {value}, expected a finite number greater than 0")
-        if np.deg2rad(self.joint_margin_deg) >= spec.ARM_UPPER_RAD.min():
-            raise SiteError(
-                f"safety: 'joint_margin_deg' is {self.joint_margin_deg}, expected one that leaves every joint a range"
-            )
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,6 +1,7 @@
 """A box in an arm's base frame where its tool may be."""
 
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 
@@ -8,8 +9,11 @@ from realman.errors import RejectedError
 from realman.errors import SiteError
 from realman.kinematics import ArmVec
 from realman.kinematics import forward
+from realman.ranges import Range
+from realman.ranges import check_settings
 
 _AXES = "xyz"
+Meters = Annotated[float, Range(-2.0, 2.0, "an arm reaches 0.7 m, and its tool 1 m more")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +23,16 @@ class Box:
     z points from the arm's foot along its column.
     """
 
-    lower_m: tuple[float, float, float]
-    upper_m: tuple[float, float, float]
-    tool_length_m: float = 0.0
+    lower_m: tuple[Meters, Meters, Meters]
+    upper_m: tuple[Meters, Meters, Meters]
+    tool_length_m: Annotated[float, Range(0.0, 1.0, "a tool longer than the arm cannot be used")] = 0.0
     """Distance of the tip from the flange along the flange's axis, m. With 0 the flange itself is checked."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         for axis, low, high in zip(_AXES, self.lower_m, self.upper_m, strict=True):
-            if not (np.isfinite([low, high]).all() and low < high):
-                raise SiteError(
-                    f"workspace box: {axis} is {low}..{high} m, expected finite numbers with the lower one first"
-                )
+            if low >= high:
+                raise SiteError(f"workspace box: {axis} is {low}..{high} m, expected the lower number first")
 
     def tip_m(self, joints: ArmVec) -> np.ndarray:
         """Return the position of the tool's tip (3,), m."""

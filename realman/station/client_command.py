@@ -25,6 +25,10 @@ from realman import spec
 from realman.errors import RealmanError
 from realman.errors import RejectedError
 from realman.pacing import Pacer
+from realman.ranges import ConnectTimeout
+from realman.ranges import Count
+from realman.ranges import Port
+from realman.ranges import check_flags
 from realman.robots import robot as _robot
 from realman.runtime import chunks
 from realman.runtime import control
@@ -67,16 +71,16 @@ class Args:
     """Task text. By default the site's, else the server's."""
     host: str | None = None
     """Policy server. By default the site's, else this machine."""
-    port: int | None = None
+    port: Port | None = None
     """Port of the policy server. By default the site's, else 8000."""
-    connect_timeout: float | None = None
+    connect_timeout: ConnectTimeout | None = None
     """How long to wait for the server, s."""
     execution: chunks.Execution | None = None
     """How to play chunks: 'sync' waits for each, 'async' predicts while one plays, 'blend' also fades from one to the
     next, 'rtc' lets the policy itself continue the steps that are played meanwhile."""
-    action_chunk: int | None = None
+    action_chunk: Count | None = None
     """Steps to execute of each prediction. By default as many as the server recommends."""
-    max_steps: int | None = 500
+    max_steps: Count | None = 500
     """Number of control steps. None runs until you stop it."""
     enable_motion: bool = False
     """Let real arms move, after one confirmation. The simulated robot needs no permission."""
@@ -94,6 +98,9 @@ class Args:
     """In a terminal, show the live view and take keys."""
     out_dir: Path = Path("data/client")
     """Where the run's figures (run.json) and its targets tick by tick (run.npz) go."""
+
+    def __post_init__(self) -> None:
+        check_flags(self)
 
 
 def main(args: Args) -> int:

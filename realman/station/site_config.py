@@ -6,10 +6,17 @@ the units. The file holds no secrets: the API key of a server comes from the env
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from realman import spec
 from realman.errors import SiteError
+from realman.ranges import ConnectTimeout
+from realman.ranges import Port
+from realman.ranges import Range
+from realman.ranges import ReplyTimeout
+from realman.ranges import Seed
+from realman.ranges import check_on_real_arms
+from realman.ranges import check_settings
 from realman.robots.cameras.settings import CameraSettings
 from realman.robots.cameras.settings import open_cameras
 from realman.robots.replay import ReplayRobot
@@ -35,32 +42,29 @@ class ServerSettings:
     """Where the policy server is and how long to wait for it."""
 
     host: str = "127.0.0.1"
-    port: int = 8000
-    connect_timeout_s: float = 30.0
+    port: Port = 8000
+    connect_timeout_s: ConnectTimeout = 30.0
     """How long to wait for the server to come up, s."""
-    reply_timeout_s: float = 30.0
+    reply_timeout_s: ReplyTimeout = 30.0
     """How long one prediction may take before the run is stopped, s."""
-    jpeg_quality: int | None = None
+    jpeg_quality: Annotated[int, Range(1, 100, "what JPEG has")] | None = None
     """Send images as JPEG of this quality, 1..100: a tenth of the bytes, for a slow network. None sends pixels."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.port < 65536:
-            raise SiteError(f"server: 'port' is {self.port}, expected 1..65535")
-        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
-            raise SiteError(f"server: 'jpeg_quality' is {self.jpeg_quality}, expected 1..100")
-        for name in ("connect_timeout_s", "reply_timeout_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise SiteError(f"server: '{name}' is {getattr(self, name)}, expected a finite time greater than 0 s")
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class SimSettings:
     """The simulated cell, for robot = "sim" and "emulated"."""
 
-    task_seed: int = 0
+    task_seed: Seed = 0
     """Seed of the scene. Object poses and the start pose are drawn from it."""
     realtime: bool = False
     """Keep wall-clock time, as real arms do, instead of running as fast as possible. Emulated arms always keep it."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +73,11 @@ class ReplaySettings:
 
     path: str | None = None
     """A recording (episode_<n>.hdf5), which has images to predict from, or a run.npz, which has none."""
-    fps: int = spec.DEFAULT_FPS
+    fps: Annotated[int, Range(1, 1000, "frames per second of a recording")] = spec.DEFAULT_FPS
     """Its frames per second."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +90,7 @@ class Site:
     """Task text for the policy. None lets the server use its default."""
     execution: Execution = "sync"
     """How chunks are played. See `realman.runtime.chunks`."""
-    blend_steps: int = BLEND_STEPS
+    blend_steps: Annotated[int, Range(1, 1000, "steps of a chunk")] = BLEND_STEPS
     """Steps of a cross-fade, for execution = "blend"."""
     server: ServerSettings = dataclasses.field(default_factory=ServerSettings)
     safety: SafetySettings = dataclasses.field(default_factory=SafetySettings)
@@ -94,10 +101,21 @@ class Site:
     replay: ReplaySettings = dataclasses.field(default_factory=ReplaySettings)
 
     def __post_init__(self) -> None:
-        if self.blend_steps < 1:
-            raise SiteError(f"site: 'blend_steps' is {self.blend_steps}, expected 1 or more")
+        check_settings(self)
         if unknown := [name for name in self.cameras if name not in spec.CAMERAS]:
             raise SiteError(f"cameras: unknown camera '{unknown[0]}', expected one of {', '.join(spec.CAMERAS)}")
+        if self.is_real:
+            self._check_real_arms()
+
+    def _check_real_arms(self) -> None:
+        cameras = {f"cameras.{name}": camera for name, camera in self.cameras.items()}
+        check_on_real_arms({"safety": self.safety, "rm65": self.rm65, "rm65.gripper": self.rm65.gripper, **cameras})
+        for name, camera in self.cameras.items():
+            if self.rm65.max_camera_age_s < 1 / camera.fps:
+                raise SiteError(
+                    f"[rm65] max_camera_age_s: found {self.rm65.max_camera_age_s}, expected at least "
+                    f"{1 / camera.fps:.3g}, the time between two images at 'fps' of [cameras.{name}]"
+                )
 
     @property
     def is_real(self) -> bool:

@@ -63,7 +63,21 @@ def from_table(cls: type[_T], table: dict[str, Any], prefix: str = "") -> _T:
     unknown = [_unknown_key(key, list(hints), prefix) for key in table if key not in hints]
     if unknown:
         raise SiteError("; ".join(unknown))
-    return cls(**{key: _convert(value, hints[key], prefix + key) for key, value in table.items()})
+    values = {key: _convert(value, hints[key], prefix + key) for key, value in table.items()}
+    if missing := [name for name in _required(cls) if name not in table]:
+        raise SiteError(f"[{prefix[:-1]}] lacks {' and '.join(missing)}, expected a value")
+    try:
+        return cls(**values)
+    except SiteError as e:
+        # The class knows its fields, but not where it stands in the file.
+        raise SiteError(f"[{prefix[:-1]}] {e}" if prefix else str(e)) from e
+
+
+def _required(cls: type) -> list[str]:
+    unset = dataclasses.MISSING
+    return [
+        field.name for field in dataclasses.fields(cls) if field.default is unset and field.default_factory is unset
+    ]
 
 
 def _unknown_key(key: str, known: list[str], prefix: str) -> str:

@@ -15,8 +15,8 @@ from realman.data.dataset.pool import InlineExecutor
 from realman.data.dataset.pool import WorkerPool
 from realman.data.dataset.stats import sample_frames
 from realman.data.raw import find_episodes
-from realman.errors import DatasetError
 from realman.errors import EpisodeError
+from realman.errors import FlagError
 
 NUM_FRAMES = 60
 
@@ -104,9 +104,8 @@ def test_raw_frames_can_become_jpegs_of_a_chosen_quality(tmp_path, write_recordi
 
 
 def test_a_jpeg_quality_beyond_the_scale_is_refused(tmp_path, tiny_recordings):
-    args = convert.Args(raw_dir=tiny_recordings, root=tmp_path, jpeg_quality=101)
-    with pytest.raises(DatasetError, match=r"--jpeg-quality 101 is outside 1\.\.100"):
-        convert.main(args)
+    with pytest.raises(FlagError, match=r"--jpeg-quality: found 101, expected 1 to 100"):
+        convert.Args(raw_dir=tiny_recordings, root=tmp_path, jpeg_quality=101)
 
 
 @pytest.mark.parametrize("options", [{}, {"color": "bgr"}, {"mode": "video", "video_codec": "h264"}])

@@ -22,6 +22,7 @@ from realman.data.dataset.from_raw import RawJob
 from realman.data.dataset.staging import Staging
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
+from realman.errors import FlagError
 
 
 def arguments(raw_dir, root, **options):
@@ -326,7 +327,7 @@ def test_frames_that_a_video_cannot_hold_are_found_out_first(tmp_path, write_rec
     [
         ({"repo_id": "../other"}, "is not a dataset name"),
         ({"repo_id": ""}, "is not a dataset name"),
-        ({"workers": 0}, "--workers 0 is not positive"),
+        ({"workers": 0}, "--workers: found 0, expected 1 to 1024"),
         ({"cameras": ()}, "--cameras names no camera"),
         ({"gripper_range": "0-1"}, "is not CLOSED:OPEN"),
         ({"episodes": (7,)}, r"no recording of number \[7\]"),
@@ -334,7 +335,7 @@ def test_frames_that_a_video_cannot_hold_are_found_out_first(tmp_path, write_rec
     ],
 )
 def test_flags_that_make_no_sense_are_refused(tiny_recordings, tmp_path, options, message):
-    with pytest.raises((DatasetError, EpisodeError), match=message):
+    with pytest.raises((DatasetError, EpisodeError, FlagError), match=message):
         convert.main(arguments(tiny_recordings, tmp_path, **options))
 
 

@@ -196,7 +196,7 @@ def test_grippers_are_clipped_for_users_and_not_for_checks(tmp_path, write_recor
     ("values", "message"),
     [
         ({"gripper_range": (5.0, 5.0)}, "gripper range 5:5"),
-        ({"fps": 0}, "fps 0"),
+        ({"fps": 0}, "fps: found 0, expected 1 to 1000"),
         ({"task": "  "}, "task text is empty"),
     ],
 )

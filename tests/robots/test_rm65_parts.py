@@ -194,10 +194,12 @@ def test_joint_error_bits_are_named_one_by_one():
     ("changes", "text"),
     [
         ({"left_host": "192.168.1.19"}, "both arms have the address"),
-        ({"fps": 0.0}, "'fps' is 0.0"),
-        ({"follow": "high", "high_follow_rate_hz": 50.0}, "expected 100 Hz or more"),
-        ({"collision_stage": 9}, "expected 0..8"),
-        ({"push_cycle": 0}, "expected 1 or more"),
+        ({"fps": 0.0}, "fps: found 0, expected 1 to 200"),
+        ({"follow": "high", "high_follow_rate_hz": 50.0}, "high_follow_rate_hz: found 50, expected 100 to 500"),
+        ({"follow": "high", "fps": 200.0}, "high_follow_rate_hz: found 100.0, expected at least 200.0"),
+        ({"collision_stage": 9}, "expected 0 to 8"),
+        ({"push_cycle": 0}, "expected 1 to 40"),
+        ({"push_cycle": 30}, "max_state_age_s: found 0.1, expected at least 0.15"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes, text):

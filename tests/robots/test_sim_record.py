@@ -149,5 +149,5 @@ def test_training_heldout_and_client_scenes_are_drawn_apart(tmp_path):
 
 @pytest.mark.parametrize(("flag", "value"), [("num_episodes", 0), ("fps", 0.0), ("workers", 0), ("num_heldout", -1)])
 def test_invalid_numbers_are_refused_with_the_flag(flag, value):
-    with pytest.raises(RealmanError, match=f"--{flag.replace('_', '-')}: is {value}, expected at least"):
+    with pytest.raises(RealmanError, match=f"--{flag.replace('_', '-')}: found {value:g}, expected "):
         record.main(record.Args(**{flag: value}))

@@ -131,7 +131,7 @@ def test_a_number_that_is_not_finite_is_refused_by_name(bad):
 
 
 def test_the_vendors_speed_limits_a_generous_site():
-    limits = Limits.per_tick(SafetySettings(max_joint_speed_deg_s=10_000), fps=50)
+    limits = Limits.per_tick(SafetySettings(max_joint_speed_deg_s=225), fps=50)
     np.testing.assert_allclose(limits.max_step[:6] * 50, spec.ARM_SPEED_RAD_S)
     np.testing.assert_allclose(limits.max_step[7:13] * 50, spec.ARM_SPEED_RAD_S)
 

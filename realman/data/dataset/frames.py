@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 import cv2
 
@@ -32,6 +32,8 @@ from realman.data.raw.plausible import CameraWatch
 from realman.data.raw.plausible import Doubt
 from realman.data.raw.plausible import is_black
 from realman.errors import EpisodeError
+from realman.ranges import Range
+from realman.ranges import check_flags
 
 ImageFormat = Literal["png", "jpg"]
 
@@ -53,8 +55,11 @@ class Encoding:
     """How to encode images that are not stored as recorded."""
 
     image_format: ImageFormat = "png"
-    jpeg_quality: int = 95
+    jpeg_quality: Annotated[int, Range(1, 100, "what JPEG has")] = 95
     """1..100, only for jpg."""
+
+    def __post_init__(self) -> None:
+        check_flags(self)
 
     def encode(self, image: Image) -> bytes:
         """Encode an RGB image."""

@@ -36,7 +36,6 @@ from realman.data.raw.episode import Episode
 from realman.data.raw.episode import open_episode
 from realman.data.raw.options import RawOptions
 from realman.data.raw.plausible import Doubt
-from realman.errors import DatasetError
 from realman.errors import EpisodeError
 
 Mode = Literal["image", "video"]
@@ -54,21 +53,13 @@ _VIDEO_PART = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """How images are stored.
-
-    Raises:
-        DatasetError: The JPEG quality is outside 1..100.
-    """
+    """How images are stored."""
 
     mode: Mode = "image"
     codec: CodecName = "av1"
     """Only for videos."""
     encoding: Encoding = dataclasses.field(default_factory=Encoding)
     """Only for single images that are not stored as recorded."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.encoding.jpeg_quality <= 100:
-            raise DatasetError(f"--jpeg-quality {self.encoding.jpeg_quality} is outside 1..100")
 
 
 @dataclasses.dataclass(frozen=True)

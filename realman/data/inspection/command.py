@@ -26,6 +26,7 @@ from realman.data.inspection.norm_stats import read_state_stats
 from realman.data.inspection.survey import HighView
 from realman.data.inspection.survey import Survey
 from realman.data.raw.flags import ReadingFlags
+from realman.ranges import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Args(ReadingFlags):
     This shows whether arms or wrist cameras are swapped, if they do not match."""
     norm_stats: Path | None = None
     """norm_stats.json of a training run, to check whether it fits this data."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Episodes to inspect at the same time. By default one per core."""
 
 

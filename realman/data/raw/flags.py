@@ -8,9 +8,11 @@ import dataclasses
 from realman.data.raw.options import AngleUnit
 from realman.data.raw.options import ArmOrder
 from realman.data.raw.options import ColorOrder
+from realman.data.raw.options import Fps
 from realman.data.raw.options import RawOptions
 from realman.data.raw.options import parse_camera_map
 from realman.data.raw.options import parse_gripper_range
+from realman.ranges import check_flags
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,12 +27,15 @@ class ReadingFlags:
     """Which arm comes first in the recordings."""
     color: ColorOrder = "rgb"
     """Channel order of raw frames, or of encoded frames after an ordinary JPEG decoder."""
-    fps: int | None = None
+    fps: Fps | None = None
     """Frames per second, for recordings that do not state them."""
     task: str | None = None
     """Task text, for recordings that do not state it."""
     camera_map: tuple[str, ...] = ()
     """Cameras to rename, as RECORDED=NAME, such as cam_top=cam_high. To swap two cameras, give both pairs."""
+
+    def __post_init__(self) -> None:
+        check_flags(self)
 
     @property
     def options(self) -> RawOptions:

@@ -8,7 +8,7 @@ contradict the options.
 from collections.abc import Sequence
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from jaxtyping import Float32
 from jaxtyping import Float64
@@ -17,10 +17,14 @@ import numpy as np
 
 from realman import spec
 from realman.errors import EpisodeError
+from realman.ranges import Range
+from realman.ranges import problems
 
 AngleUnit = Literal["rad", "deg"]
 ArmOrder = Literal["right_left", "left_right"]
 ColorOrder = Literal["rgb", "bgr"]
+GripperValue = Annotated[float, Range(-1e9, 1e9, "what a recorder counts in")]
+Fps = Annotated[int, Range(1, 1000, "frames per second of a recording")]
 
 _ARM_DIMS = spec.NUM_DIMS // 2
 _JOINTS = list(spec.JOINT_DIMS)
@@ -42,13 +46,13 @@ class RawOptions:
 
     angle_unit: AngleUnit = "rad"
     """Unit of the joint angles in the file. Velocities are in this unit per second."""
-    gripper_range: tuple[float, float] = (0.0, 1.0)
+    gripper_range: tuple[GripperValue, GripperValue] = (0.0, 1.0)
     """Recorded gripper values when closed and when open. The first may be the larger one."""
     raw_arm_order: ArmOrder = "right_left"
     """Which arm the first seven of the 14 numbers belong to."""
     color: ColorOrder = "rgb"
     """Channel order of raw frames, or of encoded frames after an ordinary JPEG decoder."""
-    fps: int | None = None
+    fps: Fps | None = None
     """Frames per second. None means the recording's own."""
     task: str | None = None
     """Task text. None means the recording's own."""
@@ -56,13 +60,13 @@ class RawOptions:
     """Pairs of a camera's name in the file and the name it should have. Other cameras keep their names."""
 
     def __post_init__(self) -> None:
+        if found := problems(self):
+            raise EpisodeError(". ".join(found))
         low, high = self.gripper_range
-        if not (math.isfinite(low) and math.isfinite(high)) or low == high:
+        if low == high:
             raise EpisodeError(
                 f"gripper range {low:g}:{high:g} is empty. Give the closed and the open value, such as 0:1000"
             )
-        if self.fps is not None and self.fps < 1:
-            raise EpisodeError(f"fps {self.fps} is not positive. Give frames per second, such as 50")
         if self.task is not None and not self.task.strip():
             raise EpisodeError("task text is empty. Say what the robot does, such as 'fold the towel'")
         for names in zip(*self.camera_map, strict=True):

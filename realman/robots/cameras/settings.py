@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from realman import spec
 from realman.errors import SiteError
+from realman.ranges import Range
+from realman.ranges import check_settings
 from realman.robots.cameras.frozen import FrozenCheck
 from realman.robots.cameras.opencv import OpenCvSource
 from realman.robots.cameras.realsense import RealSenseSource
@@ -21,24 +23,26 @@ class CameraSettings:
     """'realsense': an Intel RealSense by its serial number. 'opencv': any device that OpenCV can open."""
     serial: str | None = None
     """Serial number of a RealSense. It does not depend on the USB port."""
-    device: int | str | None = None
+    device: Annotated[int, Range(0, 63, "the system numbers its video devices from 0")] | str | None = None
     """OpenCV: a stable path such as '/dev/v4l/by-id/...', a stream's address, or a number, which may change at boot."""
     color: Literal["bgr", "rgb"] = "bgr"
     """OpenCV: channel order that the device delivers. OpenCV's own is bgr. If faces look blue, it is wrong."""
-    width_px: int = spec.DEFAULT_IMAGE_WIDTH_PX
-    height_px: int = spec.DEFAULT_IMAGE_HEIGHT_PX
-    fps: int = 30
+    width_px: Annotated[int, Range(16, 7680, "from a thumbnail to 8K")] = spec.DEFAULT_IMAGE_WIDTH_PX
+    height_px: Annotated[int, Range(16, 4320, "from a thumbnail to 8K")] = spec.DEFAULT_IMAGE_HEIGHT_PX
+    fps: Annotated[int, Range(1, 240, "what USB cameras deliver")] = 30
     """Rate to request from the device, Hz."""
-    max_frozen_s: float = 1.0
+    max_frozen_s: Annotated[float, Range(0.05, 10.0, "the policy must see what the arms did")] = 1.0
     """How long an image may stay the same to the last bit, s. The noise of a live sensor changes it with each frame."""
 
     def __post_init__(self) -> None:
+        check_settings(self)
         wanted, other = ("serial", "device") if self.kind == "realsense" else ("device", "serial")
         if getattr(self, wanted) is None or getattr(self, other) is not None:
-            raise SiteError(f"camera: kind = '{self.kind}' needs '{wanted}' and does not accept '{other}'")
-        for name in ("width_px", "height_px", "fps", "max_frozen_s"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise SiteError(f"camera: '{name}' is {getattr(self, name)}, expected a finite number greater than 0")
+            raise SiteError(f"kind = '{self.kind}' needs '{wanted}' and does not accept '{other}'")
+        if self.max_frozen_s < 2 / self.fps:
+            raise SiteError(
+                f"max_frozen_s: found {self.max_frozen_s}, expected at least {2 / self.fps:.3g}, two images at 'fps'"
+            )
 
     def source(self, name: str) -> CameraSource:
         """Return the device of the camera `name`. It is not open yet."""

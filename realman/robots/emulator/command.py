@@ -7,10 +7,14 @@ import threading
 
 from realman import cli
 from realman.errors import RobotError
+from realman.ranges import ListeningPort
+from realman.ranges import Port
+from realman.ranges import check_flags
 from realman.robots.emulator import prompt
 from realman.robots.emulator.server import Emulator
 from realman.robots.emulator.settings import PUSH_PORT
 from realman.robots.emulator.settings import TCP_PORT
+from realman.robots.emulator.settings import Generation
 from realman.robots.emulator.settings import two_arms
 
 logger = logging.getLogger(__name__)
@@ -20,14 +24,17 @@ logger = logging.getLogger(__name__)
 class Args:
     """Two emulated arms: right at 127.0.0.1, left at 127.0.0.2."""
 
-    port: int = TCP_PORT
+    port: ListeningPort = TCP_PORT
     """TCP port of both arms. 0 takes a free one for each."""
-    push_port: int = PUSH_PORT
+    push_port: Port = PUSH_PORT
     """UDP port that the state is pushed to until a client changes it."""
-    generation: int = 3
+    generation: Generation = 3
     """Controller generation, 3 or 4."""
     scene: bool = False
     """Move the arms of the simulated cell (MuJoCo) instead of weightless ones in empty space."""
+
+    def __post_init__(self) -> None:
+        check_flags(self)
 
 
 def main(args: Args) -> None:

@@ -21,11 +21,11 @@ from realman.robots.emulator.physics import KinematicPhysics
 from realman.robots.emulator.physics import Physics
 from realman.robots.emulator.protocol import answer
 from realman.robots.emulator.push import state_message
-from realman.robots.emulator.settings import PUSH_UNIT_S
 from realman.robots.emulator.settings import ArmSettings
 from realman.robots.emulator.wire import LineReader
 from realman.robots.emulator.wire import Message
 from realman.robots.emulator.wire import encode
+from realman.robots.rm65.settings import PUSH_UNIT_S
 
 logger = logging.getLogger(__name__)
 

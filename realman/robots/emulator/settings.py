@@ -4,21 +4,23 @@ import contextlib
 import dataclasses
 import functools
 import socket
+from typing import Annotated
 
 import numpy as np
 
 from realman import spec
 from realman.arrays import JointVec
 from realman.kinematics import ArmVec
+from realman.ranges import ListeningPort
+from realman.ranges import Port
+from realman.ranges import Range
+from realman.ranges import check_settings
 
 TCP_PORT = 8080
 """Port of a RealMan controller."""
 
 PUSH_PORT = 8089
 """UDP port that a controller pushes its state to."""
-
-PUSH_UNIT_S = 0.005
-"""Unit of a push cycle, and the emulator's own tick, s."""
 
 # RM65-B acceleration: the controller reports 100 RPM/s.
 JOINT_ACCELERATION_RAD_S2 = np.deg2rad(np.full(6, 600.0))
@@ -27,6 +29,9 @@ JOINT_ACCELERATION_RAD_S2 = np.deg2rad(np.full(6, 600.0))
 HOME_DEG = (0.0, 20.0, 70.0, 0.0, 90.0, 0.0)
 
 _PORT_TRIES = 20
+
+Generation = Annotated[int, Range(3, 4, "the generations that exist")]
+_TURN = Range(-360.0, 360.0, "a full turn to each side")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,30 +42,27 @@ class ArmSettings:
     """'right' or 'left'."""
     host: str = "127.0.0.1"
     """Address to listen on and to push from. Each arm needs its own, because the SDK distinguishes arms by it."""
-    port: int = TCP_PORT
+    port: ListeningPort = TCP_PORT
     """TCP port. 0 takes a free one."""
-    push_port: int = PUSH_PORT
+    push_port: Port = PUSH_PORT
     """UDP port that the state is pushed to until a client changes it."""
-    push_cycle: int = 1
+    push_cycle: Annotated[int, Range(1, 1000, "in units of 5 ms")] = 1
     """Push period in units of 5 ms."""
-    generation: int = 3
+    generation: Generation = 3
     """Controller generation, 3 or 4. They differ in their software report and in a few commands."""
     product: str = "RM65-BI"
     """Product name. The SDK reads the arm's model from it."""
-    home_deg: tuple[float, ...] = HOME_DEG
+    home_deg: tuple[Annotated[float, _TURN], ...] = HOME_DEG
     """Joints at power-on, deg."""
-    home_gripper: float = 1.0
+    home_gripper: Annotated[float, Range(0.0, 1.0, "closed to open")] = 1.0
     """Gripper opening at power-on, 0..1."""
-    joint_limit_deg: tuple[float, ...] = tuple(np.rad2deg(spec.ARM_UPPER_RAD).tolist())
+    joint_limit_deg: tuple[Annotated[float, _TURN], ...] = tuple(np.rad2deg(spec.ARM_UPPER_RAD).tolist())
     """Largest angle of each joint to both sides, deg. A controller's limits may be narrower than the arm's."""
 
     def __post_init__(self) -> None:
         if self.side not in spec.SIDES:
             raise ValueError(f"arm: side is '{self.side}', expected one of {', '.join(spec.SIDES)}")
-        if self.generation not in (3, 4):
-            raise ValueError(f"arm: generation is {self.generation}, expected 3 or 4")
-        if self.push_cycle < 1:
-            raise ValueError(f"arm: push cycle is {self.push_cycle}, expected 1 or more (x 5 ms)")
+        check_settings(self)
 
     @property
     def home(self) -> ArmVec:

@@ -19,11 +19,17 @@ from pathlib import Path
 import signal
 import sys
 import time
+from typing import Annotated
 
 from tqdm import tqdm
 
 from realman import spec
 from realman.errors import RealmanError
+from realman.ranges import Count
+from realman.ranges import Range
+from realman.ranges import Seed
+from realman.ranges import Workers
+from realman.ranges import check_flags
 from realman.robots.sim import episode
 from realman.robots.sim.render import Renderer
 from realman.robots.sim.render import open_renderer
@@ -41,31 +47,23 @@ class Args:
 
     out_dir: Path = Path("data/sample")
     """Folder for the subfolders `train` and `heldout`."""
-    num_episodes: int = 12
+    num_episodes: Count = 12
     """Number of episodes to train on."""
-    num_heldout: int = 2
+    num_heldout: Annotated[int, Range(0, 1_000_000, "0 holds none out")] = 2
     """Number of episodes held out for evaluation."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of object poses, start poses and timing. Episode n of a seed is always the same."""
-    fps: float = spec.DEFAULT_FPS
+    fps: Annotated[float, Range(1.0, 1000.0, "frames per second of a recording")] = spec.DEFAULT_FPS
     """Rate of the recording, Hz."""
-    workers: int | None = None
+    workers: Workers | None = None
     """Number of processes, at most one per episode. The default is one per core."""
     shadows: bool = False
     """Draw shadows. They look nicer but take about four times as long without a graphics card."""
     overwrite: bool = False
     """Record existing episodes again."""
 
-    def check(self) -> None:
-        """Check that every number is large enough.
-
-        Raises:
-            RealmanError: A flag is below its lowest value.
-        """
-        for name, lowest in {"num_episodes": 1, "num_heldout": 0, "seed": 0, "fps": 1, "workers": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise RealmanError(f"--{name.replace('_', '-')}: is {value}, expected at least {lowest}")
+    def __post_init__(self) -> None:
+        check_flags(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +150,6 @@ def _prepare_worker() -> None:
 
 def main(args: Args) -> None:
     """Record simulated pick-and-place episodes of both arms as HDF5 files."""
-    args.check()
     began = time.monotonic()
     # Keep the episodes of an earlier run. Counting their frames also shows a damaged file before any work is done.
     jobs = plan_jobs(args)

@@ -15,7 +15,7 @@ from openpi.models import pi0
 from openpi.models import pi0_config
 from openpi.models import real_time_chunking as rtc
 from openpi.shared import nnx_utils
-from openpi.shared.errors import ConfigError
+from openpi.shared.errors import OutOfRangeError
 
 F32 = {"rtol": 2e-5, "atol": 2e-5}
 HORIZON, DIM, STEPS = 10, 16, 4
@@ -331,7 +331,7 @@ def test_the_delays_of_training_reach_the_longest_one_evenly():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="'prefix' needs a model trained with rtc_max_delay"):
         tiny_model("pi0", 0).sample_actions(jax.random.key(0), small_observation(), guidance=guidance("prefix"))
-    with pytest.raises(ConfigError, match="rtc_max_delay is 50, expected 0 to 49"):
+    with pytest.raises(OutOfRangeError, match="rtc_max_delay: found 50, expected 0 to 49"):
         pi0_config.Pi0Config(rtc_max_delay=50)
-    with pytest.raises(ConfigError, match="rtc_max_delay is -1"):
+    with pytest.raises(OutOfRangeError, match="rtc_max_delay: found -1"):
         pi0_config.Pi0Config(rtc_max_delay=-1)

@@ -244,7 +244,7 @@ def test_memory_is_taken_as_needed_unless_a_share_is_given(monkeypatch):
 
 
 def test_numbers_out_of_range_are_all_reported_together():
-    message = r"--port: found 70000, expected 0 to 65535\. --num-steps: found 0, expected 1 to 1000"
+    message = r"--port: found 70000, expected 0 to 65535 \(.*\)\. --num-steps: found 0, expected 1 to 1000"
     with pytest.raises(UserError, match=message):
         serve_policy.main(_parse("--port", "70000", "--num-steps", "0"))
 

@@ -23,9 +23,18 @@ def test_a_mixture_is_typed_as_words():
     assert [MixedDataset.parse(str(member)) for member in data.mixture] == list(data.mixture)
 
 
-@pytest.mark.parametrize("text", ["realman/a:0", "realman/a:-1", "realman/a:much", ":2", "realman/a:nan"])
-def test_words_that_are_no_dataset_are_refused(text):
-    with pytest.raises(ValueError, match=r"found '.*', expected REPO_ID\[:WEIGHT\[:PROMPT\]\] with a weight above 0"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("realman/a:0", r"mixture 'realman/a:0'\.weight: found 0, expected 1e-09 to "),
+        ("realman/a:-1", r"weight: found -1, expected"),
+        ("realman/a:nan", r"weight: found nan, expected"),
+        ("realman/a:much", r"found 'realman/a:much', expected REPO_ID\[:WEIGHT\[:PROMPT\]\] with a number as weight"),
+        (":2", r"found ':2', expected REPO_ID"),
+    ],
+)
+def test_words_that_are_no_dataset_are_refused(text, message):
+    with pytest.raises(errors.OutOfRangeError, match=message):
         MixedDataset.parse(text)
 
 

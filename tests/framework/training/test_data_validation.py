@@ -72,12 +72,12 @@ def test_every_iteration_gives_the_same_batches_whatever_the_seed_of_training(ho
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"fraction": 1.0}, "found fraction 1.0, expected 0 to below 1"),
+        ({"fraction": 1.0}, r"data\.validation\.fraction: found 1, expected 0 to 0\.999"),
         ({"fraction": 0.5, "episodes": (1,)}, "exclude each other"),
         ({"episodes": (1, 7, 9)}, r"dataset 'realman/dual_arm': no episodes \[7, 9\] .*found 0 to 2"),
         ({"episodes": (0, 1, 2)}, "validation takes 3 of 3 episodes, none is left to train on"),
     ],
 )
 def test_splits_that_cannot_be_are_refused(home, split, message):
-    with pytest.raises(errors.ConfigError, match=message):
+    with pytest.raises(errors.UserError, match=message):
         episodes_of(config(**split), "train")

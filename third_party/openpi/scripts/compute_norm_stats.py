@@ -14,6 +14,7 @@ import rich.console
 import tyro
 
 from openpi.shared import cli
+from openpi.shared import ranges
 from openpi.training import config as _config
 from openpi.training.configs.train_config import TrainConfig
 from openpi.training.stats import norm_stats
@@ -33,13 +34,16 @@ class Args:
     # Name of a registered training config.
     config_name: str
     # Use at most this many frames, drawn at random. None takes all frames.
-    max_frames: int | None = None
+    max_frames: Annotated[int, ranges.Range(1, 1_000_000_000_000, "at least one")] | None = None
     # Dataset to read instead of the config's own. For a mixture: the name of its statistics.
     repo_id: str | None = None
     # Smallest q99-q01 of a dimension, in its own unit (rad, grippers 0..1). Keeps dimensions that hardly move from exploding.
-    min_range: float = 0.0
+    min_range: Annotated[float, ranges.Range(0.0, 1e6, "a width, in the dimension's own unit")] = 0.0
     # Flags of train.py.
     flags: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+
+    def __post_init__(self) -> None:
+        ranges.check_flags(self)
 
 
 def parse() -> Args:

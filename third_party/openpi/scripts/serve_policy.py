@@ -14,7 +14,7 @@ import logging
 import os
 import pathlib
 import socket
-from typing import Any
+from typing import Annotated, Any
 
 from openpi.models import model as _model
 from openpi.models import real_time_chunking as rtc
@@ -31,6 +31,7 @@ from openpi.serving.websocket_policy_server import ServerOptions
 from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi.shared import cli
 from openpi.shared import compile_cache
+from openpi.shared import ranges
 from openpi.shared.errors import ConfigError
 from openpi.shared.normalize import NormStats
 from openpi.training import config as _config
@@ -70,9 +71,12 @@ class Replay:
     # Name of the training config. It names the robot and the dataset.
     config: str
     # Episode, counted from 0.
-    episode: int = 0
+    episode: ranges.Index = 0
     # Folder of the dataset itself. None takes the config's dataset.
     root: pathlib.Path | None = None
+
+    def __post_init__(self) -> None:
+        ranges.check_flags(self, "policy.")
 
 
 @dataclasses.dataclass
@@ -89,13 +93,15 @@ class Args:
     # Prompt for requests that carry none.
     default_prompt: str | None = None
     # TCP port. 0 takes a free one.
-    port: int = 8000
+    port: ranges.ListeningPort = 8000
     # Write each request and its answer to ./policy_records.
     record: bool = False
     # Write the records to this folder instead.
     record_dir: pathlib.Path | None = None
     # Largest total size of the records, GB. The oldest records are deleted.
-    record_gb: float = 10.0
+    record_gb: Annotated[
+        float, ranges.Range(0.001, 1e6, "at least one request, and at most a thousand large disks")
+    ] = 10.0
     # Address to listen at: 127.0.0.1 for clients on this machine, 0.0.0.0 for the whole network.
     host: str = "127.0.0.1"
     # File of the API keys accepted from clients, one per line.
@@ -105,17 +111,17 @@ class Args:
     # Private key (PEM) of that certificate.
     tls_key: pathlib.Path | None = None
     # Integration steps of a flow model (pi0, pi0.5). Fewer are faster. None takes the model's own number.
-    num_steps: int | None = None
+    num_steps: Annotated[int, ranges.Range(1, 1000, "more steps change nothing")] | None = None
     # Number of waiting requests that one call of the model may answer. 1 answers them one by one.
-    max_batch: int = 1
+    max_batch: Annotated[int, ranges.Range(1, 64, "robots that one accelerator can serve")] = 1
     # Ways in which clients may continue the previous chunk (real-time chunking), the preferred one first: prefix (for models
     # trained with it), identity, vjp (takes an additional backward pass). Each is compiled at the start. None offers those
     # that cost no time.
     rtc_methods: tuple[rtc.Method, ...] | None = None
     # Largest request, MB.
-    max_message_mb: int = 64
+    max_message_mb: Annotated[int, ranges.Range(1, 1024, "images of a robot, uncompressed")] = 64
     # Share of the accelerator's memory to take at the start, 0 to 1. None takes memory as needed.
-    device_memory: float | None = None
+    device_memory: Annotated[float, ranges.Range(0.01, 1.0, "a share")] | None = None
     # Folder that keeps compiled programs, so that the next start is faster.
     compile_cache: pathlib.Path = pathlib.Path("~/.cache/jax")
     # Answer failed requests with the traceback.
@@ -123,23 +129,8 @@ class Args:
     # Policy to serve.
     policy: Checkpoint | Replay | Default = dataclasses.field(default_factory=Default)
 
-    def check(self) -> None:
-        """Raise a ConfigError that names every number out of its range."""
-        ranges = {
-            "--port": (self.port, 0, 65535),
-            "--record-gb": (self.record_gb, 0.001, float("inf")),
-            "--num-steps": (self.num_steps, 1, 1000),
-            "--max-batch": (self.max_batch, 1, 64),
-            "--max-message-mb": (self.max_message_mb, 1, 1024),
-            "--device-memory": (self.device_memory, 0.01, 1.0),
-        }
-        problems = [
-            f"{flag}: found {value:g}, expected {low:g} to {high:g}"
-            for flag, (value, low, high) in ranges.items()
-            if value is not None and not low <= value <= high
-        ]
-        if problems:
-            raise ConfigError(". ".join(problems))
+    def __post_init__(self) -> None:
+        ranges.check_flags(self)
 
 
 DEFAULT_CHECKPOINT: dict[EnvMode, Checkpoint] = {
@@ -168,7 +159,6 @@ def main(args: Args) -> None:
     # Orbax reports each file through absl, and the server itself logs its connections.
     for chatty in ("absl", "websockets.server"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    args.check()
     memory.keep_freed_memory()
     options = ServerOptions(
         debug=args.debug,

@@ -10,19 +10,22 @@ import tyro
 from openpi.models import lora
 from openpi.models.prompt_text import PALIGEMMA_VOCAB_SIZE
 from openpi.shared import errors
+from openpi.shared import ranges
+
+Size = Annotated[int, ranges.Range(1, 10_000_000, "far larger than that of any such model")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Size of one expert."""
 
-    width: int
-    depth: int
-    mlp_dim: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int = PALIGEMMA_VOCAB_SIZE
+    width: Size
+    depth: Size
+    mlp_dim: Size
+    num_heads: Size
+    num_kv_heads: Size
+    head_dim: Size
+    vocab_size: Size = PALIGEMMA_VOCAB_SIZE
     # Low-rank updates of the attention ("attn") and feed-forward ("ffn") weights.
     lora_configs: Mapping[str, lora.LoRAConfig] = dataclasses.field(default_factory=dict, hash=False)
 
@@ -32,6 +35,7 @@ class Config:
         Raises:
             ConfigError: The sizes do not fit together.
         """
+        ranges.check(self, "gemma")
         if self.num_heads % self.num_kv_heads:
             raise errors.ConfigError(f"gemma: {self.num_heads} heads cannot share {self.num_kv_heads} kv heads evenly")
         if self.head_dim % 2:

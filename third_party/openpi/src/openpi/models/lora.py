@@ -5,6 +5,7 @@ There are two kinds of weights: einsums and the feed-forward block.
 
 import dataclasses
 import math
+from typing import Annotated
 
 from flax import nnx
 import jax
@@ -12,17 +13,21 @@ import jax.numpy as jnp
 
 from openpi.models import initializers
 from openpi.shared import array_typing as at
+from openpi.shared import ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
     """Rank and strength of the update of one weight."""
 
-    rank: int
+    rank: Annotated[int, ranges.Range(1, 10_000, "at least one, and more would be no low rank")]
     # The update is multiplied by alpha / rank.
-    alpha: float = 1.0
+    alpha: Annotated[float, ranges.Range(1e-6, 1e6, "with 0 the update has no effect")] = 1.0
     # Rank-stabilized LoRA: multiply by alpha / sqrt(rank) instead.
     rslora: bool = False
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "lora")
 
     @property
     def scale(self) -> float:

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import enum
 import logging
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from flax import nnx
 from flax import traverse_util
@@ -40,6 +40,7 @@ from openpi.shared import array_typing as at
 from openpi.shared import errors
 from openpi.shared import image_tools
 from openpi.shared import nnx_utils
+from openpi.shared import ranges
 
 logger = logging.getLogger(__name__)
 
@@ -184,16 +185,21 @@ def preprocess_observation(
     return dataclasses.replace(observation, images=images, image_masks=masks)
 
 
+ActionDim = Annotated[int, ranges.Range(1, 4096, "joints of a robot, and many more")]
+ActionHorizon = Annotated[int, ranges.Range(1, 10_000, "steps of a prediction, and many more")]
+TokenLen = Annotated[int, ranges.Range(1, 100_000, "tokens of a prompt, and many more")]
+
+
 @dataclasses.dataclass(frozen=True)
 class BaseModelConfig(abc.ABC):
     """Configuration of a model. `create` and `load` make the model."""
 
     # Numbers per action, padding included.
-    action_dim: int
+    action_dim: ActionDim
     # Number of actions per prediction.
-    action_horizon: int
+    action_horizon: ActionHorizon
     # Longest prompt, tokens.
-    max_token_len: int
+    max_token_len: TokenLen
 
     @property
     @abc.abstractmethod

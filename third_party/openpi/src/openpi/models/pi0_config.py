@@ -1,7 +1,7 @@
 """Configuration of pi0 and pi0.5."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from flax import nnx
 import jax
@@ -13,6 +13,7 @@ from openpi.models import siglip
 from openpi.shared import array_typing as at
 from openpi.shared import errors
 from openpi.shared import nnx_utils
+from openpi.shared import ranges
 
 if TYPE_CHECKING:
     from openpi.models.pi0 import Pi0
@@ -33,11 +34,11 @@ class Pi0Config(_model.BaseModelConfig):
     # Size of the expert that reads and writes actions.
     action_expert_variant: gemma_config.Variant = "gemma_300m"
     # Numbers per action, padding included.
-    action_dim: int = 32
+    action_dim: _model.ActionDim = 32
     # Number of actions per prediction.
-    action_horizon: int = 50
+    action_horizon: _model.ActionHorizon = 50
     # Longest prompt, tokens. By default 48 for pi0 and 200 for pi0.5.
-    max_token_len: int = None  # type: ignore[assignment]  # set in __post_init__
+    max_token_len: _model.TokenLen = None  # type: ignore[assignment]  # set in __post_init__
     # pi0.5: the time of the flow conditions the norms, and there is no state token.
     pi05: bool = False
     # Write the state into the prompt. By default for pi0.5 only.
@@ -46,7 +47,7 @@ class Pi0Config(_model.BaseModelConfig):
     vision_variant: siglip.Variant = "So400m/14"
     # Real-time chunking learned in training: the largest number of first actions that are given, because the robot executes
     # them while the chunk is computed (at 50 Hz, 10 allow 200 ms). 0 trains as usual. Adds no parameters.
-    rtc_max_delay: int = 0
+    rtc_max_delay: Annotated[int, ranges.Range(0, 9999, "0 trains as usual")] = 0
     # Only read by the original project's PyTorch port.
     pytorch_compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] | None = (
         "max-autotune"
@@ -56,16 +57,19 @@ class Pi0Config(_model.BaseModelConfig):
         """Resolve the defaults that depend on `pi05`.
 
         Raises:
-            ConfigError: `rtc_max_delay` is not less than the action horizon, so a whole chunk could be given.
+            OutOfRangeError: A number is out of its range, or `rtc_max_delay` is not less than the action horizon, so a
+                whole chunk could be given.
         """
-        if not 0 <= self.rtc_max_delay < self.action_horizon:
-            raise errors.ConfigError(
-                f"rtc_max_delay is {self.rtc_max_delay}, expected 0 to {self.action_horizon - 1}, less than action_horizon"
-            )
         if self.max_token_len is None:
             object.__setattr__(self, "max_token_len", _MAX_TOKEN_LEN_PI05 if self.pi05 else _MAX_TOKEN_LEN_PI0)
         if self.discrete_state_input is None:
             object.__setattr__(self, "discrete_state_input", self.pi05)
+        ranges.check(self, "model")
+        if self.rtc_max_delay >= self.action_horizon:
+            raise errors.OutOfRangeError(
+                f"model.rtc_max_delay: found {self.rtc_max_delay}, expected 0 to {self.action_horizon - 1}, less than "
+                "action_horizon"
+            )
 
     @property
     def model_type(self) -> _model.ModelType:

@@ -21,6 +21,7 @@ from openpi.models.paligemma import PaliGemma
 from openpi.models.paligemma import make_attn_mask
 from openpi.shared import array_typing as at
 from openpi.shared import nnx_utils
+from openpi.shared import ranges
 
 # Camera slots of the specification. The model accepts any slots, in alphabetical order.
 IMAGE_KEYS = ("base_0_rgb", "base_1_rgb", "wrist_0_rgb")
@@ -40,11 +41,11 @@ class Pi0FASTConfig(_model.BaseModelConfig):
     # Size of the language model.
     paligemma_variant: gemma_config.Variant = "gemma_2b"
     # Numbers per action.
-    action_dim: int = 32
+    action_dim: _model.ActionDim = 32
     # Number of actions per prediction.
-    action_horizon: int = 32
+    action_horizon: _model.ActionHorizon = 32
     # Longest sequence of prompt, state and action tokens.
-    max_token_len: int = 250
+    max_token_len: _model.TokenLen = 250
     # Class of the tokenizer and its keyword arguments. By default FASTTokenizer.
     fast_model_tokenizer: Annotated[Any | None, tyro.conf.Suppress] = None
     fast_model_tokenizer_kwargs: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
@@ -53,6 +54,9 @@ class Pi0FASTConfig(_model.BaseModelConfig):
     # Decode as published models were evaluated: positions are one larger than in training and, if a camera is masked, keys
     # are counted back from the last prompt token. False: decode exactly as trained.
     published_decoding: bool = True
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "model")
 
     @property
     def model_type(self) -> _model.ModelType:

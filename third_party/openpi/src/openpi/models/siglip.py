@@ -16,19 +16,25 @@ from openpi.models import initializers
 from openpi.models import stacking
 from openpi.shared import array_typing as at
 from openpi.shared import errors
+from openpi.shared import ranges
 from openpi.training import sharding
+
+Size = Annotated[int, ranges.Range(1, 10_000_000, "far larger than that of any such model")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Size of a tower."""
 
-    width: int
-    depth: int
-    mlp_dim: int
-    num_heads: int
+    width: Size
+    depth: Size
+    mlp_dim: Size
+    num_heads: Size
     # Side of a square patch, px.
-    patch_size: int
+    patch_size: Size
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "siglip")
 
 
 # Size names of big_vision: width, depth, mlp_dim, num_heads.

@@ -80,7 +80,7 @@ def apply(config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any]
         if getattr(config.data, "default_prompt", None) is not None:
             served.pop("default_prompt", None)  # the current default of a server has priority
         changed_data = _with(config.data, served, "data", changes)
-    except (errors.ConfigError, TypeError, ValueError) as e:
+    except (errors.UserError, TypeError, ValueError) as e:
         raise errors.ConfigError(
             f"{source}: does not fit config '{config.name}' ({e}). Serve it with the program version that made it"
         ) from e

@@ -15,7 +15,7 @@ import socket
 import ssl
 import threading
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import websockets.asyncio.server
 from websockets.asyncio.server import ServerConnection
@@ -29,6 +29,7 @@ from openpi.serving.inference_worker import InferenceWorker
 from openpi.serving.metrics import Metrics
 from openpi.serving.observation_contract import ObservationContract
 from openpi.serving.service import Service
+from openpi.shared import ranges
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
@@ -52,13 +53,16 @@ class ServerOptions:
     # Send tracebacks to clients.
     debug: bool = False
     # Larger requests close their connection. Four raw 480x640 camera frames are 3.7 MB, so anything near this is a mistake.
-    max_message_bytes: int = 64 * 2**20
+    max_message_bytes: Annotated[int, ranges.Range(1024, 2**30, "images of a robot, uncompressed")] = 64 * 2**20
     # API keys of the clients that may connect. Without any keys, everybody may.
     api_keys: tuple[str, ...] = ()
     # Certificate and key of an encrypted server (wss://).
     tls: ssl.SSLContext | None = None
     # How many waiting requests one call of the policy may answer.
-    max_batch: int = 1
+    max_batch: Annotated[int, ranges.Range(1, 64, "robots that one accelerator can serve")] = 1
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "server")
 
 
 class WebsocketPolicyServer:

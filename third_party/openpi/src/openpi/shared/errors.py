@@ -15,6 +15,13 @@ class ConfigError(UserError, ValueError):
     """A training configuration is unknown or contradicts itself."""
 
 
+class OutOfRangeError(UserError):
+    """A number of a config or flag is out of range.
+
+    It is not a ValueError, because the parser of the flags would print one as a box of several lines.
+    """
+
+
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder does not exist."""
 

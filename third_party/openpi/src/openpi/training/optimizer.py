@@ -1,12 +1,19 @@
 """Learning-rate schedules and optimizers as configs that build optax objects."""
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import optax
 
 from openpi.shared import errors
+from openpi.shared import ranges
+
+LearningRate = Annotated[float, ranges.Range(0.0, 10.0, "every useful rate is smaller")]
+PeakRate = Annotated[float, ranges.Range(1e-12, 10.0, "with 0 nothing is learned, and every useful rate is smaller")]
+WarmupSteps = Annotated[int, ranges.Range(0, 1_000_000_000, "0 begins with the highest rate")]
+# The average of an optimizer.
+Momentum = Annotated[float, ranges.Range(0.0, 0.999999, "with 1 the average would never change")]
 
 
 @runtime_checkable
@@ -31,13 +38,16 @@ class CosineDecaySchedule(LRScheduleConfig):
     """Linear warm-up, then half a cosine down to `decay_lr`, then constant."""
 
     # Steps of the linear climb from peak_lr / (warmup_steps + 1) to peak_lr.
-    warmup_steps: int = 1_000
+    warmup_steps: WarmupSteps = 1_000
     # Highest learning rate, reached at step warmup_steps.
-    peak_lr: float = 2.5e-5
+    peak_lr: PeakRate = 2.5e-5
     # Step at which decay_lr is reached. It counts from step 0, so it includes the warm-up.
-    decay_steps: int = 30_000
+    decay_steps: ranges.Count = 30_000
     # Learning rate from decay_steps on.
-    decay_lr: float = 2.5e-6
+    decay_lr: LearningRate = 2.5e-6
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "lr_schedule")
 
     def create(self) -> optax.Schedule:
         """Build the schedule.
@@ -64,11 +74,14 @@ class RsqrtDecaySchedule(LRScheduleConfig):
     """Linear warm-up, then decay with the inverse square root of the step."""
 
     # Steps of the linear climb from peak_lr / (warmup_steps + 1) to peak_lr.
-    warmup_steps: int = 1_000
+    warmup_steps: WarmupSteps = 1_000
     # Highest learning rate, reached at step warmup_steps.
-    peak_lr: float = 5e-5
+    peak_lr: PeakRate = 5e-5
     # Steps after the warm-up until the rate has fallen to peak_lr / sqrt(2).
-    timescale: float = 10_000
+    timescale: Annotated[float, ranges.Range(1.0, 1e9, "at least one step, and far more than any run has")] = 10_000
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "lr_schedule")
 
     def create(self) -> optax.Schedule:
         """Build the schedule.
@@ -102,13 +115,16 @@ class OptimizerConfig(Protocol):
 class AdamW(OptimizerConfig):
     """AdamW after clipping of the global gradient norm."""
 
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    b1: Momentum = 0.9
+    b2: Momentum = 0.95
+    eps: Annotated[float, ranges.Range(1e-20, 1.0, "above 0, because gradients may be 0")] = 1e-8
     # Too small for a visible effect. It is not zero because some accelerator runtimes plan memory badly without decay.
-    weight_decay: float = 1e-10
+    weight_decay: Annotated[float, ranges.Range(0.0, 10.0, "0 is without decay")] = 1e-10
     # Gradients whose global L2 norm is larger are scaled down to it.
-    clip_gradient_norm: float = 1.0
+    clip_gradient_norm: Annotated[float, ranges.Range(1e-6, 1e9, "above 0, and 1e9 is without clipping")] = 1.0
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "optimizer")
 
     def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any | None = None) -> optax.GradientTransformation:
         """Build clip(norm), then AdamW with bias-corrected moments."""
@@ -125,9 +141,12 @@ class SGD(OptimizerConfig):
     """Stochastic gradient descent with momentum."""
 
     # Kept only for the command line. The schedule given to create() decides.
-    lr: float = 5e-5
-    momentum: float = 0.9
+    lr: LearningRate = 5e-5
+    momentum: Momentum = 0.9
     nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "optimizer")
 
     def create(self, lr: optax.ScalarOrSchedule, weight_decay_mask: Any | None = None) -> optax.GradientTransformation:
         """Build SGD for learning rate `lr`.

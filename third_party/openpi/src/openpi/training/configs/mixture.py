@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from openpi.shared import errors
+from openpi.shared import ranges
 
 # Smallest share of a dataset, so that each block of the sample order holds a few of its samples.
 _LEAST_SHARE = 0.002
@@ -20,13 +21,14 @@ class MixedDataset:
     # Name of the dataset.
     repo_id: str
     # Share of the samples, relative to the other weights. The default is the dataset's number of frames.
-    weight: float | None = None
+    weight: Annotated[float, ranges.Range(1e-9, 1e12, "a share above 0, relative to the others")] | None = None
     # Prompt of all its samples. The default is the task of each sample.
     prompt: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.repo_id or (self.weight is not None and not 0 < self.weight < float("inf")):
-            raise errors.ConfigError(f"mixture: found '{self}', expected {_FORM} with a weight above 0")
+        if not self.repo_id:
+            raise errors.OutOfRangeError(f"mixture: found '{self}', expected {_FORM}")
+        ranges.check(self, f"mixture '{self}'")
 
     def __str__(self) -> str:
         weight = "" if self.weight is None else f"{self.weight:g}"
@@ -40,14 +42,15 @@ class MixedDataset:
         Examples are "realman/towels:2" and "realman/cubes::pick up the cube".
 
         Raises:
-            ValueError: The weight is not a number above 0.
+            UserError: The weight is not a number above 0, or there is no name.
         """
         repo_id, _, rest = text.partition(":")
         weight, _, prompt = rest.partition(":")
         try:
-            return cls(repo_id, float(weight) if weight else None, prompt or None)
+            share = float(weight) if weight else None
         except ValueError as e:
-            raise ValueError(f"found '{text}', expected {_FORM} with a weight above 0") from e
+            raise errors.OutOfRangeError(f"mixture: found '{text}', expected {_FORM} with a number as weight") from e
+        return cls(repo_id, share, prompt or None)
 
 
 MixedDatasetFlag = Annotated[

@@ -12,6 +12,7 @@ from openpi.models import pi0_config
 from openpi.models import stacking
 from openpi.shared import errors
 from openpi.shared import nnx_utils
+from openpi.shared import ranges
 from openpi.training import optimizer as _optimizer
 from openpi.training import weight_loaders
 from openpi.training.configs import data_config as _data_config
@@ -20,13 +21,7 @@ Filter = nnx.filterlib.Filter
 
 _IMAGE_TOWER = nnx_utils.PathRegex(".*PaliGemma/img/.*")
 
-_LEAST = {
-    **dict.fromkeys(("num_train_steps", "batch_size", "grad_accumulation", "log_interval"), 1),
-    **dict.fromkeys(("save_interval", "keep_period", "validation_interval", "validation_samples"), 1),
-    **dict.fromkeys(("seed", "num_workers"), 0),
-    "max_loss_growth": 1,
-}
-"""The smallest value of each number. Numbers that may be None are checked when they are set."""
+Steps = Annotated[int, ranges.Range(1, 1_000_000_000, "at least one, and far more than any run has")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +50,7 @@ class TrainConfig:
     # How gradients become updates.
     optimizer: _optimizer.OptimizerConfig = dataclasses.field(default_factory=_optimizer.AdamW)
     # Decay per step of the averaged parameters that checkpoints hold. With None, they hold the raw parameters.
-    ema_decay: float | None = 0.99
+    ema_decay: Annotated[float, ranges.Range(0.0, 0.999999, "with 1 the average would never change")] | None = 0.99
     # Parameters that stay as loaded. They are kept in bfloat16, without optimizer state.
     freeze_filter: Annotated[Filter, tyro.conf.Suppress] = dataclasses.field(default_factory=nnx.Nothing)
     # The data to train on.
@@ -65,19 +60,19 @@ class TrainConfig:
     # Folder of checkpoints, with one sub-folder per config.
     checkpoint_base_dir: str = "./checkpoints"
     # Seed of initial parameters, noise and sample order.
-    seed: int = 42
+    seed: ranges.Seed = 42
     # Samples per step, over all devices.
-    batch_size: int = 32
+    batch_size: Annotated[int, ranges.Range(1, 1_000_000, "one sample to more than any cluster holds")] = 32
     # Threads that read and decode samples.
-    num_workers: int = 2
+    num_workers: Annotated[int, ranges.Range(0, 1024, "threads of one machine, and 0 reads in the loop itself")] = 2
     # Steps of the whole run, including those before a resume.
-    num_train_steps: int = 30_000
+    num_train_steps: Steps = 30_000
     # Steps between two log lines.
-    log_interval: int = 100
+    log_interval: Steps = 100
     # Steps between two checkpoints.
-    save_interval: int = 1000
+    save_interval: Steps = 1000
     # Keep the checkpoints of steps divisible by this number forever. With None, only the newest is kept.
-    keep_period: int | None = 5000
+    keep_period: Steps | None = 5000
     # Delete the run's folder if it exists.
     overwrite: bool = False
     # Continue from the run's newest checkpoint.
@@ -87,42 +82,38 @@ class TrainConfig:
     # Metadata that a server of this config sends to every client.
     policy_metadata: Annotated[dict[str, Any] | None, tyro.conf.Suppress] = None
     # Devices that share one copy of the parameters. With 1, every device holds all of them.
-    fsdp_devices: int = 1
+    fsdp_devices: Annotated[int, ranges.Range(1, 65_536, "accelerators of a cluster")] = 1
 
     # Parts to split each batch into. They are computed one after the other: less memory for activations, the same losses.
-    grad_accumulation: int = 1
+    grad_accumulation: Annotated[int, ranges.Range(1, 1_000_000, "at most one part per sample")] = 1
     # Keep the image tower as loaded.
     freeze_image_tower: bool = False
     # What layers compute again in the backward pass: everything ("full", least memory), everything but the products with
     # weights ("dots"), or nothing ("none", least to compute).
     remat: stacking.Remat = "full"
     # Steps between two validations, if --data.validation keeps episodes out. The default is with every checkpoint.
-    validation_interval: int | None = None
+    validation_interval: Steps | None = None
     # Samples of a validation. They are always the same ones.
-    validation_samples: int = 256
+    validation_samples: ranges.Count = 256
     # Stop when the mean loss of 20 steps is this many times the lowest one of the run. With None, never stop.
-    max_loss_growth: float | None = 100.0
+    max_loss_growth: (
+        Annotated[float, ranges.Range(1.0, 1e6, "a loss that grew more is lost. None never stops")] | None
+    ) = 100.0
     # Write TensorBoard files too, into the run's folder.
     tensorboard: bool = False
     # Address host:port of process 0 of a run on several hosts. The default is JAX_COORDINATOR_ADDRESS, or one process.
     coordinator_address: str | None = None
     # Number of processes. The default is JAX_NUM_PROCESSES.
-    num_processes: int | None = None
+    num_processes: Annotated[int, ranges.Range(1, 65_536, "hosts of a cluster")] | None = None
     # Index of this process, from 0. The default is JAX_PROCESS_ID.
-    process_id: int | None = None
+    process_id: Annotated[int, ranges.Range(0, 65_535, "hosts of a cluster, counted from 0")] | None = None
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise errors.ConfigError(
                 f"config '{self.name}': --resume and --overwrite exclude each other. Give one of them"
             )
-        # Ranges of numbers.
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise errors.ConfigError(f"config '{self.name}': found {name} {value}, expected at least {least}")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise errors.ConfigError(f"config '{self.name}': found ema_decay {self.ema_decay:g}, expected 0 to below 1")
+        ranges.check(self, f"config '{self.name}'")
         if self.validation_interval is not None and self.data.validation.is_empty:
             raise errors.ConfigError(
                 f"config '{self.name}': found validation_interval {self.validation_interval}, but no episodes are kept out. "

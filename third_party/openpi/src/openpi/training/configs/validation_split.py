@@ -5,10 +5,12 @@ They show what the model does on recordings that it has not learned from.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Annotated
 
 import numpy as np
 
 from openpi.shared import errors
+from openpi.shared import ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,15 +22,14 @@ class ValidationSplit:
     """
 
     # Share of the episodes of each dataset, 0..1. It is rounded to whole episodes, at least one unless it is 0.
-    fraction: float = 0.0
+    fraction: Annotated[float, ranges.Range(0.0, 0.999, "a share, and some episodes must be left to train on")] = 0.0
     # Indices of the episodes, instead of a share. Not for mixtures.
-    episodes: tuple[int, ...] = ()
+    episodes: tuple[ranges.Index, ...] = ()
     # Seed that chooses the episodes of the share. It is independent of the seed of training.
-    seed: int = 0
+    seed: ranges.Seed = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fraction < 1:
-            raise errors.ConfigError(f"validation: found fraction {self.fraction}, expected 0 to below 1")
+        ranges.check(self, "data.validation")
         if self.fraction and self.episodes:
             raise errors.ConfigError("validation: fraction and episodes exclude each other. Give one of them")
 
