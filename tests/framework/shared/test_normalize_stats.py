@@ -131,6 +131,11 @@ def test_loading_says_what_is_wrong(tmp_path):
     (tmp_path / "norm_stats.json").write_text("half a fi")
     with pytest.raises(errors.DataError, match="not the expected JSON"):
         normalize.load(tmp_path)
+    (tmp_path / "norm_stats.json").write_bytes(b'{"norm_stats": "\xff"}')
+    with pytest.raises(
+        errors.DataError, match=r"norm_stats\.json: norm stats: not the expected JSON .*Compute them again"
+    ):
+        normalize.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,20 @@ def test_the_incomplete_line_of_a_killed_process_is_dropped(tmp_path):
     assert run_log.Table(tmp_path / "log.jsonl", 9, writes=True).rows == [{"step": 0, "a": 1.0}]
 
 
+@pytest.mark.parametrize(
+    "damaged", [b"half\n", b"[1]\n", b'{"a": 1}\n', b"\xff\n", b'{"step": 0}\n\0\0\n{"step": 1}\n']
+)
+def test_a_damaged_log_is_one_line_and_deleting_it_helps(tmp_path, damaged):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(damaged)
+    with pytest.raises(errors.DataError, match=r"log\.jsonl: not a log \(.*\)\. Delete it") as info:
+        run_log.Table(path, 9, writes=True)
+    assert "\n" not in str(info.value)
+    assert path.read_bytes() == damaged
+    path.unlink()
+    assert run_log.Table(path, 9, writes=True).rows == []
+
+
 def test_only_one_process_writes(tmp_path):
     log = run_log.RunLog(tmp_path, 0, writes=False)
     log.write(0, LINE)

@@ -69,3 +69,17 @@ def test_fields_that_give_parameters_their_meaning_may_not_change(tmp_path, fiel
 
 def test_a_run_of_an_older_program_can_be_resumed(tmp_path):
     run_config.check_resume(_config.get_config("pi0_realman"), tmp_path)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"half a fi", b"[]", b'{"config": 3}', b"\xff\xfe{}"])
+def test_a_damaged_config_is_one_line_and_deleting_it_helps(tmp_path, damaged):
+    config = _config.get_config("debug_realman")
+    path = run_config.store(config, tmp_path)
+    path.write_bytes(damaged)
+    for act in (run_config.check_resume, run_config.store):
+        with pytest.raises(errors.DataError, match=r"config\.json: not the config of a run .*Delete it") as info:
+            act(config, tmp_path)
+        assert "\n" not in str(info.value)
+    path.unlink()
+    run_config.check_resume(config, tmp_path)
+    assert stored(config, tmp_path)["changes"] == []

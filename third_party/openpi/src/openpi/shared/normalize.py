@@ -296,6 +296,8 @@ def load(directory: pathlib.Path | str) -> dict[str, NormStats]:
     if not path.exists():
         raise errors.MissingFileError(f"{path}: no norm stats here. Compute them first")
     try:
-        return deserialize_json(path.read_text())
+        return deserialize_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as e:
+        raise errors.DataError(f"{path}: norm stats: not the expected JSON ({e}). Compute them again") from e
     except errors.DataError as e:
         raise errors.DataError(f"{path}: {e}") from e

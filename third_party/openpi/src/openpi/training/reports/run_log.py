@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from openpi.models import model as _model
+from openpi.shared import errors
 
 LOG_NAME = "train_log.jsonl"
 VALIDATION_LOG_NAME = "validation_log.jsonl"
@@ -53,14 +54,24 @@ class Table:
         self._columns: list[str] = []
         self.rows = [row for row in self._read() if row["step"] < first_step]
         if writes and path.exists():
-            path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            # A process that is killed here must leave the old rows or the new ones.
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+            partial.replace(path)
             self._rewrite_csv()
 
     def _read(self) -> list[dict[str, float]]:
         if not self._path.exists():
             return []
-        # A killed process may have left half a line at the end.
-        return [json.loads(line) for line in self._path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        try:
+            # A killed process may have left half a line at the end.
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+            rows = [json.loads(line) for line in lines if line.endswith("\n")]
+            if not all(isinstance(row, dict) and "step" in row for row in rows):
+                raise ValueError("expected an object with 'step' in each line")
+        except ValueError as e:
+            raise errors.DataError(f"{self._path}: not a log ({e}). Delete it to continue without older curves") from e
+        return rows
 
     def append(self, row: Mapping[str, float]) -> None:
         """Add a row and write it to the disk at once."""

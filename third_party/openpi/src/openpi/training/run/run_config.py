@@ -98,7 +98,15 @@ def _is_fixed(key: str) -> bool:
 
 
 def _load(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or not isinstance(stored.get("config", {}), dict):
+            raise ValueError("expected an object with the object 'config'")
+    except ValueError as e:
+        raise errors.DataError(f"{path}: not the config of a run ({e}). Delete it to continue without it") from e
+    return stored
 
 
 def _differences(before: Any, config: TrainConfig) -> dict[str, str]:
