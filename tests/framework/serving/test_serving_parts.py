@@ -268,7 +268,7 @@ def test_options_that_make_no_sense_are_refused(options):
         ({b"state": 1.0}, "is a bytes, expected a text"),
         ({"images": {b"cam": 1}}, "is a bytes, expected a text"),
         ({"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {}}}}}}}}}, "found more than 8 levels, expected at most 8"),
-        ({"extra": [1.0, {"x": [float("inf")]}]}, r"'extra\[1\]\.x\[0\]' is inf"),
+        ({"extra": [1.0, {"x": [float("inf")]}]}, r"'extra\[1\]\.x'\[0\] is inf"),
     ],
 )
 def test_observations_that_no_policy_understands_are_refused(content, message):

@@ -6,7 +6,7 @@ It answers health checks, metrics and the status page, and decides who may conne
 import asyncio
 from collections.abc import Awaitable, Callable
 import http
-import urllib.parse
+import time
 
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request
@@ -35,9 +35,11 @@ def make_request_hook(service: Service) -> RequestHook:
 
     The hook answers GETs of known paths and decides which clients may connect.
     """
+    page = _Page(service)
 
     async def answer(connection: ServerConnection, request: Request) -> Response | None:
-        path = urllib.parse.urlsplit(request.path).path
+        # Not parsed as an address, because not every request target is one.
+        path = request.path.partition("?")[0]
         # Health needs no key. Everything below does.
         if path == protocol.ALIVE_PATH:
             return connection.respond(http.HTTPStatus.OK, "OK\n")
@@ -52,15 +54,33 @@ def make_request_hook(service: Service) -> RequestHook:
         if path == protocol.METRICS_PATH:
             return _private(connection.respond(http.HTTPStatus.OK, service.metrics.prometheus(service.gauges())))
         if path == protocol.STATUS_PATH:
-            # The page needs its images compressed, which the event loop has no time for.
-            html = await asyncio.to_thread(status_page.render, status_page.Snapshot.of(service))
-            response = _private(connection.respond(http.HTTPStatus.OK, html))
+            response = _private(connection.respond(http.HTTPStatus.OK, await page.current()))
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = "text/html; charset=utf-8"
             return response
         return None
 
     return answer
+
+
+class _Page:
+    """The status page, drawn once for all visitors who wait for it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._lock = asyncio.Lock()
+        self._html = ""
+        self._begun_s = 0.0
+
+    async def current(self) -> str:
+        """Return the page as HTML, not older than this call."""
+        arrived_s = time.monotonic()
+        async with self._lock:
+            if self._begun_s <= arrived_s:
+                self._begun_s = time.monotonic()
+                # The page needs its images compressed, which the event loop has no time for.
+                self._html = await asyncio.to_thread(status_page.render, status_page.Snapshot.of(self._service))
+            return self._html
 
 
 def promise_to_survive_errors(_: ServerConnection, request: Request, response: Response) -> None:

@@ -57,6 +57,8 @@ class Metrics:
         """Connections since the start."""
         self.num_batched = 0
         """Requests answered together with others."""
+        self.num_notices = 0
+        """Oddities of clients that were reported."""
         self.num_errors: collections.Counter[str] = collections.Counter()
         """Requests answered with an error, by error code."""
         self.recent: collections.deque[Answered] = collections.deque(maxlen=_NUM_RECENT)
@@ -88,6 +90,7 @@ class Metrics:
             *_metric(
                 "openpi_batched_requests_total", "counter", "Requests that shared a call.", [("", self.num_batched)]
             ),
+            *_metric("openpi_notices_total", "counter", "Oddities of clients reported.", [("", self.num_notices)]),
             *_metric(
                 "openpi_errors_total",
                 "counter",

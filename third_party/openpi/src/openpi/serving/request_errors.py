@@ -13,6 +13,7 @@ import re
 from typing import ClassVar
 
 from openpi.shared.errors import UserError
+from openpi.shared.printable import printable
 from openpi_client import protocol
 
 # An absolute path: a slash or a drive at the beginning of a word. Keys like "observation/state" do not match.
@@ -54,7 +55,8 @@ def describe(error: Exception) -> tuple[str, str]:
 
     The line says what a client can fix and reveals nothing about this machine.
     """
-    first_line = (str(error).strip().splitlines() or [""])[0][:500]
+    # The text may repeat what the client sent.
+    first_line = printable((str(error).strip().splitlines() or [""])[0])
     if isinstance(error, RequestError):
         return error.code, first_line
     # Any policy raises ValueError about its input. Errors about files concern this machine, not the client.

@@ -1,14 +1,21 @@
 """The state that the parts of one policy server share."""
 
+import collections
 from collections.abc import Mapping
 import dataclasses
+import logging
+import time
 from typing import Any, Protocol, runtime_checkable
 
 from openpi.serving.access import KeyCheck
 from openpi.serving.inference_worker import InferenceWorker
 from openpi.serving.metrics import Metrics
 from openpi.serving.observation_contract import ObservationContract
+from openpi.serving.request_reader import RequestReader
+from openpi.shared.printable import printable
 from openpi_client.base_policy import BasePolicy
+
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -20,6 +27,18 @@ class PerClientPolicy(Protocol):
         ...
 
 
+_MAX_NOTICES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Notice:
+    """Something that a person should look at."""
+
+    time_s: float
+    """Unix time."""
+    text: str
+
+
 @dataclasses.dataclass(eq=False)
 class Service:
     """A policy, the rules of asking it, and its current state.
@@ -29,6 +48,7 @@ class Service:
 
     policy: BasePolicy
     worker: InferenceWorker
+    reader: RequestReader
     contract: ObservationContract
     metadata: Mapping[str, Any]
     metrics: Metrics
@@ -39,7 +59,20 @@ class Service:
     num_clients: int = 0
     num_under_way: int = 0
     """Requests received and not answered yet."""
+    bytes_under_way: int = 0
+    """Memory of these requests, roughly."""
     last_observation: Mapping[str, Any] | None = None
+    notices: collections.deque[Notice] = dataclasses.field(
+        default_factory=lambda: collections.deque(maxlen=_MAX_NOTICES)
+    )
+    """The latest oddities of clients, oldest first."""
+
+    def note(self, text: str) -> None:
+        """Log something odd about a client, and keep it for the page."""
+        text = printable(text)
+        logger.warning("%s", text)
+        self.metrics.num_notices += 1
+        self.notices.append(Notice(time.time(), text))
 
     def new_client_policy(self) -> BasePolicy | None:
         """Return a new client's policy, or None for the worker's own."""
@@ -51,5 +84,6 @@ class Service:
             "ready": int(self.is_ready and not self.is_draining),
             "clients": self.num_clients,
             "requests_under_way": self.num_under_way,
+            "bytes_under_way": self.bytes_under_way,
             "queue_length": self.worker.num_waiting,
         }

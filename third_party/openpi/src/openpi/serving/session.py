@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
 import json
@@ -11,6 +12,7 @@ import traceback
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosedError
 from websockets.frames import CloseCode
 
 from openpi.serving import endpoints
@@ -19,18 +21,28 @@ from openpi.serving import requests
 from openpi.serving.inference_worker import Inference
 from openpi.serving.metrics import PHASES
 from openpi.serving.observation_contract import check_finite
+from openpi.serving.request_errors import OverloadedError
 from openpi.serving.request_errors import StoppingError
 from openpi.serving.request_errors import SupersededError
 from openpi.serving.request_errors import TooLateError
+from openpi.serving.requests import Request
 from openpi.serving.service import Service
 from openpi.shared.errors import UserError
+from openpi.shared.printable import PrintableRecords
 from openpi_client import msgpack_numpy
 from openpi_client import protocol
 
 logger = logging.getLogger(__name__)
+logger.addFilter(PrintableRecords())
 
 # Requests that one client may have under way. Beyond that, the connection is not read and TCP makes the client wait.
 _MAX_UNDER_WAY = 4
+
+# Memory of all requests under way. 64 waiting requests of four raw 480x640 images are a quarter of it.
+_MAX_BYTES_UNDER_WAY = 2**30
+
+# How long a client may leave its replies unread. A reply is small, so only a client that has not read for minutes gets there.
+_UNREAD_LIMIT_S = 30.0
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,6 +57,7 @@ class _Exchange:
     inference: "asyncio.Future[Inference] | None" = None  # of the same job
     error: Exception | None = None  # known before any inference
     decode_ms: float = 0.0
+    num_bytes: int = 0  # counted for it in `Service.bytes_under_way`
 
 
 class Session:
@@ -59,10 +72,11 @@ class Session:
         self._under_way: collections.deque[_Exchange] = collections.deque()
         self._arrived: asyncio.Queue[_Exchange] = asyncio.Queue(_MAX_UNDER_WAY)
         self._prev_total_ms: float | None = None
+        self._said: set[str] = set()
 
     async def run(self) -> None:
         """Send the metadata, then answer requests until the client leaves."""
-        await self._websocket.send(msgpack_numpy.packb(self._service.metadata))
+        await self._send(msgpack_numpy.packb(self._service.metadata))
         # Receiving and answering run side by side, so that a newer observation can replace a waiting one.
         tasks = {
             asyncio.ensure_future(work) for work in (self._receive(), self._answer(), self._websocket.wait_closed())
@@ -75,6 +89,7 @@ class Session:
             # Nobody is left to receive the answers.
             for exchange in self._under_way:
                 self._service.num_under_way -= 1
+                self._hold(exchange, 0)
                 # The job itself is canceled, because the inference would reach it only on the next turn of the event loop.
                 if exchange.job is not None:
                     exchange.job.cancel()
@@ -91,17 +106,36 @@ class Session:
             exchange = _Exchange(waited_from_s, time.monotonic())
             self._service.metrics.num_requests += 1
             self._service.num_under_way += 1
+            self._hold(exchange, len(message))
             self._under_way.append(exchange)
             try:
-                self._submit(exchange, message)
+                self._submit(exchange, await self._read(message))
             except Exception as e:
                 exchange.error = e
+            # While this waits, nothing may keep the message alive.
+            del message
             await self._arrived.put(exchange)
 
-    def _submit(self, exchange: _Exchange, message: bytes | str) -> None:
+    def _hold(self, exchange: _Exchange, num_bytes: int) -> None:
+        """Count the memory that a request takes now."""
+        self._service.bytes_under_way += num_bytes - exchange.num_bytes
+        exchange.num_bytes = num_bytes
+
+    async def _read(self, message: bytes | str) -> Request:
         if self._service.is_draining:
             raise StoppingError("server: stopping. Connect again when it is back")
-        request = requests.read(message, self._service.contract)
+        if self._service.bytes_under_way > _MAX_BYTES_UNDER_WAY:
+            raise OverloadedError(
+                f"server: requests of {_MAX_BYTES_UNDER_WAY // 2**20} MB are under way, expected less. Try again later"
+            )
+        # A request that takes long to read must not hold up the other clients. A usual one is faster to read at once.
+        if requests.is_light(message):
+            return requests.read(message, self._service.contract)
+        return await asyncio.wrap_future(self._service.reader.submit(message, client=self))
+
+    def _submit(self, exchange: _Exchange, request: Request) -> None:
+        self._say(request.doubts)
+        self._hold(exchange, request.num_bytes)
         exchange.request_id = request.request_id
         if request.replaces_older:
             self._drop_waiting(exchange)
@@ -113,6 +147,31 @@ class Session:
         exchange.inference = asyncio.wrap_future(exchange.job)
         exchange.decode_ms = 1000 * (time.monotonic() - exchange.arrived_s)
         self._service.last_observation = request.observation
+
+    def _say(self, doubts: Sequence[str]) -> None:
+        """Report what is odd about this client, once per connection."""
+        for doubt in doubts:
+            # The numbers in it change with every request.
+            subject = doubt.partition(":")[0]
+            if subject not in self._said:
+                self._said.add(subject)
+                self._service.note(f"{self._peer}: {doubt}")
+
+    async def _send(self, message: bytes | str) -> None:
+        """Send a message, and leave a client that does not read.
+
+        The library's own pings wait behind the unread replies, so they would never find out.
+
+        Raises:
+            ConnectionClosed: The client has left, or was left.
+        """
+        try:
+            async with asyncio.timeout(_UNREAD_LIMIT_S):
+                await self._websocket.send(message)
+        except TimeoutError:
+            logger.warning("%s: has not read its replies for %g s, disconnected", self._peer, _UNREAD_LIMIT_S)
+            self._websocket.transport.abort()
+            raise ConnectionClosedError(None, None) from None
 
     def _drop_waiting(self, newest: _Exchange) -> None:
         for exchange in self._under_way:
@@ -130,11 +189,12 @@ class Session:
                     await self._websocket.close(CloseCode.INTERNAL_ERROR, "the error is in the previous message")
                     return
             else:
-                await self._websocket.send(reply)
+                await self._send(reply)
                 # As in openpi, this includes the wait for the request.
                 self._prev_total_ms = 1000 * (time.monotonic() - exchange.waited_from_s)
             self._under_way.remove(exchange)
             self._service.num_under_way -= 1
+            self._hold(exchange, 0)
 
     async def _reply(self, exchange: _Exchange) -> bytes:
         inference = await self._inference_of(exchange)
@@ -193,9 +253,9 @@ class Session:
             body: dict[str, Any] = {"code": code, "message": message} | ({"traceback": details} if details else {})
             if exchange.request_id is not None:
                 body[protocol.REQUEST_ID_OPTION] = exchange.request_id
-            await self._websocket.send(json.dumps({protocol.ERROR_KEY: body}))
+            await self._send(json.dumps({protocol.ERROR_KEY: body}))
         else:
-            await self._websocket.send(details or message)
+            await self._send(details or message)
 
 
 def peer_name(websocket: ServerConnection) -> str:

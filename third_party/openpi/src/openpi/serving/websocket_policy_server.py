@@ -28,11 +28,18 @@ from openpi.serving.access import KeyCheck
 from openpi.serving.inference_worker import InferenceWorker
 from openpi.serving.metrics import Metrics
 from openpi.serving.observation_contract import ObservationContract
+from openpi.serving.observation_contract import RobotLimits
+from openpi.serving.request_reader import RequestReader
 from openpi.serving.service import Service
 from openpi.shared import ranges
+from openpi.shared.printable import PrintableRecords
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
+
+# The library reports requests that are none together with what they hold.
+_library_logger = logging.getLogger(f"{__name__}.websockets")
+_library_logger.addFilter(PrintableRecords())
 
 # How long a stop waits for requests under way, and for a warm-up, which may be a compilation of several minutes.
 _DRAIN_S = 5.0
@@ -76,6 +83,7 @@ class WebsocketPolicyServer:
         metadata: Mapping[str, Any] | None = None,
         *,
         example: Mapping[str, Any] | None = None,
+        limits: RobotLimits | None = None,
         options: ServerOptions = ServerOptions(),
         sock: socket.socket | None = None,
     ) -> None:
@@ -88,6 +96,7 @@ class WebsocketPolicyServer:
             metadata: Sent to each client when it connects.
             example: An observation as clients send it. The policy is tried on it before the server is ready, so that no
                 client waits for a compilation. Requests must have its keys and vector sizes.
+            limits: What the robot's numbers can be, and what the model was trained with.
             options: Limits and access.
             sock: A bound socket to listen at instead of `host` and `port`.
         """
@@ -97,10 +106,13 @@ class WebsocketPolicyServer:
         self._sock = sock
         self._example = example
         self.options = options
+        # The parts that all connections share.
+        contract = ObservationContract.from_example(example, limits)
         self._service = Service(
             policy=policy,
             worker=self._worker,
-            contract=ObservationContract.from_example(example),
+            reader=RequestReader(contract),
+            contract=contract,
             metadata=dict(metadata or {}),
             metrics=Metrics(),
             keys=KeyCheck(options.api_keys),
@@ -173,6 +185,7 @@ class WebsocketPolicyServer:
                         await self._stop.wait()
                         await self._drain()
         finally:
+            self._service.reader.stop()
             if not self._worker.stop(_DRAIN_S if self.is_ready else _DRAIN_WARM_UP_S):
                 logger.warning("the policy is still busy, leaving without it")
 
@@ -190,6 +203,7 @@ class WebsocketPolicyServer:
                 # Browsers send an Origin and robots do not. A foreign web page must not steer a robot on this network.
                 origins=[None],
                 ssl=self.options.tls,
+                logger=_library_logger,
                 process_request=endpoints.make_request_hook(self._service),
                 process_response=endpoints.promise_to_survive_errors,
             )

@@ -1,6 +1,7 @@
 """Converts, resizes and compresses images for a policy."""
 
 import io
+import struct
 
 import numpy as np
 from PIL import Image
@@ -9,6 +10,18 @@ JPEG_START = b"\xff\xd8\xff"
 """The first bytes of every JPEG."""
 
 _MAX_PIXELS = 4096 * 4096
+
+# What PIL raises about damaged files, depending on where the damage is.
+_DAMAGED = (
+    OSError,
+    Image.DecompressionBombError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    TypeError,
+    EOFError,
+    struct.error,
+)
 
 
 def convert_to_uint8(img: np.ndarray) -> np.ndarray:
@@ -58,7 +71,8 @@ def _resize_one(image: np.ndarray, height: int, width: int, method: Image.Resamp
     ratio = max(image.shape[1] / width, image.shape[0] / height)
     new_height, new_width = int(image.shape[0] / ratio), int(image.shape[1] / ratio)
     # PIL accepts a single channel only without its axis.
-    source = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    # It also gathers views with other strides (channels first) pixel by pixel, and nothing else runs meanwhile.
+    source = Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
     pixels = np.asarray(source.resize((new_width, new_height), resample=method))
     padded = np.zeros((height, width, image.shape[-1]), dtype=np.uint8)
     top, left = (height - new_height) // 2, (width - new_width) // 2
@@ -78,16 +92,21 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
     return file.getvalue()
 
 
-def decode_jpeg(data: bytes) -> np.ndarray:
+def decode_jpeg(data: bytes, max_pixels: int = _MAX_PIXELS) -> np.ndarray:
     """Decode a JPEG to RGB, uint8 (h, w, 3).
+
+    Args:
+        data: The file.
+        max_pixels: Refuse an image that has more, before it is decoded.
 
     Raises:
         ValueError: The data are not a JPEG, are damaged, or hold so many pixels that they would fill the memory.
     """
     try:
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise ValueError(f"found a JPEG of {image.width}x{image.height} px, expected at most {_MAX_PIXELS} px")
-            return np.asarray(image.convert("RGB"))
-    except (OSError, Image.DecompressionBombError) as e:
+            if image.width * image.height <= max_pixels:
+                return np.asarray(image.convert("RGB"))
+            size = f"{image.width}x{image.height}"
+    except _DAMAGED as e:
         raise ValueError(f"a JPEG of {len(data)} bytes cannot be decoded ({e})") from e
+    raise ValueError(f"found a JPEG of {size} px, expected at most {max_pixels} px. Send a smaller image")

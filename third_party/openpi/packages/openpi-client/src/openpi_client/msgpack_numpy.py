@@ -16,6 +16,8 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from openpi_client import message_budget
+
 # Fixed-size plain data only: bool, integers, floats, text, bytes, dates. Never objects, structures or raw memory.
 _DTYPE_PATTERN = re.compile(
     r"\|b1|[<>|][iu][1248]|[<>]f[248]|[<>]U[1-9]\d{0,8}|\|S[1-9]\d{0,8}|[<>][mM]8(\[\d*[a-zA-Z]+\])?"
@@ -23,11 +25,6 @@ _DTYPE_PATTERN = re.compile(
 
 # numpy 1 allows 32 dimensions and numpy 2 allows 64. Both can read our messages.
 _MAX_DIMS = 32
-
-# A list or dict of one byte on the wire costs up to 64 bytes of memory, and msgpack allocates a list's announced length before
-# it reads the entries. Bounds on both keep the memory of a hostile message near its own size. Arrays are not affected.
-_MAX_LIST_LENGTH = 2**16
-_MAX_CONTAINERS = 10_000
 
 
 def pack_array(value: Any) -> Any:
@@ -93,26 +90,16 @@ def unpackb(data: bytes, *, writable: bool = False) -> Any:
         writable: Give every array its own memory. Otherwise arrays are read-only views into `data`.
 
     Raises:
-        ValueError: `data` is not exactly one well-formed message, it holds more than 10,000 lists and dicts, or one of them has
-            more than 65,536 entries.
+        ValueError: `data` is not exactly one well-formed message, or exceeds a bound of `openpi_client.message_budget`.
     """
-    num_containers = 0
-
-    # Lists and dicts are counted while they are decoded, so that a hostile message stops early.
-    def count(container: Any) -> Any:
-        nonlocal num_containers
-        num_containers += 1
-        if num_containers > _MAX_CONTAINERS:
-            raise ValueError(f"more than {_MAX_CONTAINERS} lists and dicts. Send numbers as arrays")
-        return container
-
     try:
+        message_budget.check(data)
         return msgpack.unpackb(
             data,
-            object_hook=lambda obj: unpack_array(count(obj), writable=writable),
-            list_hook=count,
-            max_array_len=_MAX_LIST_LENGTH,
-            max_map_len=_MAX_LIST_LENGTH,
+            object_hook=lambda obj: unpack_array(obj, writable=writable),
+            # The budget has counted the whole message, so single lists need no bound of their own.
+            max_array_len=message_budget.MAX_VALUES,
+            max_map_len=message_budget.MAX_VALUES,
         )
     except (ValueError, msgpack.UnpackException) as e:
         raise ValueError(f"malformed message: {str(e) or type(e).__name__}") from e
