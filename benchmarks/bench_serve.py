@@ -194,6 +194,7 @@ def fairness(port: int, num_clients: int, seconds: float) -> dict[str, float]:
 
 def health(port: int) -> dict[str, float]:
     """Return the times of /healthz during an inference."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine
     with WebsocketClientPolicy(HOST, port) as client:
         inference = threading.Thread(target=client.infer, args=(_request(3, (224, 224)),))
         inference.start()
@@ -201,7 +202,7 @@ def health(port: int) -> dict[str, float]:
         times_ms = []
         while inference.is_alive():
             start_s = time.perf_counter()
-            with urllib.request.urlopen(f"http://{HOST}:{port}/healthz", timeout=30) as response:
+            with direct.open(f"http://{HOST}:{port}/healthz", timeout=30) as response:
                 response.read()
             times_ms.append(1000 * (time.perf_counter() - start_s))
             time.sleep(0.05)

@@ -19,7 +19,8 @@ import threading
 import time
 from typing import IO, Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import build_opener
+from urllib.request import ProxyHandler
 
 import psutil
 from rich.console import Console
@@ -172,12 +173,14 @@ def policy_server(command: list[str], port: int, log_path: Path, results: list[S
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
     deadline = time.monotonic() + SERVER_START_S
+    # A proxy set in the environment does not know this machine.
+    direct = build_opener(ProxyHandler({}))
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise ServerError(
                 f"policy server ended with exit code {process.returncode} before it was ready. See {log_path}"
             )
-        with contextlib.suppress(URLError, OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
+        with contextlib.suppress(URLError, OSError), direct.open(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
             if reply.status == 200:
                 return
         time.sleep(0.3)

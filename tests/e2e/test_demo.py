@@ -75,3 +75,13 @@ def test_the_outcome_is_read_from_what_the_stages_left(tmp_path):
     (tmp_path / "episode_0.json").write_text(json.dumps(report))
     outcome = demo.read_outcome(tmp_path, tmp_path)
     assert outcome == {"first_loss": 2.0, "last_loss": 0.5, "error_ratios": [0.4], "joint_errors_deg": [1.5]}
+
+
+def test_the_server_is_asked_without_the_proxy_of_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setattr(demo, "SERVER_START_S", 20)
+    results = []
+    with server(tmp_path, results, demo.free_port()):
+        pass
+    assert [result.name for result in results] == ["serve"]

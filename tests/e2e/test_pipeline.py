@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import build_opener
+from urllib.request import ProxyHandler
 
 import pytest
 
@@ -91,10 +92,11 @@ def server(workplace):
 
 
 def wait_until_ready(process: subprocess.Popen, port: int, log_path: Path) -> None:
+    direct = build_opener(ProxyHandler({}))
     for _ in range(600):
         assert process.poll() is None, log_path.read_text()[-3000:]
         try:
-            with urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
+            with direct.open(f"http://127.0.0.1:{port}/readyz", timeout=2) as reply:
                 if reply.status == 200:
                     return
         except (URLError, OSError):

@@ -4,6 +4,7 @@ import contextlib
 import http
 import json
 import socket
+import socketserver
 import threading
 import time
 
@@ -431,6 +432,25 @@ def test_addresses_are_read_as_users_write_them(host, port, uri):
     assert address.server_uri(host, port) == uri
 
 
-def test_only_private_addresses_bypass_a_proxy():
-    assert all(address.is_private(f"ws://{host}:1") for host in ("localhost", "127.0.0.1", "192.168.1.18", "[::1]"))
-    assert not any(address.is_private(f"ws://{host}:1") for host in ("cloud.example", "8.8.8.8"))
+@pytest.mark.parametrize("name", ["policy-server", "policy.example.org", "policy-server.local", HOST])
+@pytest.mark.parametrize("proxy", ["http://", "socks5://", "not an address"])
+def test_a_proxy_in_the_environment_is_never_asked(serve, monkeypatch, name, proxy):
+    """The proxy refuses, as a company's does for machines inside."""
+    asked = []
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *args, **kwargs: resolve(HOST if host == name else host, *args, **kwargs)
+    )
+    with socketserver.TCPServer((HOST, 0), lambda *args: asked.append(args)) as refusing:
+        threading.Thread(target=refusing.serve_forever, args=(0.01,)).start()
+        url = f"{proxy}{HOST}:{refusing.server_address[1]}" if proxy.endswith("//") else proxy
+        for variable in ("http_proxy", "https_proxy", "all_proxy", "ws_proxy", "socks_proxy"):
+            monkeypatch.setenv(variable, url)
+            monkeypatch.setenv(variable.upper(), url)
+        monkeypatch.setenv("no_proxy", "elsewhere.example")
+        try:
+            with WebsocketClientPolicy(name, serve(_number_server()), connect_timeout_s=WAIT_S) as client:
+                assert client.infer({"number": 3})["actions"].tolist() == [[3.0], [3.0]]
+        finally:
+            refusing.shutdown()
+    assert not asked

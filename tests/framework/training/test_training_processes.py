@@ -73,7 +73,7 @@ def start(config: _config.TrainConfig, path: pathlib.Path, *, num_devices: int) 
     path.write_bytes(pickle.dumps(config))
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS, str(path), str(STOP_AT), jax.config.jax_compilation_cache_dir or ""],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "http_proxy": "http://127.0.0.1:9"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

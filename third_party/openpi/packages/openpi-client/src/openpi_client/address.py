@@ -1,6 +1,5 @@
 """Builds the websocket address of a server from what the user gives."""
 
-import ipaddress
 import urllib.parse
 
 
@@ -19,17 +18,3 @@ def server_uri(host: str, port: int | None) -> str:
     parts = urllib.parse.urlsplit(host)
     netloc = parts.netloc if port is None else f"{parts.netloc}:{port}"
     return urllib.parse.urlunsplit(parts._replace(netloc=netloc))
-
-
-def is_private(uri: str) -> bool:
-    """Return whether an address is this machine's or in a private network.
-
-    Only the address itself is checked. Names are not resolved.
-    """
-    host = urllib.parse.urlsplit(uri).hostname or ""
-    if host == "localhost" or host.endswith(".local"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return False

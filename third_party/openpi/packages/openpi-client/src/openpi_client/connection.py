@@ -11,7 +11,6 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 import websockets.sync.client
 
-from openpi_client import address
 from openpi_client import msgpack_numpy
 from openpi_client import protocol
 from openpi_client.errors import ProtocolError
@@ -123,8 +122,8 @@ def open_connection(uri: str, headers: dict[str, str], timeout_s: float | None) 
         # Only the server sends pings. It may infer on its event loop and be unable to answer pings meanwhile, and the time
         # limit of each request finds a dead server anyway.
         options["ping_interval"] = None
-    if "proxy" in _CONNECT_PARAMETERS and address.is_private(uri):
-        # A proxy set in the environment is meant for the internet, not for the machine next to the robot.
+    if "proxy" in _CONNECT_PARAMETERS:
+        # A proxy set in the environment is meant for web pages. A control loop talks to the server itself.
         options["proxy"] = None
     stack = contextlib.ExitStack()
     websocket = stack.enter_context(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import os
 import pathlib
 from typing import Any, TypeVar
+import urllib.parse
 
 import jax
 from jax.experimental import multihost_utils
@@ -48,6 +49,8 @@ def initialize(config: TrainConfig) -> None:
         raise errors.ConfigError(f"several processes: --process-id is {index}, expected 0 to {count - 1}")
     # CPUs cannot work together without an implementation of their collectives. This has no effect on accelerators.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # A proxy set in the environment does not lead to the hosts of a cluster, and gRPC would wait for it.
+    os.environ["no_grpc_proxy"] = urllib.parse.urlsplit(f"//{address}").hostname or ""
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=_JOIN_TIMEOUT_S)
     except (RuntimeError, ValueError) as e:
