@@ -11,7 +11,11 @@ import importlib.metadata
 import sys
 
 import realman
-from realman import cli
+from realman import _search_path
+
+_search_path.put_own_first()  # before anything that is not of the standard library
+
+from realman import cli  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+import shlex
 import signal
 import socket
 import subprocess
@@ -19,8 +20,8 @@ import threading
 import time
 from typing import IO, Any
 from urllib.error import URLError
-from urllib.request import build_opener
 from urllib.request import ProxyHandler
+from urllib.request import build_opener
 
 import psutil
 from rich.console import Console
@@ -38,6 +39,9 @@ SERVER_START_S = 180.0
 """Longest wait for the server, enough for loading and compiling on a busy laptop."""
 
 SERVER_STOP_S = 20.0
+
+# In these, make passes its command line on to another make.
+_OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +114,14 @@ def make_command(target: str, **variables: str | Path) -> list[str]:
 
 
 def start(command: list[str], output: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """Start a stage in its own process group, with this interpreter's environment."""
-    return subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT, start_new_session=True)
+    """Start a stage in its own process group.
+
+    It has this process's environment, without the variables of the `make` that may have started it.
+    """
+    own = {name: value for name, value in os.environ.items() if name not in _OF_MAKE}
+    return subprocess.Popen(
+        command, stdout=output, stderr=output and subprocess.STDOUT, start_new_session=True, env=own
+    )
 
 
 def run_stage(name: str, command: list[str], console: Console) -> StageResult:
@@ -223,9 +233,9 @@ def main(args: Args) -> int:
             "offline",
             DATA=args.sample_dir / "heldout",
             PORT=port,
-            ARGS=f"--out-dir {offline_dir} --episodes 0 1",
+            ARGS=f"--out-dir {shlex.quote(str(offline_dir))} --episodes 0 1",
         )
-        client_args = f"--max-steps {args.client_steps} --out-dir {args.out_dir / 'client'}"
+        client_args = f"--max-steps {args.client_steps} --out-dir {shlex.quote(str(args.out_dir / 'client'))}"
         stage("client", "client", PORT=port, ARGS=client_args)
 
     report(args, results, console)

@@ -4,7 +4,7 @@ find_python() {
   local version candidate
   for version in "$@"; do
     for candidate in "${PYTHON:-}" "python$version" python3 python \
-      "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python; do
+      "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$version".*/bin/python; do
       [ -n "$candidate" ] && command -v "$candidate" >/dev/null || continue
       "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null || continue
       command -v "$candidate"

@@ -1,5 +1,6 @@
 """The command `realman`: its list, wrong names, missing packages, and old module paths."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,8 +12,11 @@ from realman import __main__ as command
 from realman import _moved
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120)
+def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=120, env=os.environ | (env or {})
+    )
 
 
 def test_without_a_command_the_list_of_commands_is_shown():
@@ -100,3 +104,19 @@ def test_the_finder_accepts_the_path_of_a_namespace_package(tmp_path, monkeypatc
     monkeypatch.syspath_prepend(str(tmp_path))
     path = __import__("loose_folder").__path__  # iterable, but not a sequence
     assert _moved.MovedModules().find_spec("loose_folder.part", path) is None
+
+
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_packages_of_another_python_do_not_replace_ours_and_can_still_be_imported(tmp_path, place):
+    """A sourced ROS 2 sets PYTHONPATH. Its packages are compiled for another Python."""
+    for name in ("tyro", "numpy", "rich", "websockets"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('of another Python')\n")
+    (tmp_path / "pyrealsense9.py").touch()
+    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    entries = [str(tmp_path), *own] if place == "first" else [*own, str(tmp_path)]
+    env = {"PYTHONPATH": os.pathsep.join(entry for entry in entries if entry)}
+    result = run("-m", "realman", "client", "--help", env=env)
+    assert (result.returncode, result.stderr) == (0, "")
+    code = "from realman import __main__; import numpy, tyro, pyrealsense9, realman; print(realman.__file__)"
+    result = run("-c", code, env=env)
+    assert result.stdout.strip() == realman.__file__

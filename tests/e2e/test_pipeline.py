@@ -13,8 +13,8 @@ import subprocess
 import sys
 import time
 from urllib.error import URLError
-from urllib.request import build_opener
 from urllib.request import ProxyHandler
+from urllib.request import build_opener
 
 import pytest
 

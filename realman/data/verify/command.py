@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
+import shlex
 import sys
 from typing import Annotated
 
@@ -45,7 +46,9 @@ def main(args: Args) -> int:
     """Compare lerobot's items with the recordings. Exit code 1 if they differ."""
     root = dataset_dir(args.root, args.repo_id)
     if not (root / layout.INFO).is_file():
-        raise DatasetError(f"{root}: no LeRobot dataset. Make it with 'make convert DATA={args.data}'")
+        raise DatasetError(
+            f"{root}: no LeRobot dataset. Make it with 'make convert DATA={shlex.quote(str(args.data))}'"
+        )
     python = args.lerobot_python or environment.lerobot_python()
     with tqdm(desc="verify", unit=" items") as bar:
 

@@ -6,6 +6,7 @@ It needs packages that a robot PC may lack. There, `command` names the command t
 import importlib.util
 import logging
 from pathlib import Path
+import shlex
 
 from realman import spec
 from realman.data.raw.episode import open_episode
@@ -65,4 +66,4 @@ def command(folder: Path) -> str:
     """Return the command that makes a dataset of a folder, for messages."""
     cameras = cameras_of(folder)
     flags = "" if cameras == spec.CAMERAS else f" ARGS='--cameras {' '.join(cameras)}'"
-    return f"make convert DATA={folder} REPO_ID=realman/rollouts{flags}"
+    return f"make convert DATA={shlex.quote(str(folder))} REPO_ID=realman/rollouts{flags}"

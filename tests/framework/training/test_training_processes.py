@@ -73,7 +73,7 @@ def start(config: _config.TrainConfig, path: pathlib.Path, *, num_devices: int) 
     path.write_bytes(pickle.dumps(config))
     return subprocess.Popen(
         [sys.executable, "-c", PROCESS, str(path), str(STOP_AT), jax.config.jax_compilation_cache_dir or ""],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "http_proxy": "http://127.0.0.1:9"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -154,3 +154,35 @@ def test_one_process_has_nothing_to_agree_on(tmp_path):
     with pytest.raises(errors.ConfigError, match="folder that all hosts share"):
         distributed.check_shared(tmp_path / "absent.json")
     np.testing.assert_array_equal(distributed.local_rows(jax.numpy.arange(3)), [0, 1, 2])
+
+
+def test_processes_join_in_spite_of_a_proxy_in_the_environment():
+    """The coordinator is given by name, as hosts of a cluster are. Nothing listens where the proxy should be."""
+    code = (
+        "import sys\n"
+        "from openpi.training import config as _config\n"
+        "from openpi.training.host import distributed\n"
+        "import dataclasses, jax\n"
+        "changes = {'coordinator_address': sys.argv[1], 'num_processes': 2, 'process_id': int(sys.argv[2])}\n"
+        "distributed.initialize(dataclasses.replace(_config.get_config('debug'), **changes))\n"
+        "print(jax.process_count())\n"
+    )
+    proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "grpc_proxy")}
+    address = free_address().replace("127.0.0.1", socket.gethostname())
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, address, str(index)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", **proxies},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for index in range(2)
+    ]
+    try:
+        done = [process.communicate(timeout=TIMEOUT_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [out.split() for out, _ in done] == [["2"]] * 2, [error[-2000:] for _, error in done]

@@ -8,6 +8,7 @@ Run: python third_party/openpi/scripts/export.py --config-name pi0_realman --che
 import dataclasses
 import logging
 import pathlib
+import shlex
 from typing import Literal
 
 from openpi.policies import bundle_writer
@@ -51,7 +52,7 @@ def main(args: Args) -> None:
         size_mb,
         weights["count"] / 1e6,
         weights["dtype"],
-        out,
+        shlex.quote(str(out)),
     )
     print(made.folder)  # noqa: T201 - the result
 

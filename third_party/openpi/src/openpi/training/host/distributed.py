@@ -50,7 +50,7 @@ def initialize(config: TrainConfig) -> None:
     # CPUs cannot work together without an implementation of their collectives. This has no effect on accelerators.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # A proxy set in the environment does not lead to the hosts of a cluster, and gRPC would wait for it.
-    os.environ["no_grpc_proxy"] = urllib.parse.urlsplit(f"//{address}").hostname or ""
+    os.environ["no_grpc_proxy"] = urllib.parse.urlsplit(f"//{address}").hostname or ""  # noqa: SIM112 - gRPC reads this spelling
     try:
         jax.distributed.initialize(address, count, index, initialization_timeout=_JOIN_TIMEOUT_S)
     except (RuntimeError, ValueError) as e:

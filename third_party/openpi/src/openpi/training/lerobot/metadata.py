@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import dataclasses
 import os
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -144,7 +145,7 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
         raise errors.MissingFileError(
             f"{directory}: no LeRobot dataset '{repo_id}' here (meta/info.json is missing). Make it with "
             f"'make convert DATA=<recordings> REPO_ID={repo_id}', set HF_LEROBOT_HOME to the folder that holds it, or get it "
-            f"from the Hugging Face hub with 'hf download {repo_id} --repo-type dataset --local-dir {directory}'"
+            f"from the Hugging Face hub with 'hf download {repo_id} --repo-type dataset --local-dir {shlex.quote(str(directory))}'"
         )
     stated = json_files.read_object(info_path)
     _check_info(stated, info_path)

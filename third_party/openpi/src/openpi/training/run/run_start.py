@@ -4,6 +4,7 @@ The first state is fresh or comes from a checkpoint.
 """
 
 import logging
+import shlex
 
 import jax
 import numpy as np
@@ -96,7 +97,7 @@ def check_statistics(config: TrainConfig, data_config: DataConfig) -> None:
         here = f"{config.data.assets.assets_dir or config.assets_dirs}/{data_config.asset_id}"
         raise errors.DataError(
             f"{here}/{normalize.FILE_NAME}: differs from {stored / normalize.FILE_NAME}, which this run was trained with "
-            f"({'; '.join(differences)}). To continue with those of the run, add '--data.assets.assets-dir {assets}'. "
+            f"({'; '.join(differences)}). To continue with those of the run, add '--data.assets.assets-dir {shlex.quote(str(assets))}'. "
             "To use the others, start a new run with another --exp-name"
         )
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import dataclasses
 import logging
 import pathlib
+import shlex
 import signal
 import sys
 import time
@@ -139,7 +140,8 @@ class _TrainLoop:
             if e.batch is None:
                 raise
             path, extremes = divergence.save_batch(self._directory, e.step, e.batch)
-            place = f"Its batch is in {path} ({extremes}). Look at it with 'python -m openpi.training.reports.divergence {path}'. "
+            command = f"python -m openpi.training.reports.divergence {shlex.quote(str(path))}"
+            place = f"Its batch is in {path} ({extremes}). Look at it with '{command}'. "
             raise divergence.DivergedError(e.step, e.reason, place=place) from e
 
     def _run_steps(self, state: TrainState, stop: StopSignal) -> None:

@@ -19,7 +19,7 @@ def norm_stats_command(config: TrainConfig) -> str:
     """Return the command that computes the statistics of a training."""
     flags = _data_flags(config)
     arguments = f' ARGS="{" ".join(flags)}"' if flags else ""
-    return f"make norm-stats CONFIG={config.name} REPO_ID={config.data.repo_id}{arguments}"
+    return f"make norm-stats CONFIG={config.name} REPO_ID={shlex.quote(config.data.repo_id)}{arguments}"
 
 
 def _data_flags(config: TrainConfig) -> list[str]:
