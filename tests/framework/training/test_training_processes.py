@@ -156,6 +156,7 @@ def test_one_process_has_nothing_to_agree_on(tmp_path):
     np.testing.assert_array_equal(distributed.local_rows(jax.numpy.arange(3)), [0, 1, 2])
 
 
+@pytest.mark.slow
 def test_processes_join_in_spite_of_a_proxy_in_the_environment():
     """The coordinator is given by name, as hosts of a cluster are. Nothing listens where the proxy should be."""
     code = (
@@ -167,7 +168,7 @@ def test_processes_join_in_spite_of_a_proxy_in_the_environment():
         "distributed.initialize(dataclasses.replace(_config.get_config('debug'), **changes))\n"
         "print(jax.process_count())\n"
     )
-    proxies = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "grpc_proxy")}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "grpc_proxy"), "http://127.0.0.1:9")
     address = free_address().replace("127.0.0.1", socket.gethostname())
     processes = [
         subprocess.Popen(
