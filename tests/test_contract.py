@@ -21,6 +21,11 @@ def test_both_sides_execute_the_same_part_of_a_chunk():
     assert realman_policy.ACTION_CHUNK == spec.ACTION_CHUNK
 
 
+def test_both_sides_have_the_same_ranges():
+    np.testing.assert_allclose(realman_policy.STATE_LOWER, spec.LOWER, rtol=1e-12)
+    np.testing.assert_allclose(realman_policy.STATE_UPPER, spec.UPPER, rtol=1e-12)
+
+
 def test_the_delta_mask_covers_the_joints_and_spares_the_grippers():
     mask = np.array(realman_policy.DELTA_MASK)
     assert mask.shape == (spec.NUM_DIMS,)

@@ -27,6 +27,8 @@ from openpi.serving import access
 from openpi.serving import contract_metadata
 from openpi.serving import listening_socket
 from openpi.serving import replay_policy
+from openpi.serving import robot_limits
+from openpi.serving.observation_contract import RobotLimits
 from openpi.serving.websocket_policy_server import ServerOptions
 from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi.shared import cli
@@ -148,6 +150,7 @@ class Served:
     policy: BasePolicy
     metadata: dict[str, Any]
     example: dict[str, Any] | None
+    limits: RobotLimits
     description: str
 
 
@@ -204,7 +207,10 @@ def load_checkpoint(args: Args) -> Served:
     metadata = contract_metadata.describe_checkpoint(
         train_config, data_config, step_dir, example=example, default_prompt=args.default_prompt, policy=policy
     )
-    return Served(policy, metadata, example, f"config '{train_config.name}', checkpoint {step_dir}")
+    limits = robot_limits.describe(
+        data_config.data_transforms, norm_stats=norm_stats, cameras=metadata.get("cameras", ())
+    )
+    return Served(policy, metadata, example, limits, f"config '{train_config.name}', checkpoint {step_dir}")
 
 
 def _state_size(norm_stats: Mapping[str, NormStats], model_size: int) -> int | None:
@@ -235,7 +241,8 @@ def load_replay(args: Args, replay: Replay) -> Served:
     description = f"the recorded actions of episode {replay.episode} of '{name}', {len(actions)} steps"
     metadata |= {"replay": description, "config": replay.config, **contract_metadata.describe_server()}
     example = example_observation.for_transforms(data_config.data_transforms)
-    return Served(policy, metadata, example, description)
+    limits = robot_limits.describe(data_config.data_transforms)
+    return Served(policy, metadata, example, limits, description)
 
 
 def _serve(args: Args, served: Served, options: ServerOptions, sock: socket.socket) -> None:
@@ -245,7 +252,14 @@ def _serve(args: Args, served: Served, options: ServerOptions, sock: socket.sock
         recorder.is_recording = False  # the warm-up is not a client's request
         policy = recorder
     server = WebsocketPolicyServer(
-        policy, args.host, args.port, served.metadata, example=served.example, options=options, sock=sock
+        policy,
+        args.host,
+        args.port,
+        served.metadata,
+        example=served.example,
+        limits=served.limits,
+        options=options,
+        sock=sock,
     )
 
     def announce(warmup_s: float) -> None:

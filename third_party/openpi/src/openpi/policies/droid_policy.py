@@ -16,8 +16,8 @@ _NUM_ACTION_DIMS = 8
 
 _EXTERIOR = "observation/exterior_image_1_left"
 _WRIST = "observation/wrist_image_left"
-_JOINTS = "observation/joint_position"
-_GRIPPER = "observation/gripper_position"
+JOINTS = "observation/joint_position"
+GRIPPER = "observation/gripper_position"
 
 
 def make_droid_example() -> dict[str, Any]:
@@ -26,8 +26,8 @@ def make_droid_example() -> dict[str, Any]:
     return {
         _EXTERIOR: rng.integers(0, 256, (224, 224, 3), dtype=np.uint8),
         _WRIST: rng.integers(0, 256, (224, 224, 3), dtype=np.uint8),
-        _JOINTS: rng.random(7),
-        _GRIPPER: rng.random(1),
+        JOINTS: rng.random(7),
+        GRIPPER: rng.random(1),
         "prompt": "do something",
     }
 
@@ -46,7 +46,7 @@ class DroidInputs(transforms.DataTransformFn):
     def __call__(self, data: dict) -> dict:
         """Return `state`, `image`, `image_mask`, and `actions` and `prompt` if present."""
         # Images, with a black one in the slot without a camera.
-        _images.require_keys(data, _EXTERIOR, _WRIST, _JOINTS, _GRIPPER)
+        _images.require_keys(data, _EXTERIOR, _WRIST, JOINTS, GRIPPER)
         exterior = _images.parse_image(_EXTERIOR, data[_EXTERIOR])
         wrist = _images.parse_image(_WRIST, data[_WRIST])
         unused = np.zeros_like(exterior)
@@ -62,7 +62,7 @@ class DroidInputs(transforms.DataTransformFn):
 
         # Numbers and text.
         inputs = {
-            "state": np.concatenate([data[_JOINTS], np.atleast_1d(data[_GRIPPER])]),
+            "state": np.concatenate([data[JOINTS], np.atleast_1d(data[GRIPPER])]),
             "image": image,
             "image_mask": image_mask,
         }

@@ -33,6 +33,13 @@ ACTION_CHUNK = 25
 DELTA_MASK = transforms.make_bool_mask(6, -1, 6, -1)
 """Which numbers of an action are relative to the state for the model: joints, not grippers."""
 
+# RM65-B, base to flange, deg. Source: the vendor's parameter page. Both arms and both directions have the same.
+_ARM_LIMITS_RAD = tuple(np.deg2rad((178.0, 130.0, 135.0, 178.0, 128.0, 360.0)).tolist())
+
+STATE_LOWER = np.array((*(-limit for limit in _ARM_LIMITS_RAD), 0.0) * 2)
+STATE_UPPER = np.array((*_ARM_LIMITS_RAD, 1.0) * 2)
+"""Range of each number of a state: rad for joints, 0..1 for grippers."""
+
 _WRIST_SLOTS = {"left_wrist_0_rgb": "cam_left_wrist", "right_wrist_0_rgb": "cam_right_wrist"}
 _BASE_SLOT = "base_0_rgb"
 

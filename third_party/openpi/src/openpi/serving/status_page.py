@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from openpi.serving.metrics import Answered
+from openpi.serving.service import Notice
 from openpi.serving.service import Service
 
 _REFRESH_S = 5
@@ -66,6 +67,7 @@ class Snapshot:
     errors: Mapping[str, int]
     recent: Sequence[Answered]
     observation: Mapping[str, Any] | None
+    notices: Sequence[Notice] = ()
 
     @classmethod
     def of(cls, service: Service) -> "Snapshot":
@@ -74,7 +76,7 @@ class Snapshot:
         counters = {"requests": service.metrics.num_requests, **service.gauges()}
         del counters["ready"]
         errors, recent = dict(service.metrics.num_errors), tuple(service.metrics.recent)
-        return cls(state, service.metadata, counters, errors, recent, service.last_observation)
+        return cls(state, service.metadata, counters, errors, recent, service.last_observation, tuple(service.notices))
 
 
 def render(snapshot: Snapshot) -> str:
@@ -85,6 +87,7 @@ def render(snapshot: Snapshot) -> str:
         f'<meta name="viewport" content="width=device-width"><title>{title}</title><style>{_STYLE}</style></head><body>',
         *_header(title, snapshot),
         *_tiles(snapshot),
+        *_notices(snapshot.notices),
         *_latency(snapshot.recent[-_MAX_BARS:]),
         *_observation(snapshot),
         *_contract(snapshot.metadata),
@@ -113,6 +116,17 @@ def _tiles(snapshot: Snapshot) -> Iterator[str]:
     tiles.insert(1, (f"errors: {by_code}" if errors else "errors", f"{errors:,}", "bad" if errors else ""))
     cells = (f'<div class="{kind}"><b>{value}</b><span>{_text(name)}</span></div>' for name, value, kind in tiles)
     yield f'<section class="tiles">{"".join(cells)}</section>'
+
+
+def _notices(notices: Sequence[Notice]) -> Iterator[str]:
+    """Yield what a person should look at, the newest first."""
+    if not notices:
+        return
+    rows = (
+        f"<tr><th>{time.strftime('%H:%M:%S', time.localtime(notice.time_s))}</th><td>{_text(notice.text)}</td></tr>"
+        for notice in reversed(notices)
+    )
+    yield f"<section><h2>To look at</h2><table>{''.join(rows)}</table></section>"
 
 
 def _latency(recent: Sequence[Answered]) -> Iterator[str]:
