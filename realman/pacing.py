@@ -12,6 +12,13 @@ _LATE_SHARE = 0.1
 """A tick counts as late if it misses its deadline by more than this share of a period."""
 
 
+MIN_PERIOD_SHARE = 0.99
+"""Shortest time between two ticks, as a share of a period.
+
+Limits are computed for one step per period, so two ticks that are closer would be faster than allowed. Lost time is made
+up by the remaining hundredth."""
+
+
 @runtime_checkable
 class Clock(Protocol):
     """Where a loop's time comes from, for example the module `time`."""
@@ -28,7 +35,7 @@ class Clock(Protocol):
 class Pacer:
     """Waits for each tick of a loop.
 
-    The deadlines are `start + k * period`, so errors do not add up.
+    The deadlines are `start + k * period`, so errors do not add up. Two ticks are never closer than `MIN_PERIOD_SHARE`.
 
     Attributes:
         late_ticks: Ticks that missed their deadline.
@@ -45,21 +52,25 @@ class Pacer:
 
     def restart(self) -> None:
         """Count deadlines from now, at the start or after an intended pause."""
-        self._start = self._clock.monotonic()
+        self._start = self._last = self._clock.monotonic()
         self._tick = 0
 
     def wait(self) -> float:
         """Wait for the next deadline and return the delay, s.
 
-        The delay is 0 if the deadline was met. After a delay of more than a period, deadlines count from now. To catch
-        up would send targets faster than the speed limit allows, because that limit is computed for one step per
-        period.
+        The delay is 0 if the deadline was met. After a late tick the next one comes a period later, less a hundredth.
+        After a delay of more than a period, deadlines count from now. To catch up faster would send targets faster than
+        the speed limit allows, because that limit is computed for one step per period.
         """
         self._tick += 1
-        late_s = self._clock.monotonic() - (self._start + self._tick * self._period_s)
+        deadline_s = self._start + self._tick * self._period_s
+        deadline_s = max(deadline_s, self._last + MIN_PERIOD_SHARE * self._period_s)
+        late_s = self._clock.monotonic() - deadline_s
         if late_s < 0:
             self._clock.sleep(-late_s)
+            self._last = self._clock.monotonic()
             return 0.0
+        self._last = deadline_s + late_s
         if late_s > _LATE_SHARE * self._period_s:
             self.late_ticks += 1
             self.worst_late_s = max(self.worst_late_s, late_s)

@@ -1,6 +1,7 @@
 """Everything that the control loop can drive, and its cameras.
 
     robot.py   the protocol: connect, observe, send, stop, disconnect
+    limits.py  speed, acceleration and range of every command
     rm65/      two RM65 arms over the vendor's SDK
     emulator/  `realman emulator`: arm controllers that the vendor's SDK can drive
     sim/       two arms and their cameras in MuJoCo, and `realman sample`

@@ -3,11 +3,13 @@ from .cameras import Frame as Frame
 from .cameras.settings import CameraSettings as CameraSettings
 from .cameras.settings import open_cameras as open_cameras
 from .emulator.robot import EmulatedRobot as EmulatedRobot
+from .limits import MotionLimits as MotionLimits
 from .replay import ReplayRobot as ReplayRobot
 from .rm65.robot import Rm65Robot as Rm65Robot
 from .rm65.settings import Rm65Settings as Rm65Settings
 from .robot import BrakingRobot as BrakingRobot
 from .robot import InspectedRobot as InspectedRobot
+from .robot import LimitedRobot as LimitedRobot
 from .robot import MeasuringRobot as MeasuringRobot
 from .robot import RangedRobot as RangedRobot
 from .robot import Robot as Robot
@@ -24,7 +26,9 @@ __all__ = [
     "EmulatedRobot",
     "Frame",
     "InspectedRobot",
+    "LimitedRobot",
     "MeasuringRobot",
+    "MotionLimits",
     "RangedRobot",
     "ReplayRobot",
     "Rm65Robot",

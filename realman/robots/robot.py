@@ -16,6 +16,7 @@ from realman.arrays import Image
 from realman.arrays import JointVec
 from realman.errors import RealmanError
 from realman.errors import RobotError
+from realman.robots.limits import MotionLimits
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,18 @@ class BrakingRobot(Robot, Protocol):
 
         The call is bounded in time. You must call `stop` afterwards.
         """
+        ...
+
+
+@runtime_checkable
+class LimitedRobot(Robot, Protocol):
+    """A robot that sends commands between two targets.
+
+    A run hands it the site's limits, because nobody else sees those commands.
+    """
+
+    def set_limits(self, limits: MotionLimits) -> None:
+        """Keep these limits in every command. The arms must be at rest."""
         ...
 
 

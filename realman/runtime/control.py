@@ -18,6 +18,7 @@ from realman.arrays import JointVec
 from realman.pacing import Pacer
 from realman.pacing import percentiles_ms
 from realman.robots.robot import STOP_SIGNALS
+from realman.robots.robot import LimitedRobot
 from realman.robots.robot import Robot
 from realman.robots.robot import RobotObservation
 from realman.runtime.chunks import ChunkPlayer
@@ -262,6 +263,8 @@ class _Loop:
         self._pacer = pacer
         self._watchdogs = watchdogs
         self._safety = record.safety = SafetyLayer(limits, self.observe().state)
+        if isinstance(robot, LimitedRobot):
+            robot.set_limits(limits.motion)
 
     def observe(self) -> RobotObservation:
         """Observe the robot and refuse an observation that is too old."""

@@ -8,7 +8,7 @@ This layer knows nothing of other arms, the table and people. Only the hardware 
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 
@@ -16,16 +16,19 @@ from realman import spec
 from realman.arrays import JointVec
 from realman.arrays import check_finite
 from realman.errors import RejectedError
-from realman.errors import SiteError
 from realman.ranges import OnRealArms
 from realman.ranges import Range
 from realman.ranges import check_settings
+from realman.robots.limits import CommandedMotion
+from realman.robots.limits import Limited
+from realman.robots.limits import MotionLimits
+from realman.robots.limits import StepLimits
+from realman.robots.limits import brake_step
+from realman.robots.limits import limit_target
 from realman.runtime.workspace import Box
 
 _JOINTS = list(spec.JOINT_DIMS)
 _FASTEST_DEG_S = float(np.rad2deg(spec.ARM_SPEED_RAD_S).max().round())
-_ROUNDING = 1e-9
-"""Differences up to this (rad or gripper fraction) are float rounding, not clamps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +92,28 @@ class SafetySettings:
     def __post_init__(self) -> None:
         check_settings(self)
 
+    def motion(self) -> MotionLimits:
+        """Return the limits of motion, which hold at any rate."""
+        return MotionLimits(
+            max_joint_speed_rad_s=float(np.deg2rad(self.max_joint_speed_deg_s)),
+            max_joint_acceleration_rad_s2=float(np.deg2rad(self.max_joint_acceleration_deg_s2)),
+            max_gripper_speed_per_s=self.max_gripper_speed_per_s,
+            joint_margin_rad=float(np.deg2rad(self.joint_margin_deg)),
+        )
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Limits:
+class Limits(StepLimits):
     """Limits of one control tick, in rad and gripper fraction."""
 
-    lower: JointVec
-    upper: JointVec
-    max_step: JointVec
-    """Largest change from one target to the next."""
-    max_step_change: JointVec
-    """Largest change from one such step to the next, above 0. It limits the acceleration."""
     max_first_jump: float
     """Largest distance of the first target from the measured joints, rad. Grippers may start anywhere."""
     max_limit_ticks: int
     """Targets outside the joint range in a row before the run is stopped."""
     boxes: Mapping[str, Box]
     """Workspace of each arm that has one."""
+    motion: MotionLimits
+    """The same limits of motion at any rate, for a driver that sends commands between two ticks."""
 
     @classmethod
     def per_tick(
@@ -122,112 +130,19 @@ class Limits:
         Raises:
             SiteError: The margin leaves a joint no range.
         """
-        # Positions: the range that both the arms and their controllers allow, less the margin.
-        lower, upper = joint_range or (spec.LOWER, spec.UPPER)
-        margin = np.zeros(spec.NUM_DIMS)
-        margin[_JOINTS] = np.deg2rad(settings.joint_margin_deg)
-        lower, upper = np.maximum(lower, spec.LOWER) + margin, np.minimum(upper, spec.UPPER) - margin
-        if (lower >= upper).any():
-            names = ", ".join(spec.DIM_NAMES[i] for i in np.flatnonzero(lower >= upper))
-            raise SiteError(
-                f"safety: 'joint_margin_deg' is {settings.joint_margin_deg}, which leaves no range at {names}. "
-                "Choose a smaller margin, or a wider range in the arm's controller"
-            )
-        # Steps: what the site and the vendor allow.
-        speed = np.full(spec.NUM_DIMS, settings.max_gripper_speed_per_s)
-        vendor_speed = np.tile(spec.ARM_SPEED_RAD_S, len(spec.SIDES))
-        speed[_JOINTS] = np.minimum(np.deg2rad(settings.max_joint_speed_deg_s), vendor_speed)
-        # A gripper may reverse within a tick, because its own controller limits the acceleration.
-        step_change = 2 * speed / fps
-        step_change[_JOINTS] = np.deg2rad(settings.max_joint_acceleration_deg_s2) / fps**2
+        motion = settings.motion()
+        step = motion.per_tick(fps, joint_range)
         boxes = {"right": settings.right_box, "left": settings.left_box}
         return cls(
-            lower=lower,
-            upper=upper,
-            max_step=speed / fps,
-            max_step_change=step_change,
+            lower=step.lower,
+            upper=step.upper,
+            max_step=step.max_step,
+            max_step_change=step.max_step_change,
             max_first_jump=float(np.deg2rad(settings.max_first_jump_deg)),
             max_limit_ticks=settings.max_limit_ticks,
             boxes={side: box for side, box in boxes.items() if box is not None},
+            motion=motion,
         )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class CommandedMotion:
-    """Position and speed of the commands so far."""
-
-    position: JointVec
-    """Last command, or the measured position before the first command."""
-    step: JointVec
-    """Last command minus the command before it."""
-    target: JointVec
-    """Last target before the limits."""
-
-    @classmethod
-    def at_rest(cls, position: JointVec) -> "CommandedMotion":
-        """Return the motion of arms that stand at a position."""
-        return cls(position.copy(), np.zeros(spec.NUM_DIMS), position.copy())
-
-
-class Limited(NamedTuple):
-    """A limited target and which of its 14 numbers were changed."""
-
-    target: np.ndarray
-    over_range: np.ndarray
-    """Which numbers were outside the range."""
-    over_speed: np.ndarray
-    """Which numbers were slowed down, by the limit of speed or acceleration."""
-
-
-def limit_target(target: JointVec, motion: CommandedMotion, limits: Limits) -> Limited:
-    """Clip a target and make one step towards it within the limits.
-
-    A target that moves inside all limits is followed exactly. Otherwise the step is the largest one after which braking
-    still meets a target that keeps its pace, without overshoot, and still stops before the ends of the range. Limits
-    can contradict each other, for example after a start near the end of the range. Then the range has priority over
-    speed, and speed over acceleration.
-
-    A position outside the range (in the margin) is legal. The result then moves back towards the range, never away.
-
-    Args:
-        target: Wanted positions (14,), rad and gripper fraction. It is not changed.
-        motion: The commands so far.
-        limits: Limits of one tick.
-
-    Returns:
-        The target to send and two bool masks (14,).
-
-    Raises:
-        RejectedError: A number is not finite.
-    """
-    check_finite(target, "target")
-    in_range = np.clip(target, limits.lower, limits.upper)
-    before = np.clip(motion.target, limits.lower, limits.upper)
-    pace = np.clip(in_range - before, -limits.max_step, limits.max_step)
-    ahead = in_range - motion.position - pace
-    # In the frame that moves with the target, approach it as fast as braking still allows.
-    step = pace + np.sign(ahead) * _brakable_step(np.abs(ahead), limits.max_step_change)
-    # Each limit below has priority over the ones before it: acceleration, speed, range.
-    step = np.clip(step, motion.step - limits.max_step_change, motion.step + limits.max_step_change)
-    step = np.clip(step, -limits.max_step, limits.max_step)
-    room_up = np.maximum(limits.upper - motion.position, 0.0)
-    room_down = np.maximum(motion.position - limits.lower, 0.0)
-    step = np.clip(
-        step, -_brakable_step(room_down, limits.max_step_change), _brakable_step(room_up, limits.max_step_change)
-    )
-    sent = motion.position + step
-    return Limited(sent, np.abs(in_range - target) > _ROUNDING, np.abs(sent - in_range) > _ROUNDING)
-
-
-def _brakable_step(distance: JointVec, change: JointVec) -> JointVec:
-    """Return the largest step from which braking ends within `distance`.
-
-    Braking means that each following step is smaller by `change`. All values are >= 0.
-
-    Formula: n steps s, s - c, s - 2c, ... cover n s - c n (n - 1) / 2. n is the least number with c n (n + 1) / 2 >= d.
-    """
-    count = np.maximum(np.ceil((np.sqrt(1 + 8 * distance / change) - 1) / 2), 1.0)
-    return distance / count + change * (count - 1) / 2
 
 
 def check_start(state: JointVec) -> None:
@@ -322,7 +237,7 @@ class SafetyLayer:
     @property
     def is_moving(self) -> bool:
         """Whether the last command was a step."""
-        return bool(np.abs(self._motion.step).max() > _ROUNDING)
+        return self._motion.is_moving
 
     def note_sent(self, target: JointVec) -> None:
         """Remember what the robot really sent.
@@ -334,20 +249,16 @@ class SafetyLayer:
         self._motion = CommandedMotion(position, position - self._motion.position, self._wanted)
 
     def brake(self) -> JointVec:
-        """Return the next target of braking at the largest acceleration.
+        """Return the next target of braking along the path.
 
-        At rest the target stays the same. A target that stopped at once would be one step of any size, and high follow
+        It keeps the limit of acceleration. At rest the target stays the same. A target that stopped at once would be one step of any size, and high follow
         would try to make that step.
 
         Raises:
             RejectedError: Braking would lead out of a workspace box.
         """
-        step, change = self._motion.step, self._limits.max_step_change
-        slower = np.sign(step) * np.maximum(np.abs(step) - change, 0.0)
-        position = self._motion.position
         # A start outside the range is legal, so braking must not become a jump into the range.
-        lower, upper = np.minimum(self._limits.lower, position), np.maximum(self._limits.upper, position)
-        self._wanted = np.clip(position + slower, lower, upper)
+        self._wanted = self._motion.position + brake_step(self._motion, self._limits)
         check_boxes(self._wanted, self._limits)
         return self._wanted.copy()
 

@@ -168,7 +168,7 @@ def open_robot(site: Site) -> Robot:
     if site.robot == "rm65":
         if not site.cameras:
             raise SiteError("site: robot = 'rm65' has no cameras. Add tables such as [cameras.cam_high]")
-        return Rm65Robot(site.rm65, open_cameras(site.cameras))
+        return Rm65Robot(site.rm65, open_cameras(site.cameras), site.safety.motion())
     if site.robot == "replay":
         if site.replay.path is None:
             raise SiteError("site: robot = 'replay' has nothing to play. Add [replay] path = \"...\", or --replay")
@@ -181,7 +181,7 @@ def open_robot(site: Site) -> Robot:
             return SimRobot(task_seed=site.sim.task_seed)
         from realman.robots.emulator.robot import EmulatedRobot
 
-        return EmulatedRobot(site.sim.task_seed, settings=site.rm65)
+        return EmulatedRobot(site.sim.task_seed, settings=site.rm65, limits=site.safety.motion())
     except ModuleNotFoundError as e:
         package = (e.name or "realman").partition(".")[0]
         if package == "realman":

@@ -5,16 +5,17 @@ import socket
 import threading
 import time
 
-import hypothesis
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 import numpy as np
 import pytest
 
+from realman import spec
 from realman.errors import RejectedError
 from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.errors import SiteError
+from realman.robots.limits import MotionLimits
 from realman.robots.rm65 import codes
 from realman.robots.rm65 import sdk
 from realman.robots.rm65.feed import StateFeed
@@ -25,25 +26,9 @@ from realman.robots.rm65.sdk import bounded
 from realman.robots.rm65.settings import GripperSettings
 from realman.robots.rm65.settings import Rm65Settings
 from realman.robots.rm65.stream import CommandStream
-from realman.robots.rm65.stream import Interpolator
 
+JOINTS = list(spec.JOINT_DIMS)
 vectors = hnp.arrays(np.float64, 14, elements=st.floats(-3, 3))
-
-
-@hypothesis.given(start=vectors, goal=vectors, share=st.floats(0, 3))
-def test_interpolation_stays_on_the_line_reaches_the_goal_and_holds_it(start, goal, share):
-    way = Interpolator(start, 0.02, 100.0)
-    way.set_goal(goal, 100.0)
-    command = way.at(100.0 + share * 0.02)
-    np.testing.assert_allclose(command, start + min(share, 1.0) * (goal - start), atol=1e-7)
-
-
-def test_a_new_goal_starts_from_where_the_command_is():
-    way = Interpolator(np.zeros(14), 0.02, 0.0)
-    way.set_goal(np.ones(14), 0.0)
-    way.set_goal(np.zeros(14), 0.01)
-    np.testing.assert_allclose(way.at(0.01), 0.5)
-    np.testing.assert_allclose(way.at(0.02), 0.25)
 
 
 def test_the_command_stream_is_never_faster_than_allowed_however_far_the_target():
@@ -55,22 +40,22 @@ def test_the_command_stream_is_never_faster_than_allowed_however_far_the_target(
         if len(sent) == 20:
             enough.set()
 
-    stream = CommandStream(send, np.zeros(14), np.full(14, 2.0), fps=50.0, rate_hz=200.0)
+    stream = CommandStream(send, np.zeros(14), MotionLimits(2.0), fps=50.0, rate_hz=200.0)
     stream.set_target(np.full(14, 3.0))
     assert enough.wait(10)
     stream.halt()
     num_sent = len(sent)
-    assert np.abs(np.diff(np.stack(sent), axis=0)).max() <= 2.0 / 200.0 + 1e-12
+    assert np.abs(np.diff(np.stack(sent)[:, JOINTS], axis=0)).max() <= 2.0 / 200.0 + 1e-12
     time.sleep(0.03)
     assert len(sent) == num_sent
 
 
-def test_a_command_stream_that_cannot_send_says_so_at_the_next_target():
+@pytest.mark.parametrize("rate_hz", [None, 100.0])
+def test_a_command_stream_that_cannot_send_says_so_at_the_next_target(rate_hz):
     def send(_: np.ndarray) -> None:
         raise RobotError("the cable is cut")
 
-    stream = CommandStream(send, np.zeros(14), np.ones(14), fps=50.0, rate_hz=100.0)
-    stream.set_target(np.zeros(14))
+    stream = CommandStream(send, np.zeros(14), MotionLimits(), fps=50.0, rate_hz=rate_hz)
     until = time.monotonic() + 10
     with pytest.raises(RobotError, match="the cable is cut"):  # noqa: PT012 - the thread needs an unknown time
         while time.monotonic() < until:

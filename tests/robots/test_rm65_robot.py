@@ -73,7 +73,7 @@ def drive(robot: Rm65Robot, goal: np.ndarray, ticks: int) -> np.ndarray:
 
 def settle(robot: Rm65Robot, goal: np.ndarray) -> np.ndarray:
     until = time.monotonic() + 10.0
-    while np.abs(robot.observe().state - goal).max() > 2e-3 and time.monotonic() < until:
+    while np.abs(robot.observe().state - goal).max() > 1e-3 and time.monotonic() < until:
         time.sleep(0.02)
     return robot.observe().state
 

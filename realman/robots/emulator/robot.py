@@ -16,6 +16,7 @@ from realman.robots.emulator.server import Emulator
 from realman.robots.emulator.settings import HOSTS
 from realman.robots.emulator.settings import free_ports
 from realman.robots.emulator.settings import two_arms
+from realman.robots.limits import MotionLimits
 from realman.robots.rm65 import Rm65Robot
 from realman.robots.rm65 import Rm65Settings
 from realman.robots.robot import CheckResult
@@ -34,6 +35,7 @@ class EmulatedRobot:
         cameras: Sequence[str] = spec.CAMERAS,
         settings: Rm65Settings | None = None,
         size_px: tuple[int, int] = (spec.DEFAULT_IMAGE_HEIGHT_PX, spec.DEFAULT_IMAGE_WIDTH_PX),
+        limits: MotionLimits | None = None,
     ) -> None:
         """Describe the robot. `connect` opens it.
 
@@ -43,11 +45,13 @@ class EmulatedRobot:
             settings: Settings of the driver. The emulator's addresses and ports replace its own. None means the
                 defaults.
             size_px: Height and width of the images.
+            limits: What every command keeps. None limits to what the arms can do.
         """
         self._task_seed = task_seed
         self._cameras = tuple(cameras)
         self._settings = settings or Rm65Settings()
         self._size_px = size_px
+        self._limits = limits
         self._emulator: Emulator | None = None
         self._robot: Rm65Robot | None = None
         self._physics: ScenePhysics | None = None
@@ -86,7 +90,7 @@ class EmulatedRobot:
             self._settings, right_host=HOSTS["right"], left_host=HOSTS["left"], tcp_port=port, push_port=push_port
         )
         cameras = ThreadedCameras([SceneCameras(physics, self._cameras, self._size_px)]) if self._cameras else None
-        robot = Rm65Robot(settings, cameras)
+        robot = Rm65Robot(settings, cameras, self._limits)
         try:
             robot.connect()
         except BaseException:
@@ -106,6 +110,11 @@ class EmulatedRobot:
     def send(self, target: JointVec) -> JointVec:
         """Command both arms and grippers towards a target. See `Rm65Robot.send`."""
         return self._connected().send(target)
+
+    def set_limits(self, limits: MotionLimits) -> None:
+        """Keep these limits in every command. See `Rm65Robot.set_limits`."""
+        self._limits = limits
+        self._connected().set_limits(limits)
 
     def joint_range(self) -> tuple[JointVec, JointVec]:
         """Return the ends of the allowed range. See `Rm65Robot.joint_range`."""

@@ -17,6 +17,7 @@ from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.robots.cameras import Cameras
 from realman.robots.cameras import Frame
+from realman.robots.limits import MotionLimits
 from realman.robots.rm65.arm import Arm
 from realman.robots.rm65.follow import FollowWatch
 from realman.robots.rm65.settings import Rm65Settings
@@ -39,14 +40,18 @@ class Rm65Robot:
     Call all methods from one thread. Only `stop` may be called from any thread.
     """
 
-    def __init__(self, settings: Rm65Settings, cameras: Cameras | None = None) -> None:
+    def __init__(
+        self, settings: Rm65Settings, cameras: Cameras | None = None, limits: MotionLimits | None = None
+    ) -> None:
         """Describe the robot. `connect` opens it.
 
         Args:
-            settings: Addresses, rates and limits.
+            settings: Addresses and rates.
             cameras: The robot's cameras, opened and closed with it. None observes joints and grippers only.
+            limits: What every command keeps, also those sent between two targets. None limits to what the arms can do.
         """
         self._settings = settings
+        self._limits = limits or MotionLimits()
         self._cameras = cameras
         self._arms = {side: Arm(side, settings) for side in spec.SIDES}
         self._watches: dict[str, FollowWatch] = {}
@@ -164,7 +169,8 @@ class Rm65Robot:
             target: Absolute positions, rad and 0..1. It is not changed.
 
         Returns:
-            What was sent: inside the joint range, and at most one tick at full speed from the previous target.
+            What was sent: inside the joint range, and at most one tick at full speed from the previous target. In high
+            follow the commands towards it follow within two periods.
 
         Raises:
             NotConnectedError: Not connected.
@@ -182,18 +188,34 @@ class Rm65Robot:
         previous = measured if self._previous is None else self._previous
         self._check_arms_follow(previous, measured, times_s)
         sent = self._limit(target, previous)
-        if self._settings.follow == "high":
-            if self._stream is None:
-                rate_hz = self._settings.high_follow_rate_hz
-                self._stream = CommandStream(self._send_joints, measured, self._max_speed, self.fps, rate_hz)
-            self._stream.set_target(sent)
-        else:
-            self._send_joints(sent)
-        for side, arm in self._arms.items():
-            if arm.gripper:
-                arm.gripper.set_target(float(sent[_GRIPPERS[side]]))
-        self._previous = sent
-        return sent.copy()
+        if self._stream is None:
+            self._stream = self._new_stream(measured)
+        self._previous = self._stream.set_target(sent)
+        return self._previous.copy()
+
+    def _new_stream(self, start: JointVec) -> CommandStream:
+        rate_hz = self._settings.high_follow_rate_hz if self._settings.follow == "high" else None
+        return CommandStream(
+            self._send_command,
+            start,
+            self._limits,
+            fps=self.fps,
+            rate_hz=rate_hz,
+            joint_range=self.joint_range(),
+        )
+
+    def set_limits(self, limits: MotionLimits) -> None:
+        """Keep these limits in every command.
+
+        This includes those sent between two targets. The arms must be at rest. A run calls this with the site's limits.
+        """
+        self._limits = limits
+        self._end_stream()
+
+    def _end_stream(self) -> None:
+        if self._stream:
+            self._stream.halt()
+            self._stream = None
 
     def _limit(self, target: JointVec, previous: JointVec) -> JointVec:
         step = self._max_speed / self.fps
@@ -208,10 +230,12 @@ class Rm65Robot:
         for side, watch in self._watches.items():
             watch.look(target[_JOINTS[side]], measured[_JOINTS[side]], times_s[side])
 
-    def _send_joints(self, command: JointVec) -> None:
+    def _send_command(self, command: JointVec) -> None:
         is_high = self._settings.follow == "high"
         for side, arm in self._arms.items():
             arm.send(command[_JOINTS[side]], is_high=is_high)
+            if arm.gripper:
+                arm.gripper.set_target(float(command[_GRIPPERS[side]]))
 
     def slow_stop(self) -> None:
         """Brake both arms along their path at the same time.
@@ -256,9 +280,7 @@ class Rm65Robot:
         This does not stop a motion. Use `stop` for that.
         """
         self._is_connected = False
-        if self._stream:
-            self._stream.halt()
-            self._stream = None
+        self._end_stream()
         if self._cameras:
             self._cameras.close()
         for arm in self._arms.values():

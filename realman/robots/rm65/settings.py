@@ -83,8 +83,8 @@ class Rm65Settings:
     fps: Annotated[float, Range(1.0, 200.0, "the arms report 200 states per second")] = float(spec.DEFAULT_FPS)
     """Rate of targets, Hz."""
     follow: Literal["low", "high"] = "low"
-    """'low': the controller plans towards each target and may start anywhere. 'high': targets are interpolated to
-    `high_follow_rate_hz` here and the arm follows them at once. This needs a steady machine and a wired network."""
+    """'low': the controller plans towards each target and may start anywhere. 'high': commands at `high_follow_rate_hz`
+    walk from target to target and the arm follows them at once. This needs a steady machine and a wired network."""
     high_follow_rate_hz: Annotated[float, Range(100.0, 500.0, "the controller expects a command every 2 to 10 ms")] = (
         100.0
     )

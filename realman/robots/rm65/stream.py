@@ -1,104 +1,146 @@
-"""High follow: targets at the policy's rate become commands at the controller's.
+"""When commands are sent, however late the targets come.
 
-Commands lie on straight lines from one target to the next.
+`realman/robots/rm65/wire_path.py` makes the commands, which keep the site's limits.
 """
 
 from collections.abc import Callable
 import threading
 import time
 
-import numpy as np
-
 from realman.arrays import JointVec
 from realman.errors import RobotError
+from realman.pacing import MIN_PERIOD_SHARE
+from realman.pacing import Clock
 from realman.pacing import Pacer
+from realman.robots.limits import MotionLimits
+from realman.robots.rm65.wire_path import WirePath
 
 _CLOSE_WAIT_S = 1.0
-
-
-class Interpolator:
-    """Position of the command between one target and the next.
-
-    Each leg takes one period of the targets.
-    """
-
-    def __init__(self, start: JointVec, period_s: float, now_s: float) -> None:
-        self._start = start
-        self._goal = start
-        self._since_s = now_s
-        self._period_s = period_s
-
-    def set_goal(self, goal: JointVec, now_s: float) -> None:
-        """Start a new leg at the current command."""
-        self._start = self.at(now_s)
-        self._goal = goal
-        self._since_s = now_s
-
-    def at(self, now_s: float) -> JointVec:
-        """Return the command at a time: the goal after the leg."""
-        share = min(max((now_s - self._since_s) / self._period_s, 0.0), 1.0)
-        return self._start + share * (self._goal - self._start)
+_LOCK_WAIT_S = 0.1
+_GRACE_PERIODS = 0.4
+"""How much later than a period a target may come before the arms brake, in periods."""
+_SILENT_PERIODS = 5.0
+"""After so many periods without a command the arms stand still at the last one, in periods."""
 
 
 class CommandStream:
-    """A thread that sends the interpolated command at a steady rate.
+    """Sends commands to both arms, and brakes them while no target comes.
 
-    It ends when it is halted or a send fails.
+    It uses a thread of its own, so a control loop that hangs never leaves the arms at speed. It ends when it is halted or a send fails.
     """
 
     def __init__(
-        self, send: Callable[[JointVec], None], start: JointVec, max_speed: JointVec, fps: float, rate_hz: float
+        self,
+        send: Callable[[JointVec], None],
+        start: JointVec,
+        limits: MotionLimits,
+        *,
+        fps: float,
+        rate_hz: float | None = None,
+        joint_range: tuple[JointVec, JointVec] | None = None,
+        clock: Clock = time,
     ) -> None:
         """Describe the stream. Nothing is sent before the first target.
 
         Args:
             send: Sends one command to both arms.
             start: Current position of the arms.
-            max_speed: Largest speed, units of `start` per second. It holds even if targets come faster than `fps`.
+            limits: What every command keeps, at the rate of the commands.
             fps: Rate of targets, Hz.
-            rate_hz: Rate of commands, Hz.
+            rate_hz: Rate of commands, Hz. None sends each target at once, and commands of its own only while a target is
+                late.
+            joint_range: Ends of the range that the controllers allow.
+            clock: Where time comes from.
         """
         self._send = send
-        self._command = np.array(start)
-        self._max_step = max_speed / rate_hz
-        self._rate_hz = rate_hz
-        self._lock = threading.Lock()
-        self._interpolator = Interpolator(np.array(start), 1.0 / fps, time.monotonic())
+        self._rate_hz = rate_hz or fps
+        self._is_steady = rate_hz is not None
+        self._path = WirePath(start, limits.per_tick(self._rate_hz, joint_range), fps, self._rate_hz)
+        self._clock = clock
+        self._sent_s = float("-inf")
+        self._grace_periods = _GRACE_PERIODS
+        self._changed = threading.Condition()
         self._is_halted = threading.Event()
         self._error: RobotError | None = None
-        self._thread = threading.Thread(target=self._run, name="high follow", daemon=True)
+        run = self._run_steadily if self._is_steady else self._run_when_late
+        self._thread = threading.Thread(target=run, name=f"commands at {self._rate_hz:g} Hz", daemon=True)
         self.num_late = 0
         """Number of commands that left late. The controller expects a steady period."""
 
-    def set_target(self, target: JointVec) -> None:
+    def set_target(self, target: JointVec) -> JointVec:
         """Take the next target. The first one starts the thread.
 
+        Returns:
+            What was sent. If commands have a rate of their own, the target.
+
         Raises:
-            RobotError: A command could not be sent since the last call.
+            RobotError: A command could not be sent, now or since the last call.
         """
-        if self._error:
-            raise self._error
-        with self._lock:
-            self._interpolator.set_goal(target.copy(), time.monotonic())
+        if not self._is_steady:
+            # Two targets in one period would be twice the speed.
+            early_s = self._sent_s + MIN_PERIOD_SHARE / self._rate_hz - self._clock.monotonic()
+            if early_s > 0:
+                self._clock.sleep(early_s)
+        with self._changed:
+            if self._error:
+                raise self._error
+            self._path.add(target)
+            sent = target
+            if not self._is_steady:
+                sent = self._next()
+                self._send(sent)
+                self._grace_periods = _GRACE_PERIODS
+                self._changed.notify_all()
         if not self._thread.is_alive() and not self._is_halted.is_set():
             self._thread.start()
+        return sent
 
     def halt(self) -> None:
         """Send no further command and wait for the thread to end."""
         self._is_halted.set()
+        # A send that hangs keeps the lock. A stop must not wait for it.
+        if self._changed.acquire(timeout=_LOCK_WAIT_S):
+            self._changed.notify_all()
+            self._changed.release()
         if self._thread.is_alive():
             self._thread.join(_CLOSE_WAIT_S)
 
-    def _run(self) -> None:
-        pacer = Pacer(self._rate_hz)
+    def _next(self) -> JointVec:
+        """Return the next command. The caller holds the lock and sends it."""
+        now_s = self._clock.monotonic()
+        if now_s - self._sent_s > _SILENT_PERIODS / self._rate_hz:
+            self._path.stand()
+        self._sent_s = now_s
+        return self._path.step()
+
+    def _run_steadily(self) -> None:
+        pacer = Pacer(self._rate_hz, self._clock)
         while not self._is_halted.is_set():
-            with self._lock:
-                wanted = self._interpolator.at(time.monotonic())
-            self._command = np.clip(wanted, self._command - self._max_step, self._command + self._max_step)
-            try:
-                self._send(self._command)
-            except RobotError as e:
-                self._error = e
+            with self._changed:
+                command = self._next()
+            # Without the lock: a send that hangs must not hold up the loop, whose watchdogs notice it.
+            if not self._try_send(command):
                 return
             pacer.wait()
             self.num_late = pacer.late_ticks
+
+    def _run_when_late(self) -> None:
+        with self._changed:
+            while not self._is_halted.is_set():
+                due_s = self._sent_s + (1.0 + self._grace_periods) / self._rate_hz - self._clock.monotonic()
+                if self._path.is_at_rest:
+                    self._changed.wait()
+                elif due_s > 0:
+                    self._changed.wait(due_s)
+                elif self._try_send(self._next()):
+                    self._grace_periods = 0.0
+                else:
+                    return
+
+    def _try_send(self, command: JointVec) -> bool:
+        try:
+            self._send(command)
+        except RobotError as e:
+            self._error = e
+            return False
+        return True
