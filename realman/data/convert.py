@@ -20,6 +20,7 @@ import tyro
 from realman import cli
 from realman import spec
 from realman.data.dataset import conversion
+from realman.data.dataset import existing
 from realman.data.dataset import layout
 from realman.data.dataset import upgrade
 from realman.data.dataset.conversion import ConversionRequest
@@ -33,6 +34,7 @@ from realman.data.dataset.pool import dask_pool
 from realman.data.dataset.pool import local_pool
 from realman.data.dataset.staging import check_target
 from realman.data.dataset.staging import parse_shard
+from realman.data.dataset.upgrade import DEFAULT_ROBOT_TYPE
 from realman.data.dataset.video_codecs import CodecName
 from realman.data.raw import RawOptions
 from realman.data.raw import find_episodes
@@ -46,8 +48,6 @@ from realman.ranges import Workers
 
 DEFAULT_ROOT = Path("data/lerobot")
 """Where training looks for datasets if HF_LEROBOT_HOME is not set."""
-
-DEFAULT_ROBOT_TYPE = "realman"
 
 
 def dataset_dir(root: Path | None, repo_id: str) -> Path:
@@ -155,10 +155,7 @@ def _upgrade(args: Args) -> Outcome:
             f"{args.raw_dir}: is a LeRobot dataset, expected no flags for reading recordings. "
             "Leave them out to upgrade it"
         )
-    num_episodes = (
-        len(layout.read_json_lines(args.raw_dir / layout.EPISODES)) if (args.raw_dir / layout.EPISODES).is_file() else 1
-    )
-    with _open_pool(args, num_episodes) as pool:
+    with _open_pool(args, len(existing.read(args.raw_dir).episodes)) as pool:
         return conversion.upgrade_dataset(args.raw_dir, args.target, args.robot_type, pool, dry_run=args.dry_run)
 
 

@@ -1,9 +1,12 @@
 """A LeRobot v2.0 dataset becomes v2.1: the same tables and videos, statistics added; a v2.1 dataset stays as it is."""
 
 import json
+import re
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from realman import spec
@@ -90,7 +93,7 @@ def remove_a_table(root):
     [
         (
             lambda root: change_info(root, codebase_version="v3.0"),
-            r"is a LeRobot v3\.0 dataset, expected v2\.0 or v2\.1",
+            r"is a LeRobot v3\.0 dataset, expected v2\.0 or v2\.1. Convert it to v2\.1 with any4lerobot",
         ),
         (lambda root: (root / layout.INFO).write_text("{"), "is damaged"),
         (lambda root: (root / layout.EPISODES).write_text("{}"), "is damaged, 'episode_index' is missing"),
@@ -105,6 +108,150 @@ def test_a_damaged_dataset_is_refused_with_the_file_that_is_wrong(old, tmp_path,
     with pytest.raises(RealmanError, match=message):
         upgrade(old, tmp_path)
     assert not (tmp_path / "new" / "set").exists()
+
+
+def lines_of(path):
+    return layout.read_json_lines(path)
+
+
+def write_lines(path, lines, mark="", end="\n"):
+    path.write_bytes(mark.encode() + "".join(json.dumps(line, ensure_ascii=False) + end for line in lines).encode())
+
+
+@pytest.fixture
+def plain(golden_dir, tmp_path):
+    """The dataset with images, free to be changed."""
+    return shutil.copytree(golden_dir / "lerobot_v21_image", tmp_path / "plain")
+
+
+@pytest.mark.parametrize("indices", [(1, 0), (0, 2), (3, 7)])
+def test_each_task_keeps_its_index_its_text_and_its_other_keys(plain, tmp_path, indices):
+    texts = ["pick up the cube", "hand over\u2028the cube"]
+    tasks = [{"task_index": i, "task": text, "zh": "\u62ff"} for i, text in zip(indices, texts, strict=True)]
+    write_lines(plain / layout.TASKS, [*tasks, tasks[0]], mark="\ufeff", end="\r\n\n")
+    new = upgrade(plain, tmp_path)
+    assert lines_of(new / layout.TASKS) == sorted(tasks, key=lambda line: line["task_index"])
+    assert json.loads((new / layout.INFO).read_text())["total_tasks"] == 2
+
+
+def test_what_the_format_does_not_know_is_kept(plain, tmp_path):
+    extra = {
+        "meta/modality.json": '{"state": {"left_arm": {"start": 7, "end": 14}}}',
+        "meta/more/notes.txt": "by hand",
+        "meta/stats.json": "{}",
+        "README.md": "# towels",
+        "annotations/0.json": "[]",
+    }
+    for name, text in extra.items():
+        (plain / name).parent.mkdir(parents=True, exist_ok=True)
+        (plain / name).write_text(text)
+    (plain / ".cache").mkdir()
+    (plain / ".cache/lock").write_text("x")
+    change_info(plain, splits={"train": "0:2", "test": "2:3"}, license="mit")
+    episodes = [{**line, "success": True} for line in lines_of(plain / layout.EPISODES)]
+    write_lines(plain / layout.EPISODES, reversed(episodes))
+    stats = [{**line, "by": "me"} for line in lines_of(plain / layout.EPISODES_STATS)]
+    stats[0]["stats"]["action"]["q01"] = [0.0] * 14
+    write_lines(plain / layout.EPISODES_STATS, stats)
+    write_lines(plain / layout.SOURCES, [{"episode_index": 1, "source": "episode_9.hdf5"}])
+    new = upgrade(plain, tmp_path)
+    assert {name: (new / name).read_text() for name in extra} == extra
+    assert not (new / ".cache").exists()
+    info = json.loads((new / layout.INFO).read_text())
+    assert (info["splits"], info["license"]) == ({"train": "0:2", "test": "2:3"}, "mit")
+    assert lines_of(new / layout.EPISODES) == episodes
+    assert lines_of(new / layout.EPISODES_STATS) == stats
+    assert [line["source"] for line in lines_of(new / layout.SOURCES)] == [
+        layout.data_path(0).as_posix(),
+        "episode_9.hdf5",
+        layout.data_path(2).as_posix(),
+    ]
+
+
+CAMERA = spec.image_key("cam_high")
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        lambda stats: [x.pop("count") for x in stats.values()],
+        lambda stats: stats.pop(CAMERA),
+        lambda stats: stats.update({CAMERA: {**stats[CAMERA], "mean": [0.1, 0.2, 0.3]}}),
+        lambda stats: stats.update(action=None),
+        lambda stats: stats.clear(),
+    ],
+)
+def test_statistics_that_are_not_whole_are_computed_again(plain, golden_dir, tmp_path, lose):
+    stats = lines_of(plain / layout.EPISODES_STATS)
+    lose(stats[1]["stats"])
+    write_lines(plain / layout.EPISODES_STATS, stats)
+    new = upgrade(plain, tmp_path)
+    found, expected = (lines_of(root / layout.EPISODES_STATS) for root in (new, golden_dir / "lerobot_v21_image"))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["stats"].keys() == theirs["stats"].keys()
+        for key, parts in theirs["stats"].items():
+            for name, values in parts.items():
+                np.testing.assert_allclose(ours["stats"][key][name], values, atol=1e-6, err_msg=f"{key} {name}")
+
+
+def test_a_dataset_without_a_robot_gets_the_flags_name_or_the_default(plain, tmp_path):
+    change_info(plain, robot_type=None)
+    new = upgrade(plain, tmp_path)
+    assert json.loads((new / layout.INFO).read_text())["robot_type"] == convert.DEFAULT_ROBOT_TYPE
+    shutil.rmtree(new)
+    assert json.loads((upgrade(plain, tmp_path, robot_type="rm75") / layout.INFO).read_text())["robot_type"] == "rm75"
+
+
+def test_a_removed_episode_is_named_and_the_remedy_works(plain, tmp_path):
+    lines = lines_of(plain / layout.EPISODES)
+    write_lines(plain / layout.EPISODES, lines[:1] + lines[2:])
+    with pytest.raises(DatasetError, match="found total_episodes 2, expected 3") as info:
+        upgrade(plain, tmp_path)
+    change_info(plain, **{name: int(number) for name, number in re.findall(r'"(\w+)": (\d+)', str(info.value))})
+    new = upgrade(plain, tmp_path)
+    # Episodes keep their index too, and tables that are not listed stay behind.
+    assert [line["episode_index"] for line in lines_of(new / layout.EPISODES_STATS)] == [0, 2]
+    assert sorted(p.name for p in new.glob("data/*/*")) == ["episode_000000.parquet", "episode_000002.parquet"]
+
+
+def test_a_dataset_with_the_left_arm_first_is_upgraded_with_a_word_about_training(plain, tmp_path, caplog):
+    features = json.loads((plain / layout.INFO).read_text())["features"]
+    for key in (spec.STATE_KEY, spec.ACTION_KEY):
+        features[key]["names"] = [f"{side}_{i}" for side in ("left", "right") for i in range(7)]
+    change_info(plain, features=features)
+    upgrade(plain, tmp_path)
+    assert "the names put the left arm first. Train with --data.arm-order left_right" in caplog.text
+    features[spec.ACTION_KEY]["names"].reverse()
+    change_info(plain, features=features)
+    with pytest.raises(DatasetError, match="another arm first in states than in actions"):
+        upgrade(plain, tmp_path, overwrite=True)
+
+
+def test_texts_have_no_statistics_and_wide_numbers_those_of_numpy(plain, tmp_path):
+    features = json.loads((plain / layout.INFO).read_text())["features"]
+    features["language_instruction"] = {"dtype": "string", "shape": [1], "names": None}
+    features["observation.depth.cam_high"] = {"dtype": "uint16", "shape": [40, 50], "names": None}
+    features["tactile"] = {"dtype": "float32", "shape": [2, 3], "names": None}
+    change_info(plain, features=features, codebase_version="v2.0")
+    rng = np.random.default_rng(0)
+    depth, tactile = rng.integers(0, 65535, (12, 40, 50), np.uint16), rng.normal(size=(12, 2, 3)).astype(np.float32)
+    for path in plain.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        n = len(table)
+        table = table.append_column("language_instruction", pa.array(["fold"] * n))
+        table = table.append_column("observation.depth.cam_high", pa.array(depth[:n].tolist()))
+        pq.write_table(table.append_column("tactile", pa.array(tactile[:n].tolist())), path)
+    stats = lines_of(upgrade(plain, tmp_path) / layout.EPISODES_STATS)[0]["stats"]
+    assert "language_instruction" not in stats
+    for key, values in (("observation.depth.cam_high", depth), ("tactile", tactile)):
+        for name, expected in (
+            ("min", values.min(0)),
+            ("max", values.max(0)),
+            ("mean", values.mean(0)),
+            ("std", values.std(0)),
+            ("count", [12]),
+        ):
+            np.testing.assert_allclose(stats[key][name], expected, rtol=1e-5, atol=1e-6, err_msg=f"{key} {name}")
 
 
 def test_options_for_recordings_do_not_fit_a_dataset(old, tmp_path):

@@ -132,7 +132,9 @@ def upgrade_dataset(source: Path, target: Path, robot_type: str | None, pool: Wo
         records, failures = _build(plan, staging, pool)
         bad = [EpisodeReport(source, problem=f.problem) for f in failures]
         refuse_bad(bad, len(plan.jobs), num_good=len(records), skip_bad=False)
-        _publish(staging, plan, records, [])
+        with files.writing(staging.path):
+            upgrade.write_metadata(source, staging.path, plan, records)
+        staging.publish()
     return Outcome(plan, records, [], target)
 
 

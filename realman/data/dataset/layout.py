@@ -151,6 +151,6 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         DatasetError: A line is not JSON.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except ValueError as e:
         raise DatasetError(f"{path}: is damaged ({e}). Copy the dataset again") from e

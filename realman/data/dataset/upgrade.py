@@ -1,77 +1,90 @@
 """Upgrade a LeRobot v2.0 dataset to v2.1.
 
 Tables and videos stay the same and are never encoded again. Statistics per episode are added. A v2.1 dataset stays
-unchanged, except that missing statistics are computed.
+unchanged, except that missing statistics are computed. Everything else in its folder is kept.
 """
 
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from pathlib import Path
 import shutil
 from typing import Any
 
-import cv2
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from realman.data.dataset import existing
 from realman.data.dataset import layout
+from realman.data.dataset import tables
+from realman.data.dataset import upgraded_metadata
 from realman.data.dataset.build import DatasetPlan
-from realman.data.dataset.layout import Features
+from realman.data.dataset.existing import ExistingDataset
 from realman.data.dataset.staging import BuildContext
 from realman.data.dataset.staging import EpisodeRecord
 from realman.data.dataset.stats import ImageStats
 from realman.data.dataset.stats import Stats
 from realman.data.dataset.stats import sample_frames
 from realman.data.dataset.stats import vector_stats
+from realman.data.dataset.wide_stats import WideStats
+from realman.data.raw import pixels
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
 
-READABLE_VERSIONS = ("v2.0", "v2.1")
+logger = logging.getLogger(__name__)
+
+DEFAULT_ROBOT_TYPE = "realman"
+
+_CAMERA_DTYPES = (layout.IMAGE, layout.VIDEO)
+_STATS = frozenset({"min", "max", "mean", "std", "count"})
+_WIDE = 1000
+"""Columns with more numbers per frame, such as depth, are never held whole."""
 
 
 @dataclasses.dataclass(frozen=True)
 class UpgradeJob:
     """One episode of an existing dataset."""
 
-    root: Path
-    """The existing dataset."""
+    dataset: ExistingDataset
+    """The existing dataset. Its lists of tasks and episodes are left out."""
     episode_index: int
     num_frames: int
     tasks: tuple[str, ...]
-    fps: int
-    features: Features
     files: tuple[tuple[str, str], ...]
     """Existing and new path of the table, then of the video of each video feature in order.
 
     Paths are relative to the datasets.
     """
-    stats: dict[str, Any] | None
-    """Statistics of the episode if the dataset has them."""
+    stats: dict[str, Any]
+    """Statistics of the episode that the dataset has."""
 
     @property
     def source(self) -> str:
         """Path of the episode's table, relative to the existing dataset."""
         return self.files[0][0]
 
+    @property
+    def _root(self) -> Path:
+        return self.dataset.root
+
     def fingerprint(self) -> str:
         """Return a hash of the source files' identity and all metadata."""
-        files = [(self.root / old).resolve() for old, _ in self.files]
+        files = [(self._root / old).resolve() for old, _ in self.files]
         status = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
         content = {**dataclasses.asdict(self), "status": status}
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def build(self, context: BuildContext) -> EpisodeRecord:
-        """Link or copy the episode's files and compute its statistics.
+        """Link or copy the episode's files and compute statistics that are missing.
 
         See `EpisodeJob.build`.
         """
         root = context.root
-        stats = self.stats if self.stats is not None else self._measure()
+        stats = self._complete_stats()
         for old, new in self.files:
-            _link_or_copy(self.root / old, root / new)
+            _link_or_copy(self._root / old, root / new)
         return EpisodeRecord(
             episode_index=self.episode_index,
             num_frames=self.num_frames,
@@ -81,34 +94,76 @@ class UpgradeJob:
             files={new: (root / new).stat().st_size for _, new in self.files},
         )
 
-    def _measure(self) -> dict[str, Stats]:
-        # Check the table before any image is decoded.
+    def _complete_stats(self) -> dict[str, Any]:
+        """Return the statistics of all features, in their order.
+
+        Those that are whole stay as they are.
+        """
+        features = self.dataset.features
+        # A text has no statistics, as in LeRobot.
+        has_any = [key for key, f in features.items() if f["dtype"] in _CAMERA_DTYPES or existing.is_number(f["dtype"])]
+        missing = [key for key in has_any if not _is_whole(self.stats.get(key), features[key]["dtype"])]
+        measured = self._measure(missing)
+        stats = {key: {**_dict(self.stats.get(key)), **measured.get(key, {})} for key in has_any}
+        return {**stats, **{key: value for key, value in self.stats.items() if key not in stats}}
+
+    def _measure(self, keys: list[str]) -> dict[str, Stats]:
+        """Check the table before any image is decoded, then measure these features."""
+        videos = dict(zip(layout.keys_of(self.dataset.features, layout.VIDEO), self.files[1:], strict=True))
         try:
-            table = pq.read_table(self.root / self.source)
-        except pa.ArrowInvalid as e:
-            raise EpisodeError(f"{self.source}: is not a readable Parquet file ({e}). Copy the dataset again") from e
-        if len(table) != self.num_frames:
+            with tables.open_table(self._root / self.source, self.source) as file:
+                self._check(file)
+                of_table = {key: self._measure_column(file, key) for key in keys if key not in videos}
+            of_videos = {
+                key: _video_stats(self._root / videos[key][0], self.num_frames) for key in keys if key in videos
+            }
+        except DatasetError as e:
+            raise EpisodeError(str(e)) from e
+        return {**of_table, **of_videos}
+
+    def _check(self, file: pq.ParquetFile) -> None:
+        if file.metadata.num_rows != self.num_frames:
             raise EpisodeError(
-                f"{self.source}: has {len(table)} rows, expected {self.num_frames} as in {layout.EPISODES.name}"
+                f"{self.source}: has {file.metadata.num_rows} rows, expected {self.num_frames} as in "
+                f"{layout.EPISODES.name}"
             )
         missing = [
-            key for key, f in self.features.items() if f["dtype"] != layout.VIDEO and key not in table.column_names
+            key
+            for key, f in self.dataset.features.items()
+            if f["dtype"] != layout.VIDEO and key not in file.schema_arrow.names
         ]
         if missing:
             raise EpisodeError(f"{self.source}: columns {missing} are missing, expected all that info.json lists")
-        # Each kind of feature has its own source of values.
-        videos = dict(zip(layout.keys_of(self.features, layout.VIDEO), self.files[1:], strict=True))
-        stats = {}
-        for key, feature in self.features.items():
-            if key in videos:
-                stats[key] = _video_stats(self.root / videos[key][0], self.num_frames)
-            elif feature["dtype"] == layout.IMAGE:
-                stats[key] = _image_stats(table[key], f"{self.source}: '{key}'")
-            elif key == "timestamp":
-                stats[key] = vector_stats(np.arange(self.num_frames) / self.fps)
-            else:
-                stats[key] = vector_stats(np.array(table[key].to_pylist(), feature["dtype"]))
-        return stats
+
+    def _measure_column(self, file: pq.ParquetFile, key: str) -> Stats:
+        dtype, shape = self.dataset.features[key]["dtype"], self.dataset.shape(key)
+        if dtype == layout.IMAGE:
+            return _image_stats(file, key, self._root, self.num_frames, self.source)
+        if key == "timestamp":
+            return vector_stats(np.arange(self.num_frames) / self.dataset.fps)
+        if np.prod(shape) > _WIDE:
+            wide = WideStats()
+            for block in tables.blocks_of_numbers(file, key, shape, self.source):
+                wide.add(block)
+            return wide.result()
+        values = tables.read_numbers(file, key, shape, self.source).astype(dtype)
+        stats = vector_stats(values)
+        # One number per number of a frame, in the shape of a frame.
+        return {name: x if name == "count" else np.reshape(x, shape).tolist() for name, x in stats.items()}
+
+
+def _is_whole(stats: Any, dtype: str) -> bool:
+    """Return whether statistics have all parts.
+
+    Those of a camera must have the shape (3, 1, 1).
+    """
+    if not isinstance(stats, dict) or not stats.keys() >= _STATS:
+        return False
+    return dtype not in _CAMERA_DTYPES or all(np.shape(stats[name]) == (3, 1, 1) for name in _STATS - {"count"})
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def is_dataset(path: Path) -> bool:
@@ -116,95 +171,81 @@ def is_dataset(path: Path) -> bool:
     return (path / layout.INFO).is_file()
 
 
-def _read_info(root: Path) -> dict[str, Any]:
-    """Read the info.json of an existing dataset.
-
-    Raises:
-        DatasetError: It is damaged, or its version cannot be upgraded.
-    """
-    try:
-        info = json.loads((root / layout.INFO).read_text(encoding="utf-8"))
-        version = info["codebase_version"]
-    except (ValueError, KeyError) as e:
-        raise DatasetError(f"{root / layout.INFO}: is damaged ({e}). Copy the dataset again") from e
-    if version not in READABLE_VERSIONS:
-        raise DatasetError(f"{root}: is a LeRobot {version} dataset, expected {' or '.join(READABLE_VERSIONS)}")
-    return info
-
-
 def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
     """Plan the v2.1 form of an existing dataset.
 
     Args:
         root: The dataset.
-        robot_type: Name of the robot. None keeps the dataset's own.
+        robot_type: Name of the robot. None keeps the dataset's own, or takes the default if it has none.
 
     Raises:
-        DatasetError: Its version is not one of `READABLE_VERSIONS`, its metadata are damaged, or files are missing.
+        DatasetError: Its version cannot be read, its metadata are damaged, or files are missing.
     """
-    # Metadata may have any content, so keys and types are checked by using them.
-    try:
-        info = _read_info(root)
-        jobs = _read_jobs(root, info)
-        tasks = [line["task"] for line in _sorted_lines(root / layout.TASKS, "task_index")]
-        files = [root / old for job in jobs for old, _ in job.files]
-        _refuse_missing(root, [f for f in files if not f.is_file()])
-        return DatasetPlan(
-            jobs=jobs,
-            features=info["features"],
-            robot_type=robot_type or info["robot_type"],
-            fps=info["fps"],
-            tasks=tasks,
-            needed_bytes=sum(f.stat().st_size for f in files),
-        )
-    except (KeyError, TypeError) as e:
-        raise DatasetError(
-            f"{root / 'meta'}: is damaged, {e} is missing or has a wrong type. Copy the dataset again"
-        ) from e
-
-
-def _read_jobs(root: Path, info: dict[str, Any]) -> list[UpgradeJob]:
-    _refuse_missing(root, [root / name for name in (layout.TASKS, layout.EPISODES) if not (root / name).is_file()])
-    has_stats = (root / layout.EPISODES_STATS).is_file()
-    stats_lines = layout.read_json_lines(root / layout.EPISODES_STATS) if has_stats else []
-    stats = {line["episode_index"]: line["stats"] for line in stats_lines}
-    return [
+    dataset = existing.read(root)
+    _report_arm_order(dataset)
+    stats = {line.get("episode_index"): _dict(line.get("stats")) for line in upgraded_metadata.stats_lines(root)}
+    # Workers get what one episode needs, and not the lists of all.
+    lean = dataclasses.replace(dataset, tasks=(), episodes=())
+    jobs = [
         UpgradeJob(
-            root=root,
+            dataset=lean,
             episode_index=line["episode_index"],
             num_frames=line["length"],
-            tasks=tuple(line["tasks"]),
-            fps=info["fps"],
-            features=info["features"],
-            files=_episode_files(info, line["episode_index"]),
-            stats=stats.get(line["episode_index"]),
+            tasks=tuple(line.get("tasks") or ()),
+            files=_episode_files(dataset, line["episode_index"]),
+            stats=stats.get(line["episode_index"], {}),
         )
-        for line in _sorted_lines(root / layout.EPISODES, "episode_index")
+        for line in dataset.episodes
     ]
+    files = [root / old for job in jobs for old, _ in job.files]
+    existing.refuse_missing(root, [f for f in files if not f.is_file()])
+    others = upgraded_metadata.other_files(dataset)
+    return DatasetPlan(
+        jobs=jobs,
+        features=dataset.features,
+        robot_type=robot_type or dataset.info.get("robot_type") or DEFAULT_ROBOT_TYPE,
+        fps=dataset.info["fps"],
+        tasks=[line["task"] for line in dataset.tasks],
+        needed_bytes=sum(f.stat().st_size for f in [*files, *(root / name for name in others)]),
+    )
 
 
-def _sorted_lines(path: Path, key: str) -> list[dict[str, Any]]:
-    return sorted(layout.read_json_lines(path), key=lambda line: line[key])
+def write_metadata(source: Path, root: Path, plan: DatasetPlan, records: list[EpisodeRecord]) -> None:
+    """Write the metadata, and keep everything else that the existing dataset has.
+
+    Args:
+        source: The existing dataset.
+        root: The new one, with all its episodes.
+        plan: What was planned.
+        records: What was built.
+    """
+    dataset = existing.read(source)
+    for name in upgraded_metadata.other_files(dataset, without=root):
+        # Not a link: these are files that people edit.
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, root / name)
+    upgraded_metadata.write(dataset, root, plan.robot_type, records)
 
 
-def _episode_files(info: dict[str, Any], index: int) -> tuple[tuple[str, str], ...]:
-    chunk_size = info["chunks_size"]
-    table = (layout.data_path(index, info["data_path"], chunk_size), layout.data_path(index))
+def _report_arm_order(dataset: ExistingDataset) -> None:
+    order = dataset.arm_order()
+    if order == "left_right":
+        logger.warning(
+            "%s: the names put the left arm first. Train with --data.arm-order left_right", dataset.root / layout.INFO
+        )
+
+
+def _episode_files(dataset: ExistingDataset, index: int) -> tuple[tuple[str, str], ...]:
+    table = (dataset.table(index), layout.data_path(index))
     videos = [
-        (layout.video_path(index, key, info["video_path"], chunk_size), layout.video_path(index, key))
-        for key in layout.keys_of(info["features"], layout.VIDEO)
+        (dataset.video(index, key), layout.video_path(index, key))
+        for key in layout.keys_of(dataset.features, layout.VIDEO)
     ]
     return tuple((old.as_posix(), new.as_posix()) for old, new in [table, *videos])
 
 
-def _refuse_missing(root: Path, missing: list[Path]) -> None:
-    if missing:
-        names = ", ".join(str(p.relative_to(root)) for p in missing[:3])
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise DatasetError(f"{root}: files are missing: {names}{more}. Copy the dataset again")
-
-
 def _link_or_copy(source: Path, target: Path) -> None:
+    """Link a file, or copy it if the disk has no links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
@@ -213,15 +254,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _image_stats(column: pa.ChunkedArray, place: str) -> Stats:
+def _image_stats(file: pq.ParquetFile, key: str, root: Path, num_frames: int, name: str) -> Stats:
     stats = ImageStats()
-    for t in sample_frames(len(column)):
-        bgr = cv2.imdecode(
-            np.frombuffer(column[t].as_py()["bytes"], np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        )
-        if bgr is None:
-            raise EpisodeError(f"{place} cannot be decoded at frame {t}. Copy the dataset again")
-        stats.add(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+    for t, data in tables.images(file, key, sample_frames(num_frames), root):
+        image = pixels.decode(data)
+        if image is None:
+            raise EpisodeError(f"{name}: '{key}' cannot be decoded at frame {t}. Copy the dataset again")
+        stats.add(image)
     return stats.result()
 
 
@@ -230,9 +269,6 @@ def _video_stats(path: Path, num_frames: int) -> Stats:
     from realman.data.dataset.video import read_frames
 
     stats = ImageStats()
-    try:
-        for image in read_frames(path, set(sample_frames(num_frames))):
-            stats.add(image)
-    except DatasetError as e:
-        raise EpisodeError(str(e)) from e
+    for image in read_frames(path, set(sample_frames(num_frames))):
+        stats.add(image)
     return stats.result()

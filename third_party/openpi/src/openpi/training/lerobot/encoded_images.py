@@ -78,8 +78,9 @@ def cell_bytes(cell: Any, root: pathlib.Path) -> Any:
     if cell is None or (not pa.types.is_string(cell.type) and not pa.types.is_large_string(cell.type)):
         return None if cell is None else cell.as_buffer()
     # The folder's own name may be a link, so only the text of the path is compared.
-    path = pathlib.Path(os.path.normpath(root / cell.as_py()))
-    if not path.is_relative_to(root):
+    folder = pathlib.Path(os.path.normpath(root.absolute()))
+    path = pathlib.Path(os.path.normpath(folder / cell.as_py()))
+    if not path.is_relative_to(folder):
         raise errors.DataError(
             f"{path}: an image of {root} is outside the dataset's folder. Copy it there, and name it relative to that"
         )

@@ -1,0 +1,100 @@
+"""Carry the metadata of an existing dataset over to its v2.1 form.
+
+Lines belong to their index, and unknown keys, lines and files are kept.
+"""
+
+from collections.abc import Sequence
+import os
+from pathlib import Path
+from typing import Any
+
+from realman.data.dataset import layout
+from realman.data.dataset.existing import ExistingDataset
+from realman.data.dataset.staging import EpisodeRecord
+
+_OLD_STATS = Path("meta/stats.json")
+"""Statistics of all episodes, as v2.0 had them. Those per episode replace them."""
+
+_WRITTEN = frozenset({layout.INFO, layout.TASKS, layout.EPISODES, layout.EPISODES_STATS, layout.SOURCES})
+_EPISODES = frozenset({"data", "videos"})
+"""Folders of tables and videos. Episodes that the dataset does not list are left out."""
+
+
+def stats_lines(root: Path) -> list[dict[str, Any]]:
+    """Return the lines of the statistics per episode, if there are any."""
+    path = root / layout.EPISODES_STATS
+    return [line for line in layout.read_json_lines(path) if isinstance(line, dict)] if path.is_file() else []
+
+
+def other_files(dataset: ExistingDataset, *, without: Path | None = None) -> list[Path]:
+    """List the files that are neither episodes nor rewritten.
+
+    Paths are relative to the dataset. Hidden folders are left out. They hold caches.
+
+    Args:
+        dataset: The existing dataset.
+        without: A folder that is not part of it, even if it is inside.
+    """
+    found, root = [], dataset.root
+    for folder, folders, names in os.walk(root):
+        here = Path(folder).relative_to(root)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and not (here == Path() and name in _EPISODES)
+            and not (without is not None and without.absolute().is_relative_to(Path(folder, name).absolute()))
+        )
+        found += [here / name for name in sorted(names) if (Path(folder) / name).is_file()]
+    replaced = _WRITTEN | ({_OLD_STATS} if dataset.info["codebase_version"] == "v2.0" else set())
+    return [path for path in found if path not in replaced]
+
+
+def write(dataset: ExistingDataset, root: Path, robot_type: str, records: Sequence[EpisodeRecord]) -> None:
+    """Write the files of `meta` that the format knows.
+
+    Args:
+        dataset: The existing dataset.
+        root: The new one.
+        robot_type: Name of the robot.
+        records: What was built of each episode.
+    """
+    by_index = {record.episode_index: record for record in records}
+    kept_stats = {line.get("episode_index"): line for line in stats_lines(dataset.root)}
+    write_lines = layout.write_json_lines
+    write_lines(root / layout.TASKS, dataset.tasks)
+    write_lines(
+        root / layout.EPISODES,
+        ({**line, "tasks": line.get("tasks") or []} for line in dataset.episodes),
+    )
+    write_lines(
+        root / layout.EPISODES_STATS,
+        ({**kept_stats.get(i, {}), "episode_index": i, "stats": r.stats} for i, r in sorted(by_index.items())),
+    )
+    write_lines(root / layout.SOURCES, _sources(dataset, by_index))
+    layout.write_json(root / layout.INFO, _info(dataset, robot_type, records))
+
+
+def _sources(dataset: ExistingDataset, records: dict[int, EpisodeRecord]) -> list[dict[str, Any]]:
+    """Return what each episode was made from.
+
+    It is a recording if the dataset knows it, and the old table otherwise.
+    """
+    path = dataset.root / layout.SOURCES
+    known = {line.get("episode_index"): line for line in layout.read_json_lines(path)} if path.is_file() else {}
+    return [known.get(i) or {"episode_index": i, "source": r.source} for i, r in sorted(records.items())]
+
+
+def _info(dataset: ExistingDataset, robot_type: str, records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    made = layout.make_info(
+        dataset.features,
+        robot_type=robot_type,
+        fps=dataset.info["fps"],
+        num_frames=[record.num_frames for record in records],
+        num_tasks=len(dataset.tasks),
+    )
+    # Chunks follow the index, which may have holes.
+    made["total_chunks"] = max(record.episode_index for record in records) // layout.CHUNK_SIZE + 1
+    # Splits are the user's, everything else that the format knows is counted anew.
+    kept = {"splits": dataset.info["splits"]} if dataset.info.get("splits") else {}
+    return {**made, **{key: value for key, value in dataset.info.items() if key not in made}, **kept}
