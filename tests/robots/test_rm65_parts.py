@@ -196,7 +196,7 @@ def test_a_state_that_the_sdk_could_not_read_is_not_used():
     class Unreadable:
         errCode = -3  # noqa: N815 - the SDK's name
 
-    feed = StateFeed("right arm", "127.0.0.1", 0.1)
+    feed = StateFeed("right arm", 0.1)
     feed.receive(Unreadable())
     with pytest.raises(
         RobotTimeoutError, match=r"1 pushes could not be read: check that the firmware is 1\.7 or newer"

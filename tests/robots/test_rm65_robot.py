@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import socket
 import time
 
 import numpy as np
@@ -19,6 +20,7 @@ from realman.robots.rm65 import GripperSettings
 from realman.robots.rm65 import Rm65Robot
 from realman.robots.rm65 import Rm65Settings
 from realman.robots.robot import Robot
+from realman.robots.robot import connected
 
 pytest.importorskip("Robotic_Arm", reason="needs the vendor's SDK: pip install Robotic_Arm")
 
@@ -108,6 +110,19 @@ def test_both_arms_and_grippers_reach_a_target(make_cell, generation, gripper, f
         streamed = [r for r in controller.records if r.command == "movej_canfd"]
         assert all(r.is_accepted for r in streamed)
         assert {r.request["follow"] for r in streamed} == {follow == "high"}
+
+
+def test_arms_can_be_given_by_name(make_cell, monkeypatch):
+    """Commands go to the named machine, and its pushes are told apart by its address."""
+    known = {"arm-right.lab": "127.0.0.1", "arm-left.lab": "127.0.0.2"}
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *args, **kw: look_up(known.get(host, host), *args, **kw))
+    cell = make_cell()
+    robot = cell.robot(right_host="arm-right.lab", left_host="arm-left.lab")
+    with connected(robot):
+        named = robot.observe().state
+    with connected(cell.robot()) as robot:
+        np.testing.assert_array_equal(named, robot.observe().state)
 
 
 def test_the_preflight_table_covers_both_arms(make_cell):

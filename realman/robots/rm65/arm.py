@@ -14,6 +14,7 @@ from realman.errors import RejectedError
 from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.kinematics import ArmVec
+from realman.robots.rm65 import addresses
 from realman.robots.rm65 import codes
 from realman.robots.rm65 import preflight
 from realman.robots.rm65 import sdk
@@ -47,6 +48,7 @@ class Arm:
         name: Name for messages, such as 'right arm 192.168.1.19'.
         results: Pre-flight results of the last `connect`.
         range: Range of the joints, known after `connect`.
+        address: IPv4 address, known after `locate`.
     """
 
     def __init__(self, side: str, settings: Rm65Settings) -> None:
@@ -55,16 +57,26 @@ class Arm:
         self.name = f"{side} arm {self._host}"
         self.results: list[CheckResult] = []
         self.range: preflight.JointRange | None = None
-        self.feed = StateFeed(self.name, self._host, settings.max_state_age_s)
+        self.address = ""
+        self.feed = StateFeed(self.name, settings.max_state_age_s)
         self.gripper: GripperWorker | None = None
         self._sdk_arm: Any = None
         self._gate = threading.Lock()
         self._is_open = False
 
+    def locate(self) -> str:
+        """Look up the arm's address and return it.
+
+        Raises:
+            RobotError: Its name is unknown, or not looked up in time.
+        """
+        self.address = addresses.resolve(self.name, self._host, self._settings.connect_timeout_s)
+        return self.address
+
     def connect(self) -> None:
         """Connect, check everything and open the gate.
 
-        A failure leaves nothing open.
+        Call `locate` first. A failure leaves nothing open.
 
         Raises:
             SiteError: The SDK does not load.
@@ -91,7 +103,7 @@ class Arm:
         settings, arm = self._settings, sdk.new_arm()
         call = f"{self.name}: connect"
         if not sdk.bounded(
-            lambda: open_handle(arm, self._host, settings.tcp_port),
+            lambda: open_handle(arm, self.address, settings.tcp_port),
             settings.connect_timeout_s,
             call,
             # A handle that comes too late would occupy one of the SDK's few slots forever.
@@ -105,9 +117,12 @@ class Arm:
         arm.rm_set_timeout(round(settings.reply_timeout_s * 1000))
 
     def _open_feed(self) -> None:
-        self.feed.open()
+        self.feed.open(self.address)
         module, settings = sdk.load(), self._settings
-        here = settings.push_host or _address_towards(self._host, settings.tcp_port)
+        if settings.push_host:
+            here = addresses.resolve("push_host", settings.push_host, settings.connect_timeout_s)
+        else:
+            here = _address_towards(self.address, settings.tcp_port)
         config = module.rm_realtime_push_config_t(settings.push_cycle, True, settings.push_port, _NO_FORCE_SENSOR, here)
         codes.check(self._sdk_arm.rm_set_realtime_push(config), self.name, "rm_set_realtime_push")
 
@@ -189,7 +204,7 @@ class Arm:
         except RobotError as e:
             logger.warning("%s. Stopping over a separate connection", e)
             settings = self._settings
-            with RawArm(self.name, self._host, settings.tcp_port, settings.reply_timeout_s) as raw:
+            with RawArm(self.name, self.address, settings.tcp_port, settings.reply_timeout_s) as raw:
                 raw.stop()
                 _wait_for_standstill(self.name, raw.joints, settings.stop_timeout_s)
 

@@ -46,21 +46,23 @@ class StateFeed:
     The SDK's thread writes it. Any thread may read it.
     """
 
-    def __init__(self, name: str, host: str, max_age_s: float) -> None:
-        """Describe the feed of `host`. Call `open` to start it."""
+    def __init__(self, name: str, max_age_s: float) -> None:
+        """Describe the feed. Call `open` to start it."""
         self._name = name
-        self._host = host
+        self._address: str | None = None
         self._max_age_s = max_age_s
         self._state: ArmState | None = None
         self._num_unreadable = 0
 
-    def open(self) -> None:
-        """Start receiving."""
-        router.add(self._host, self.receive)
+    def open(self, address: str) -> None:
+        """Start receiving what comes from an IPv4 address."""
+        self._address = address
+        router.add(address, self.receive)
 
     def close(self) -> None:
         """Stop receiving."""
-        router.remove(self._host)
+        if self._address is not None:
+            router.remove(self._address)
         self._state = None
 
     def receive(self, push: Any) -> None:

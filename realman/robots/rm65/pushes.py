@@ -36,23 +36,23 @@ class PushRouter:
         self._is_waiting = False
         self._newest_s = float("-inf")
 
-    def add(self, host: str, receive: Callable[[Any], None]) -> None:
-        """Call `receive` with each push from `host`.
+    def add(self, address: str, receive: Callable[[Any], None]) -> None:
+        """Call `receive` with each push from an IPv4 address.
 
         A push is an `rm_realtime_arm_joint_state_t`. The call happens in the SDK's thread.
         """
         with self._changed:
-            self._receivers = {**self._receivers, host.encode(): receive}
+            self._receivers = {**self._receivers, address.encode(): receive}
             if self._callback is None:
                 module = sdk.load()
                 # Kept forever, because the SDK holds a bare pointer to it.
                 self._callback = module.rm_realtime_arm_state_callback_ptr(self.deliver)
                 module.rm_realtime_arm_state_call_back(self._callback)
 
-    def remove(self, host: str) -> None:
-        """Stop delivering pushes from `host`."""
+    def remove(self, address: str) -> None:
+        """Stop delivering pushes from an address."""
         with self._changed:
-            self._receivers = {h: r for h, r in self._receivers.items() if h != host.encode()}
+            self._receivers = {h: r for h, r in self._receivers.items() if h != address.encode()}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from realman.errors import NotConnectedError
 from realman.errors import RejectedError
 from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
+from realman.errors import SiteError
 from realman.robots.cameras import Cameras
 from realman.robots.cameras import Frame
 from realman.robots.limits import MotionLimits
@@ -79,11 +80,12 @@ class Rm65Robot:
         releases everything first.
 
         Raises:
-            SiteError: The SDK does not load.
+            SiteError: The SDK does not load, or both arms have one address.
             RobotError: An arm, a gripper or a camera is missing or not fit to move.
         """
         # Open everything. What is open already is released if a later part fails.
         self.disconnect()
+        self._locate()
         with contextlib.ExitStack() as undo:
             for arm in self._arms.values():
                 arm.connect()
@@ -100,6 +102,14 @@ class Rm65Robot:
         self._previous = self._stream = None
         self._is_stopped = False
         self._is_connected = True
+
+    def _locate(self) -> None:
+        right, left = (self._arms[side].locate() for side in ("right", "left"))
+        if right == left:
+            hosts = self._settings.right_host, self._settings.left_host
+            raise SiteError(
+                f"right_host and left_host: '{hosts[0]}' and '{hosts[1]}' are both {right}, expected two arms"
+            )
 
     def observe(self) -> RobotObservation:
         """Return the newest state and images without waiting.

@@ -14,6 +14,7 @@ from realman.ranges import OnRealArms
 from realman.ranges import Port
 from realman.ranges import Range
 from realman.ranges import check_settings
+from realman.robots.rm65.addresses import problem
 
 PUSH_UNIT_S = 0.005
 """Unit of a push cycle, s. It is the tick of the emulated controllers, too."""
@@ -69,9 +70,9 @@ class Rm65Settings:
     """Two RM65 arms."""
 
     right_host: str = "192.168.1.19"
-    """Address of the right arm's controller."""
+    """Address of the right arm's controller, or its name."""
     left_host: str = "192.168.1.18"
-    """Address of the left arm's controller."""
+    """Address of the left arm's controller, or its name."""
     tcp_port: Port = 8080
     """TCP port of both controllers."""
     push_port: Port = 8089
@@ -121,7 +122,10 @@ class Rm65Settings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.right_host == self.left_host:
+        hosts = {"right_host": self.right_host, "left_host": self.left_host, "push_host": self.push_host}
+        if found := [f"{key}: {text}" for key, host in hosts.items() if host is not None and (text := problem(host))]:
+            raise SiteError(". ".join(found))
+        if self.right_host.lower() == self.left_host.lower():
             raise SiteError(f"right_host and left_host: both arms have the address '{self.right_host}', expected two")
         if self.follow == "high" and self.high_follow_rate_hz < self.fps:
             raise SiteError(
