@@ -4,6 +4,7 @@ The ranges stand at the fields (`Annotated[float, Range(low, high, why)]`). `ope
 server's settings are checked in the same way.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from openpi_client.ranges import Count
@@ -12,7 +13,9 @@ from openpi_client.ranges import ListeningPort
 from openpi_client.ranges import Port
 from openpi_client.ranges import Range
 from openpi_client.ranges import Seed
+from openpi_client.ranges import number_hints
 from openpi_client.ranges import problems
+from openpi_client.ranges import problems_of
 from realman.errors import FlagError
 from realman.errors import SiteError
 
@@ -30,6 +33,7 @@ __all__ = [
     "check_flags",
     "check_on_real_arms",
     "check_settings",
+    "check_table",
     "problems",
 ]
 
@@ -59,6 +63,18 @@ def check_settings(settings: Any) -> None:
     """
     if found := problems(settings):
         raise SiteError(". ".join(found))
+
+
+def check_table(cls: type, table: Mapping[str, Any]) -> None:
+    """Refuse numbers of a table that a dataclass does not allow.
+
+    Raises:
+        SiteError: The message names every such key.
+    """
+    hints = number_hints(cls)
+    found = [text for key in hints.keys() & table.keys() for text in problems_of(key, table[key], hints[key])]
+    if found:
+        raise SiteError(". ".join(sorted(found)))
 
 
 def check_on_real_arms(tables: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import sys
 import types
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from realman import ranges
 from realman.errors import SiteError
 
 if sys.version_info >= (3, 11):
@@ -63,14 +64,19 @@ def from_table(cls: type[_T], table: dict[str, Any], prefix: str = "") -> _T:
     unknown = [_unknown_key(key, list(hints), prefix) for key in table if key not in hints]
     if unknown:
         raise SiteError("; ".join(unknown))
-    values = {key: _convert(value, hints[key], prefix + key) for key, value in table.items()}
     if missing := [name for name in _required(cls) if name not in table]:
         raise SiteError(f"[{prefix[:-1]}] lacks {' and '.join(missing)}, expected a value")
+    place = f"[{prefix[:-1]}] " if prefix else ""
+    try:
+        ranges.check_table(cls, table)
+    except SiteError as e:
+        raise SiteError(f"{place}{e}") from e
+    values = {key: _convert(value, hints[key], prefix + key) for key, value in table.items()}
     try:
         return cls(**values)
     except SiteError as e:
         # The class knows its fields, but not where it stands in the file.
-        raise SiteError(f"[{prefix[:-1]}] {e}" if prefix else str(e)) from e
+        raise SiteError(f"{place}{e}") from e
 
 
 def _required(cls: type) -> list[str]:

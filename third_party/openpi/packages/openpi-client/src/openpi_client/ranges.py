@@ -13,7 +13,7 @@ A number that is not finite is in no range, so no comparison with it can switch 
 module. Each side raises the error of its own family.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -40,7 +40,7 @@ class Range:
             )
 
     def __str__(self) -> str:
-        return f"{_text(self.low)} to {_text(self.high)} ({self.why})"
+        return f"{in_words(self.low)} to {in_words(self.high)} ({self.why})"
 
 
 Port = Annotated[int, Range(1, 65535, "a port of TCP or UDP")]
@@ -74,7 +74,7 @@ def problems(settings: Any, kind: type[Range] = Range) -> list[str]:
     return [
         problem
         for name, hint in number_hints(cls).items()
-        for problem in _walk(name, getattr(settings, name), hint, kind, None)
+        for problem in problems_of(name, getattr(settings, name), hint, kind)
     ]
 
 
@@ -83,45 +83,63 @@ def number_hints(cls: type) -> dict[str, Any]:
     """Return the types of all fields with numbers, with their ranges."""
     hints = get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
-    return {name: hints[name] for name in names if any(_numbers_in(hints[name]))}
+    return {name: hints[name] for name in names if any(declared(hints[name]))}
 
 
-def _numbers_in(hint: Any) -> Iterator[type]:
-    """Yield the types of number in a type."""
+def declared(hint: Any, outer: tuple[Range, ...] = ()) -> Iterator[tuple[type, tuple[Range, ...]]]:
+    """Yield each number in a type: `int` or `float`, and its ranges.
+
+    Args:
+        hint: Type of a field.
+        outer: Ranges of what the type is a part of.
+    """
+    origin, parts = get_origin(hint), get_args(hint)
     if hint in (int, float):
-        yield hint
-    for part in get_args(hint)[:1] if get_origin(hint) is Annotated else get_args(hint):
-        yield from _numbers_in(part)
+        yield hint, outer
+    elif origin is Annotated:
+        yield from declared(parts[0], (*outer, *(part for part in parts[1:] if isinstance(part, Range))))
+    elif origin is not Callable:
+        for part in parts:
+            yield from declared(part, outer)
 
 
-def _walk(name: str, value: Any, hint: Any, kind: type[Range], bounds: Range | None) -> Iterator[str]:
+def problems_of(
+    name: str, value: Any, hint: Any, kind: type[Range] = Range, bounds: Range | None = None
+) -> Iterator[str]:
+    """Yield a text for each number of a value out of its range.
+
+    Args:
+        name: Name of the field, for the texts.
+        value: Its value.
+        hint: Its type, with ranges.
+        kind: Class of the ranges to check.
+        bounds: Range of what the value is a part of.
+    """
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         own = next((part for part in parts[1:] if type(part) is kind), bounds)
-        yield from _walk(name, value, parts[0], kind, own)
+        yield from problems_of(name, value, parts[0], kind, own)
     elif origin in (Union, types.UnionType):
         # A value of another type than the number belongs to another member of the union.
         if isinstance(value, numbers.Number) or not _takes(value, parts):
             for part in parts:
-                if any(_numbers_in(part)):
-                    yield from _walk(name, value, part, kind, bounds)
+                if any(declared(part)):
+                    yield from problems_of(name, value, part, kind, bounds)
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _walk(f"{name}.{key}", item, parts[-1] if parts else Any, kind, bounds)
-    elif isinstance(value, Sequence) and not isinstance(value, str) and origin is not None:
+            yield from problems_of(f"{name}.{key}", item, parts[-1] if parts else Any, kind, bounds)
+    elif isinstance(value, Sequence) and not isinstance(value, str) and parts:
         types_of_items = parts if Ellipsis not in parts and len(parts) == len(value) else parts[:1] * len(value)
         for i, (item, part) in enumerate(zip(value, types_of_items, strict=True)):
-            yield from _walk(f"{name}[{i}]", item, part, kind, bounds)
+            yield from problems_of(f"{name}[{i}]", item, part, kind, bounds)
     elif hint in (int, float):
         yield from _check(name, value, hint, kind, bounds)
 
 
 def _takes(value: Any, parts: tuple[Any, ...]) -> bool:
-    """Return whether another member of a union has the value's type."""
-    plain = [
-        get_origin(part) or part for part in parts if part not in (int, float) and get_origin(part) is not Annotated
-    ]
-    return any(isinstance(part, type) and isinstance(value, part) for part in plain)
+    """Return whether a member without numbers has the type of the value."""
+    others = [get_origin(part) or part for part in parts if not any(declared(part))]
+    return any(isinstance(part, type) and isinstance(value, part) for part in others)
 
 
 def _check(name: str, value: Any, hint: type, kind: type[Range], bounds: Range | None) -> Iterator[str]:
@@ -132,9 +150,10 @@ def _check(name: str, value: Any, hint: type, kind: type[Range], bounds: Range |
     if not is_number or (hint is int and not isinstance(value, numbers.Integral)):
         yield f"{name}: found {value!r}, expected a {'whole ' if hint is int else ''}number, {wanted}"
     elif not math.isfinite(value) or (bounds is not None and not bounds.low <= value <= bounds.high):
-        yield f"{name}: found {_text(value)}, expected {wanted}"
+        yield f"{name}: found {in_words(value)}, expected {wanted}"
 
 
-def _text(number: Any) -> str:
+def in_words(number: Any) -> str:
+    """Return a number as messages show it."""
     is_short = isinstance(number, float) and number.is_integer() and abs(number) < _LARGEST_IN_FULL
     return str(int(number)) if is_short else str(number)
