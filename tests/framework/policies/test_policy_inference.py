@@ -342,3 +342,20 @@ def test_examples_are_found_by_the_transforms_of_the_robot():
     example = example_observation.for_transforms(data.data_transforms)
     assert set(example) == set(realman_policy.make_realman_example())
     assert example_observation.for_transforms(_transforms.Group()) is None
+
+
+@pytest.mark.parametrize("error", [KeyError("joint"), TypeError("no len()"), IndexError("7"), AttributeError("shape")])
+def test_transforms_that_stumble_over_an_observation_blame_it_and_not_the_program(error):
+    def stumble(_):
+        raise error
+
+    with pytest.raises(DataError, match=f"observation: {type(error).__name__}: "):
+        _policy.Policy(QuickModel(_tiny_pi0()), transforms=[stumble]).infer({})
+
+
+def test_a_missing_file_is_no_fault_of_the_observation():
+    def lose(_):
+        raise FileNotFoundError(2, "No such file", "tokenizer.model")
+
+    with pytest.raises(FileNotFoundError):
+        _policy.Policy(QuickModel(_tiny_pi0()), transforms=[lose]).infer({})

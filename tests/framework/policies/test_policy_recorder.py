@@ -4,9 +4,12 @@ import contextlib
 import json
 import logging
 import pathlib
+import shutil
 import threading
+import time
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -168,3 +171,158 @@ def test_objects_are_recorded_as_text(tmp_path):
 def test_a_limit_below_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         _policy.PolicyRecorder(Doubler(), tmp_path, max_bytes=0)
+
+
+def _read_only(directory):
+    (path,) = _recorder.find_records(directory)
+    return _recorder.read_record(path).inputs
+
+
+KEYS = (
+    *(
+        "observation/state",
+        "../../etc/x",
+        "..",
+        ".",
+        "",
+        "a\nb\x1b[31m",
+        "C:\\x",
+        "100%",
+        "%2F",
+        "cam.hwc.png",
+        "\u202ex",
+    ),
+    *("\u76f8\u673a", "file", "allow_pickle", "a b", "/root", "a//b", "x.npy"),
+)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_any_key_is_read_back_and_names_no_other_place(tmp_path, key):
+    with _recording(tmp_path) as recorder:
+        recorder.infer({**_state(7), key: np.arange(3), "nested": {key: {key: "text"}}})
+    inputs = _read_only(tmp_path)
+    np.testing.assert_array_equal(inputs[key], np.arange(3))
+    assert inputs["nested"] == {key: {key: "text"}}
+    with np.load(tmp_path / "step_0.npz") as file:
+        for name in file.files:
+            assert name.isprintable()
+            assert not any(part in ("", ".", "..") or "\\" in part or ":" in part for part in name.split("/"))
+
+
+def test_keys_that_differ_only_in_their_type_or_far_end_keep_their_values(tmp_path):
+    long = "k" * 5000
+    with _recording(tmp_path) as recorder:
+        recorder.infer({**_state(7), 1: 10, "1": 11, long: 12, "k" * 300 + "x": 13, "a/b": 14, "a": {"b": 15}})
+    inputs = _read_only(tmp_path)
+    assert sorted(value for value in inputs.values() if isinstance(value, int)) == [10, 11, 12, 13, 14]
+    assert (inputs["a/b"], inputs["a"]) == (14, {"b": 15})
+    assert all(len(key) < 300 for key in inputs)
+
+
+def test_values_of_every_kind_leave_a_record(tmp_path):
+    odd = {
+        "ragged": [[1], [2, 3]],
+        "texts": ["a", "b"],
+        "wide": ["x" * 5000] + [""] * 50_000,
+        "bfloat16": np.asarray(jnp.asarray([1.5, 2.5], jnp.bfloat16)),
+        "date": np.array(["2026-11-27"], "datetime64[D]"),
+        "complex": np.array([1 + 2j]),
+        "none": None,
+        "big": 2**70,
+        "flat": np.zeros((1, 70_000, 3), np.uint8),
+        "empty": np.zeros((0, 3, 3), np.uint8),
+        "thin": np.zeros((1, 1, 3), np.uint8),
+    }
+    with _recording(tmp_path) as recorder:
+        recorder.infer(_state(1) | odd)
+        recorder.infer(_state(2))
+    assert recorder.recording == _recorder.RecordingState(num_written=2, num_left_out=0, problem=None)
+    inputs = _recorder.read_record(tmp_path / "step_0.npz").inputs
+    assert inputs.keys() == {"state", *odd} - {"none"}
+    assert inputs["ragged"] == "[[1], [2, 3]]"
+    np.testing.assert_array_equal(inputs["texts"], ["a", "b"])
+    assert len(inputs["wide"]) == 100_000
+    np.testing.assert_array_equal(inputs["bfloat16"], [1.5, 2.5])
+    assert inputs["flat"].shape == (1, 70_000, 3)
+    assert inputs["big"] == str(2**70)
+
+
+def test_a_disk_that_has_room_again_is_written_again(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(_recorder, "_RETRY_S", 0.0)
+    written, is_full = np.savez, True
+
+    def save(stream, **leaves):
+        stream.write(b"half a record")
+        if is_full:
+            raise OSError(28, "No space left on device")
+        stream.seek(0)
+        written(stream, **leaves)
+
+    monkeypatch.setattr(np, "savez", save)
+    with caplog.at_level(logging.INFO), _recording(tmp_path) as recorder:
+        for value in range(3):
+            recorder.infer(_state(value))
+        _wait_for(lambda: recorder.recording.num_left_out == 3)
+        assert "No space left on device" in recorder.recording.problem
+        assert _files(tmp_path) == []
+        is_full = False
+        recorder.infer(_state(3))
+    assert _files(tmp_path) == ["step_0.npz"]
+    assert _read_only(tmp_path)["state"] == 3
+    assert recorder.recording == _recorder.RecordingState(num_written=1, num_left_out=3, problem=None)
+    assert sum("was not written" in record.getMessage() for record in caplog.records) == 1
+    assert sum("again" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_disk_that_refuses_is_left_alone_for_a_while(tmp_path, monkeypatch):
+    attempts = []
+
+    def refuse(*args, **kwargs):
+        attempts.append(args)
+        raise OSError(28, "No space left on device")
+
+    with _recording(tmp_path) as recorder:
+        monkeypatch.setattr(np, "savez", refuse)
+        for value in range(5):
+            recorder.infer(_state(value))
+    assert (len(attempts), recorder.recording.num_left_out) == (1, 5)
+
+
+def test_a_folder_that_cannot_be_is_reported_at_once_and_serving_goes_on(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(_recorder, "_RETRY_S", 0.0)
+    (tmp_path / "file").write_text("in the way")
+    with _recording(tmp_path / "file") as recorder:
+        assert "was not written to" in caplog.text
+        assert recorder.recording.problem is not None
+        assert recorder.infer(_state(1))["actions"] == 2
+        _wait_for(lambda: recorder.recording.num_left_out == 1)
+        (tmp_path / "file").unlink()
+        recorder.infer(_state(2))
+    assert _read_only(tmp_path / "file")["state"] == 2
+
+
+def test_a_folder_that_was_deleted_is_made_again_and_unfinished_records_go(tmp_path):
+    (tmp_path / "step_7.partial").write_bytes(b"cut off")
+    with _recording(tmp_path) as recorder:
+        recorder.infer(_state(1))
+        _wait_for(lambda: recorder.recording.num_written == 1)
+        assert _files(tmp_path) == ["step_0.npz"]
+        shutil.rmtree(tmp_path)
+        recorder.infer(_state(2))
+    assert _read_only(tmp_path)["state"] == 2
+
+
+def test_records_that_would_fill_the_memory_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(_recorder, "_MAX_WAITING_BYTES", 1000)
+    with _recording(tmp_path) as recorder:
+        recorder.infer({**_state(1), "large": np.zeros(2000, np.uint8)})
+        recorder.infer(_state(2))
+    assert recorder.num_left_out == 1
+    assert _read_only(tmp_path)["state"] == 2
+
+
+def _wait_for(condition):
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.002)

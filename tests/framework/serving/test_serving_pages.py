@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import logging
 import pathlib
 import re
 import shutil
@@ -18,6 +19,7 @@ import websockets.sync.client
 
 from openpi.policies import checkpoint_folder
 from openpi.policies import realman_policy
+from openpi.policies.recorder import PolicyRecorder
 from openpi.serving import access
 from openpi.serving import contract_metadata
 from openpi.serving.background import serve_in_thread
@@ -214,3 +216,48 @@ def test_recorded_actions_are_those_of_the_dataset():
         read_actions("golden", 99, root)
     with pytest.raises(UserError, match="no column 'x'"):
         read_actions("golden", 0, root, key="x")
+
+
+def test_a_recorder_that_cannot_write_is_shown_on_the_page_and_in_the_metrics(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with contextlib.closing(PolicyRecorder(EchoPolicy(), tmp_path / "file")) as recorded, _serving(recorded) as server:
+        with _client(server) as client:
+            client.infer(_obs())
+        page, metrics = _get(server, "/")[2], _get(server, "/metrics")[2]
+    assert "the latest record was not written (FileExistsError" in page
+    assert "openpi_recording 0" in metrics.splitlines()
+    assert "openpi_records_written 0" in metrics.splitlines()
+    with (
+        contextlib.closing(PolicyRecorder(EchoPolicy(), tmp_path / "folder")) as recorded,
+        _serving(recorded) as server,
+    ):
+        page, metrics = _get(server, "/")[2], _get(server, "/metrics")[2]
+    assert "was not written" not in page
+    assert "openpi_recording 1" in metrics.splitlines()
+
+
+def test_request_targets_of_any_form_get_an_answer_and_no_traceback(caplog):
+    with _serving() as server:
+        for target in ("//[", "http://[::1", "/%00", "/" + "x" * 5000, "*", "/x?\x7f"):
+            with socket.create_connection((HOST, server.port), timeout=WAIT_S) as sock:
+                sock.sendall(f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+                reply = sock.recv(4096)
+            assert reply.startswith((b"HTTP/1.1 426", b"HTTP/1.1 400", b"HTTP/1.1 404")), (target, reply)
+        assert _get(server, "/healthz")[0] == 200
+
+
+def test_what_a_stranger_sends_reaches_the_log_as_visible_text_only(caplog):
+    with _serving() as server, caplog.at_level("INFO"):
+        for line in (b"\x1b[2J\x1b[31mGET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nX: \x1b]0;title\x07\r\n\r\n"):
+            with socket.create_connection((HOST, server.port), timeout=WAIT_S) as sock:
+                sock.sendall(line)
+                sock.recv(4096)
+        with _client(server) as client, pytest.raises(errors.RemoteError):
+            client.infer({"\x1b[31mred\nforged line": float("nan")})
+        with _client(server) as client, pytest.raises(errors.RemoteError):
+            client.infer({"state": np.zeros((2, 2, 2, 2)), "images": {"\x1b[31m\nx": b"\xff\xd8\xff\x1b"}})
+    formatter = logging.Formatter("%(message)s")
+    for record in caplog.records:
+        text = formatter.format(record)
+        assert all(line.isprintable() for line in text.splitlines())
+        assert not any(line.startswith("forged") for line in text.splitlines())

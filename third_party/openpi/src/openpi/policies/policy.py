@@ -21,6 +21,10 @@ from openpi.shared.errors import DataError
 from openpi_client import base_policy as _base_policy
 from openpi_client import protocol
 
+# What transforms raise about values that they did not expect. The example of the warm-up has passed them, so the request is odd.
+_ABOUT_INPUT = (TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+_ABOUT_MACHINE = (OSError, ImportError)
+
 
 class Policy(_base_policy.BasePolicy):
     """Predicts a chunk of a robot's actions from one unbatched observation.
@@ -177,8 +181,11 @@ class Policy(_base_policy.BasePolicy):
         containers = jax.tree.map(lambda leaf: leaf, dict(obs))
         try:
             inputs = self._transform(containers)
-        except ValueError as e:  # from the robot's transforms, which refuse observations that they cannot use
-            raise DataError(str(e)) from e
+        except (ValueError, *_ABOUT_INPUT) as e:
+            if isinstance(e, _ABOUT_MACHINE):
+                raise
+            # The robot's transforms say what they cannot use. The other errors are Python's own about a value of another kind.
+            raise DataError(str(e) if isinstance(e, ValueError) else f"observation: {type(e).__name__}: {e}") from e
         return jax.tree_util.tree_map_with_path(_numbers, inputs)
 
 

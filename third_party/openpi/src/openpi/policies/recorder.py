@@ -6,22 +6,26 @@ images are stored as PNG (lossless, about half the size). Their keys end with th
 `inputs/images/cam_high.hwc.png`. Next to the records, `metadata.json` has the metadata of the policy that was recorded last.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
 import queue
 import re
+import tempfile
 import threading
 import time
 from typing import Any
 import zipfile
 
-import cv2
 import numpy as np
 
+from openpi.policies import record_leaves
 from openpi.shared.errors import DataError
+from openpi.shared.printable import printable
 from openpi_client import base_policy as _base_policy
 
 logger = logging.getLogger(__name__)
@@ -32,14 +36,14 @@ DEFAULT_MAX_BYTES = 10 * 2**30
 METADATA_FILE = "metadata.json"
 
 _STEP_FILE = re.compile(r"step_(\d+)\.npz")
-_IMAGE_KEY = re.compile(r"(.+)\.(hwc|chw)\.png")
 _TIME_KEY = "time_s"
-
-# Fast rather than small. The best level takes ten times as long and saves a tenth.
-_PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 
 # Maximum number of records that wait for the disk. Further ones are left out, because a robot must not wait for a disk.
 _MAX_WAITING = 16
+_MAX_WAITING_BYTES = 256 * 2**20
+
+# How long to leave a disk alone that refused a record.
+_RETRY_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,12 +58,24 @@ class Record:
     outputs: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class RecordingState:
+    """What became of the calls so far."""
+
+    num_written: int
+    num_left_out: int
+    """Calls that were not recorded, because the disk was too slow or refused them."""
+    problem: str | None
+    """Why the latest record was not written. None if it was."""
+
+
 class PolicyRecorder(_base_policy.BasePolicy):
     """Writes each call of a policy to a folder.
 
     The oldest records are deleted beyond a size limit. A separate thread writes. Numbers continue after the records already
-    in the folder. A full disk ends the recording, not the inference. If the disk is too slow, records are left out and
-    counted.
+    in the folder. Nothing that cannot be written ends the inference or the recording: such records are left out and counted,
+    and a disk that refuses them (full, read-only, gone) is tried again later. If the disk is too slow, records are left out,
+    too.
     """
 
     def __init__(
@@ -80,7 +96,13 @@ class PolicyRecorder(_base_policy.BasePolicy):
             raise ValueError(f"max_bytes is {max_bytes}, expected at least 1")
         self._policy = policy
         self._folder = _Folder(pathlib.Path(record_dir), max_bytes, self.metadata)
-        self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue(_MAX_WAITING)
+        self._waiting: queue.Queue[tuple[dict[str, Any], int] | None] = queue.Queue(_MAX_WAITING)
+        self._waiting_bytes = _Counter()
+        self._num_written = self._num_refused = 0
+        self._problem: str | None = None
+        self._retry_s = 0.0
+        # A folder that cannot be written is reported before the first request.
+        self._attempt(self._folder.open)
         self._writer = threading.Thread(target=self._write, name="recorder", daemon=True)
         self._writer.start()
         self.num_left_out = 0
@@ -93,6 +115,11 @@ class PolicyRecorder(_base_policy.BasePolicy):
     def metadata(self) -> dict[str, Any]:
         """The metadata of the recorded policy."""
         return getattr(self._policy, "metadata", {})
+
+    @property
+    def recording(self) -> RecordingState:
+        """What became of the calls so far."""
+        return RecordingState(self._num_written, self.num_left_out + self._num_refused, self._problem)
 
     def infer(self, obs: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Return the policy's answer and record it."""
@@ -132,21 +159,53 @@ class PolicyRecorder(_base_policy.BasePolicy):
             return
         # The caller may change its arrays later, so they are copied. Those of a server's request are read-only.
         record = {_TIME_KEY: time.time(), "inputs": _frozen(obs), "outputs": _frozen(results)}
+        num_bytes = _num_bytes(record)
         try:
-            self._waiting.put_nowait(record)
+            if self._waiting_bytes.value + num_bytes > _MAX_WAITING_BYTES:
+                raise queue.Full
+            self._waiting.put_nowait((record, num_bytes))
+            self._waiting_bytes.add(num_bytes)
         except queue.Full:
             self.num_left_out += 1
 
     def _write(self) -> None:
-        has_failed = False
-        while (record := self._waiting.get()) is not None:
-            if has_failed:
-                continue
-            try:
-                self._folder.add(dict(_leaves(record)))
-            except OSError:
-                has_failed, self.is_recording = True, False
-                logger.exception("recording to %s stopped", self._folder.path)
+        while (waiting := self._waiting.get()) is not None:
+            record, num_bytes = waiting
+            if time.monotonic() < self._retry_s or not self._attempt(functools.partial(self._folder.add, record)):
+                self._num_refused += 1
+            else:
+                self._num_written += 1
+            self._waiting_bytes.add(-num_bytes)
+            del waiting, record
+
+    def _attempt(self, write: Callable[[], None]) -> bool:
+        """Return whether something was written, and report why not."""
+        try:
+            write()
+        except Exception as e:
+            problem = printable(f"{type(e).__name__}: {e}")
+            if problem != self._problem:
+                logger.error("a record was not written to %s (%s). The server continues", self._folder.path, problem)
+            self._problem = problem
+            # Only the disk needs rest. The next record may lack what this one failed for.
+            self._retry_s = time.monotonic() + _RETRY_S if isinstance(e, OSError) else 0.0
+            return False
+        if self._problem is not None:
+            logger.info("recording to %s again", self._folder.path)
+            self._problem = None
+        return True
+
+
+class _Counter:
+    """A number that several threads change."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._lock = threading.Lock()
+
+    def add(self, change: int) -> None:
+        with self._lock:
+            self.value += change
 
 
 def find_records(directory: str | pathlib.Path) -> list[pathlib.Path]:
@@ -164,7 +223,7 @@ def read_record(path: pathlib.Path) -> Record:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            tree = _unflatten(dict(_decoded(file)))
+            tree = record_leaves.unflatten(file)
         return Record(_step_of(path), float(tree[_TIME_KEY]), tree["inputs"], tree["outputs"])
     except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as e:
         raise DataError(f"{path}: not a complete record of a policy ({type(e).__name__}: {e})") from e
@@ -180,24 +239,34 @@ class _Folder:
     def __init__(self, path: pathlib.Path, max_bytes: int, metadata: Mapping[str, Any]) -> None:
         self.path = path
         self._metadata: Mapping[str, Any] | None = metadata  # until it is written
-        path.mkdir(parents=True, exist_ok=True)
         self._max_bytes = max_bytes
-        self._files = [(file, file.stat().st_size) for file in find_records(path)]
-        self._bytes = sum(size for _, size in self._files)
-        self._next_step = 1 + max((_step_of(file) for file, _ in self._files), default=-1)
+        self._files: list[tuple[pathlib.Path, int]] = []
+        self._bytes = self._next_step = 0
+        self._is_open = False
 
-    def add(self, leaves: Mapping[str, np.ndarray]) -> None:
+    def open(self) -> None:
+        """Make the folder, try to write, and find its records."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The records of a program that was killed while it wrote.
+        for partial in self.path.glob("step_*.partial"):
+            partial.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=self.path):
+            pass
+        self._files = [(file, file.stat().st_size) for file in find_records(self.path) if file.is_file()]
+        self._bytes = sum(size for _, size in self._files)
+        self._next_step = 1 + max((_step_of(file) for file in find_records(self.path)), default=-1)
+        self._is_open = True
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        # The folder may be gone since the last record, and another one may be in its place.
+        if not self._is_open or not self.path.is_dir():
+            self.open()
         if self._metadata is not None:
-            (self.path / METADATA_FILE).write_text(json.dumps(self._metadata, indent=2, default=str) + "\n")
+            text = json.dumps(self._metadata, indent=2, default=str, skipkeys=True)
+            (self.path / METADATA_FILE).write_text(text + "\n")
             self._metadata = None
         file = self.path / f"step_{self._next_step}.npz"
-        # It has another name until it is complete, so that a reader never finds half a file.
-        partial = file.with_suffix(".partial")
-        with partial.open("wb") as stream:
-            # No leaf contains objects. numpy 1.26 would store the argument allow_pickle as an array.
-            np.savez(stream, **leaves)  # type: ignore[arg-type]  # keys are paths, never "allow_pickle"
-        size = partial.stat().st_size
-        partial.replace(file)
+        size = _save(file, record_leaves.flatten(record))
         self._next_step += 1
         self._files.append((file, size))
         self._bytes += size
@@ -208,54 +277,31 @@ class _Folder:
             self._bytes -= oldest_size
 
 
+def _save(file: pathlib.Path, leaves: Mapping[str, np.ndarray]) -> int:
+    """Write a whole record or nothing, and return its size."""
+    # It has another name until it is complete, so that a reader never finds half a file.
+    partial = file.with_suffix(".partial")
+    try:
+        with partial.open("wb") as stream:
+            # No leaf contains objects. numpy 1.26 would store the argument allow_pickle as an array.
+            np.savez(stream, **leaves)  # type: ignore[arg-type]  # names are paths, never "allow_pickle"
+        size = partial.stat().st_size
+        partial.replace(file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    return size
+
+
+def _num_bytes(tree: Any) -> int:
+    """Return the memory that arrays and texts take."""
+    if isinstance(tree, Mapping):
+        return sum(map(_num_bytes, tree.values()))
+    return tree.nbytes if isinstance(tree, np.ndarray) else len(tree) if isinstance(tree, str | bytes) else 0
+
+
 def _frozen(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: _frozen(value) for key, value in tree.items()}
     return tree.copy() if isinstance(tree, np.ndarray) and tree.flags.writeable else tree
-
-
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Flatten nested dicts to arrays.
-
-    None gives nothing. Objects are written as their text.
-    """
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}/{key}" if path else str(key))
-    elif tree is not None:
-        array = np.asarray(tree)
-        if array.dtype == np.uint8 and array.ndim == 3 and array.size and 3 in (array.shape[0], array.shape[-1]):
-            yield _encoded(path, array)
-        else:
-            yield path, np.asarray(str(tree)) if array.dtype.hasobject else array
-
-
-def _encoded(path: str, image: np.ndarray) -> tuple[str, np.ndarray]:
-    layout = "hwc" if image.shape[-1] == 3 else "chw"
-    rows = image if layout == "hwc" else np.moveaxis(image, 0, -1)
-    # The channels are stored in the order that the library expects, so that viewers show the right colors.
-    _, png = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(rows), cv2.COLOR_RGB2BGR), _PNG_OPTIONS)
-    return f"{path}.{layout}.png", png.reshape(-1)
-
-
-def _decoded(file: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Any]]:
-    for key, value in file.items():
-        if match := _IMAGE_KEY.fullmatch(key):
-            image = cv2.imdecode(value, cv2.IMREAD_COLOR)
-            if image is None:
-                raise ValueError(f"'{key}' is not a PNG")
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-            yield match[1], image if match[2] == "hwc" else np.moveaxis(image, -1, 0)
-        else:
-            yield key, value.item() if value.ndim == 0 else value
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from openpi.serving import lists
 from openpi.serving.value_range import ValueRange
+from openpi.shared import lists
 from openpi.shared.errors import DataError
 from openpi_client import protocol
 

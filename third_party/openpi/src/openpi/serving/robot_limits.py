@@ -58,7 +58,7 @@ def describe(
 
 
 def _realman_range(lower: np.ndarray, upper: np.ndarray, arm_order: realman_policy.ArmOrder) -> ValueRange:
-    """Return the range of a state. The bounds have the left arm first."""
+    """Return a state's range. The bounds have the left arm first."""
     names = realman_policy.DIM_NAMES
     half = realman_policy.NUM_DIMS // 2
     if arm_order == "left_right":

@@ -27,6 +27,27 @@ class PerClientPolicy(Protocol):
         ...
 
 
+class Recording(Protocol):
+    """What became of the calls of a recorded policy."""
+
+    @property
+    def num_written(self) -> int: ...  # noqa: D102
+    @property
+    def num_left_out(self) -> int: ...  # noqa: D102
+    @property
+    def problem(self) -> str | None: ...  # noqa: D102
+
+
+@runtime_checkable
+class RecordingPolicy(Protocol):
+    """A policy that records its calls."""
+
+    @property
+    def recording(self) -> Recording:
+        """What became of the calls so far."""
+        ...
+
+
 _MAX_NOTICES = 20
 
 
@@ -74,16 +95,32 @@ class Service:
         self.metrics.num_notices += 1
         self.notices.append(Notice(time.time(), text))
 
+    @property
+    def recording(self) -> Recording | None:
+        """What became of the records, or None when nothing is recorded."""
+        return self.policy.recording if isinstance(self.policy, RecordingPolicy) else None
+
     def new_client_policy(self) -> BasePolicy | None:
         """Return a new client's policy, or None for the worker's own."""
         return self.policy.for_client() if isinstance(self.policy, PerClientPolicy) else None
 
     def gauges(self) -> dict[str, float]:
         """Return the current values, keyed by the end of their metric's name."""
+        recording = self.recording
+        recorded = (
+            {}
+            if recording is None
+            else {
+                "recording": int(recording.problem is None),
+                "records_written": recording.num_written,
+                "records_left_out": recording.num_left_out,
+            }
+        )
         return {
             "ready": int(self.is_ready and not self.is_draining),
             "clients": self.num_clients,
             "requests_under_way": self.num_under_way,
             "bytes_under_way": self.bytes_under_way,
             "queue_length": self.worker.num_waiting,
+            **recorded,
         }

@@ -75,8 +75,14 @@ class Snapshot:
         state = "stopping" if service.is_draining else "ready" if service.is_ready else "warming up"
         counters = {"requests": service.metrics.num_requests, **service.gauges()}
         del counters["ready"]
+        counters.pop("recording", None)
         errors, recent = dict(service.metrics.num_errors), tuple(service.metrics.recent)
-        return cls(state, service.metadata, counters, errors, recent, service.last_observation, tuple(service.notices))
+        notices = [*service.notices]
+        if service.recording is not None and service.recording.problem is not None:
+            notices.append(
+                Notice(time.time(), f"recorder: the latest record was not written ({service.recording.problem})")
+            )
+        return cls(state, service.metadata, counters, errors, recent, service.last_observation, notices)
 
 
 def render(snapshot: Snapshot) -> str:
