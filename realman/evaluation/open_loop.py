@@ -27,6 +27,7 @@ from realman.arrays import JointTraj
 from realman.arrays import JointVec
 from realman.data import checks
 from realman.data import raw
+from realman.data.dataset import existing
 from realman.errors import DatasetError
 from realman.errors import EpisodeError
 from realman.evaluation.metrics import ActionErrors
@@ -305,6 +306,8 @@ def raw_recording(path: Path, options: raw.RawOptions) -> Iterator[Recording]:
 def dataset_recording(root: Path, episode: int) -> Iterator[Recording]:
     """Open one episode of a LeRobot dataset.
 
+    The right arm comes first, also if the names of the dataset's numbers put the left arm first.
+
     Raises:
         DatasetError: The dataset is damaged, or has no such episode.
     """
@@ -312,8 +315,9 @@ def dataset_recording(root: Path, episode: int) -> Iterator[Recording]:
     from openpi.training.lerobot.dataset import LeRobotDataset
 
     try:
-        dataset = LeRobotDataset(root.name, root=root)
-        numbers = LeRobotDataset(root.name, root=root, image_keys=())
+        is_left_first = existing.read(root).arm_order() == "left_right"
+        dataset = LeRobotDataset(root.name, root=root, column_keys=())
+        numbers = LeRobotDataset(root.name, root=root, image_keys=(), column_keys=(spec.STATE_KEY,))
     except UserError as e:
         raise DatasetError(str(e)) from e
     episodes = dataset.meta.episodes
@@ -331,7 +335,11 @@ def dataset_recording(root: Path, episode: int) -> Iterator[Recording]:
         fps=float(dataset.meta.fps),
         task=rows[0]["task"],
         cameras=tuple(key.removeprefix(spec.IMAGE_KEY_PREFIX) for key in dataset.meta.camera_keys),
-        state=np.stack([row[spec.STATE_KEY] for row in rows]),
-        action=np.concatenate([row[spec.ACTION_KEY] for row in rows]),
+        state=_right_first(np.stack([row[spec.STATE_KEY] for row in rows]), is_left_first=is_left_first),
+        action=_right_first(np.concatenate([row[spec.ACTION_KEY] for row in rows]), is_left_first=is_left_first),
         image=image,
     )
+
+
+def _right_first(values: JointTraj, *, is_left_first: bool) -> JointTraj:
+    return np.roll(values, spec.NUM_DIMS // 2, axis=1) if is_left_first else values

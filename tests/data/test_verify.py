@@ -14,6 +14,7 @@ import pytest
 from realman import spec
 from realman.data import convert
 from realman.data.dataset import layout
+from realman.data.inspection import command as inspection
 from realman.data.verify import command
 from realman.data.verify import environment
 from realman.errors import DatasetError
@@ -193,6 +194,32 @@ def test_a_dataset_of_other_recordings_is_refused(tmp_path, recordings, verify, 
     root = make(recordings, tmp_path / "out")
     (recordings / lost if lost else root / layout.CONVERSION).unlink()
     with pytest.raises(DatasetError, match=message):
+        verify(recordings, tmp_path / "out")
+
+
+def test_an_upgraded_dataset_has_no_recordings_and_the_remedy_works(tmp_path, recordings, verify, golden_dir):
+    make(golden_dir / "lerobot_v21_image", tmp_path / "out")
+    with pytest.raises(DatasetError, match="has not made it from recordings") as info:
+        verify(golden_dir / "lerobot_v21_image", tmp_path / "out")
+    folder = Path(str(info.value).rpartition("DATA=")[2].rstrip("'"))
+    args = inspection.Args(data=folder, out_dir=tmp_path / "report", workers=1)
+    inspection.main(args)
+    assert (tmp_path / "report" / inspection.REPORT).is_file()
+
+
+def test_a_dataset_that_was_made_of_recordings_is_verified_after_an_upgrade_too(tmp_path, recordings, verify):
+    root = make(recordings, tmp_path / "out")
+    make(root, tmp_path / "again")
+    assert verify(recordings, tmp_path / "again")[0] == 0
+
+
+def test_names_with_the_other_arm_first_are_refused(tmp_path, recordings, verify):
+    path = make(recordings, tmp_path / "out") / layout.INFO
+    info = json.loads(path.read_text())
+    for key in (spec.STATE_KEY, spec.ACTION_KEY):
+        info["features"][key]["names"] = list(spec.DIM_NAMES[7:] + spec.DIM_NAMES[:7])
+    path.write_text(json.dumps(info))
+    with pytest.raises(DatasetError, match="the names put the left arm first, but 'make convert' wrote the right"):
         verify(recordings, tmp_path / "out")
 
 

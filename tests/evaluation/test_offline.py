@@ -191,6 +191,25 @@ def test_an_episode_of_a_dataset_is_the_same_recording(golden_dir):
         assert np.abs(image[..., 0] - red).max() <= 1
 
 
+def test_an_episode_with_the_left_arm_first_comes_right_first_and_mixed_arms_are_refused(golden_dir, tmp_path):
+    root = golden_dir / "lerobot_v21_image"
+    changed = shutil.copytree(root, tmp_path / "left_first")
+    info = json.loads((root / "meta/info.json").read_text())
+    names = [f"{side}_{i}" for side in ("left", "right") for i in range(7)]
+    for key in ("observation.state", "action"):
+        info["features"][key]["names"] = names
+    (changed / "meta/info.json").write_text(json.dumps(info))
+    (one,), (other,) = (open_loop.find_recordings(folder, (1,), RawOptions()) for folder in (root, changed))
+    with one as as_stored, other as recording:
+        np.testing.assert_array_equal(recording.state, np.roll(as_stored.state, 7, axis=1))
+        np.testing.assert_array_equal(recording.action, np.roll(as_stored.action, 7, axis=1))
+    info["features"]["action"]["names"] = names[::2] + names[1::2]
+    (changed / "meta/info.json").write_text(json.dumps(info))
+    (mixed,) = open_loop.find_recordings(changed, (1,), RawOptions())
+    with pytest.raises(DatasetError, match="mix the arms"), mixed:
+        pass
+
+
 def test_a_number_that_never_moves_has_no_ratio():
     still = np.zeros((10, 14))
     errors = metrics.action_errors(still + 0.1, still, still)

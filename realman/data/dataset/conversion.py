@@ -19,6 +19,7 @@ from realman.data.checks import compare_episodes
 from realman.data.checks import refuse_bad
 from realman.data.dataset import files
 from realman.data.dataset import layout
+from realman.data.dataset import long_episodes
 from realman.data.dataset import upgrade
 from realman.data.dataset.build import DatasetPlan
 from realman.data.dataset.build import Failure
@@ -92,6 +93,7 @@ def convert(request: ConversionRequest, pool: WorkerPool) -> Outcome:
     facts, rejected = _check(request, pool)
     shards = find_shards(request.target) if request.merge else []
     plan = _plan(facts, request)
+    long_episodes.report(plan.jobs, plan.fps)
     check_disk(request.target, plan.needed_bytes, [staging.path, *(shard.path for shard in shards)])
     if request.dry_run:
         return Outcome(plan, [], rejected, request.target)
@@ -124,6 +126,7 @@ def upgrade_dataset(source: Path, target: Path, robot_type: str | None, pool: Wo
         DatasetError: The dataset cannot be read or written.
     """
     plan = upgrade.plan_upgrade(source, robot_type)
+    long_episodes.report(plan.jobs, plan.fps)
     staging = Staging(target)
     check_disk(target, plan.needed_bytes, [staging.path])
     if dry_run:

@@ -27,6 +27,7 @@ from realman.data.dataset.stats import Stats
 from realman.data.dataset.stats import image_stride
 from realman.data.dataset.stats import level_counts
 from realman.data.dataset.stats import sample_frames
+from realman.data.raw import exif
 from realman.data.raw.episode import Episode
 from realman.data.raw.plausible import CameraWatch
 from realman.data.raw.plausible import Doubt
@@ -154,7 +155,7 @@ class CameraFrames:
     def _encoded_image(self, t: int, encoding: Encoding) -> EncodedImage | Future[EncodedImage]:
         stored = self._read(t)
         if self._stream.keeps_encoding:
-            return stored, f"frame_{t:06d}.jpg"
+            return exif.without_orientation(stored), f"frame_{t:06d}.jpg"
         return self._threads.submit(self._encode, stored, t, encoding)
 
     def _encode(self, stored: StoredFrame, t: int, encoding: Encoding) -> EncodedImage:

@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 import numpy as np
 
 from realman import spec
+from realman.data.dataset import existing
 from realman.data.dataset import layout
 from realman.data.raw import Episode
 from realman.data.raw import open_episode
@@ -112,6 +113,11 @@ class ConvertedDataset:
             DatasetError: The converter did not make the dataset from these recordings.
         """
         options = self._options()
+        if existing.read(self.root).arm_order() == "left_right":
+            raise DatasetError(
+                f"{self.root / layout.INFO}: the names put the left arm first, but 'make convert' wrote the right arm "
+                "first. Correct the names in the file, or convert the recordings again"
+            )
         sources = layout.read_json_lines(self.root / layout.SOURCES)
         tasks = [line["tasks"][0] for line in layout.read_json_lines(self.root / layout.EPISODES)]
         folder = self.raw_dir.parent if self.raw_dir.is_file() else self.raw_dir
@@ -140,7 +146,10 @@ class ConvertedDataset:
     def _conversion(self) -> dict[str, Any]:
         path = self.root / layout.CONVERSION
         if not path.is_file():
-            raise DatasetError(f"{self.root}: has no {layout.CONVERSION}. Convert the recordings again")
+            raise DatasetError(
+                f"{self.root}: has no {layout.CONVERSION}, so 'make convert' has not made it from recordings. "
+                f"Check it with 'make inspect DATA={self.root}'"
+            )
         return json.loads(path.read_text(encoding="utf-8"))
 
     def _info(self) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def read_actions(
         DataError: There is no such episode or column, or the dataset is damaged.
         MissingFileError: There is no such dataset.
     """
-    dataset = LeRobotDataset(repo_id, root=root, action_sequence_keys=(key,), image_keys=())
+    dataset = LeRobotDataset(repo_id, root=root, action_sequence_keys=(key,), image_keys=(), column_keys=())
     episodes = dataset.meta.episodes
     if not 0 <= episode < len(episodes):
         raise DataError(f"dataset '{repo_id}': no episode {episode}, found {len(episodes)}, counted from 0")

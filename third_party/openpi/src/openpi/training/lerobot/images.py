@@ -100,7 +100,10 @@ class ParquetImages:
         data = None if encoded is None else np.frombuffer(encoded, np.uint8)
         if data is None or data.size == 0:
             raise errors.DataError(f"{place}: the image is empty. {_REMEDY}")
-        image = self._decode_jpeg(data, key) if jpeg.is_jpeg(data) else _decode_other(data)
+        try:
+            image = self._decode_jpeg(data, key) if jpeg.is_jpeg(data) else _decode_other(data)
+        except cv2.error:  # a size beyond its limit, for example
+            image = None
         if image is None:
             raise errors.DataError(f"{place}: the image ({data.size} bytes) cannot be decoded. {_REMEDY}")
         return image
