@@ -17,7 +17,7 @@ from realman.ranges import Range
 from realman.ranges import check_settings
 
 _JOINTS = list(spec.JOINT_DIMS)
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 """Differences up to this (rad or gripper fraction) are float rounding, not clamps."""
 _TINY_SHARE = 0.01
 """A target within this share of the largest change of a step is met at once."""
@@ -108,7 +108,7 @@ class CommandedMotion:
     @property
     def is_moving(self) -> bool:
         """Whether the last command was a step."""
-        return bool(np.abs(self.step).max() > _ROUNDING)
+        return bool(np.abs(self.step).max() > ROUNDING)
 
 
 class Limited(NamedTuple):
@@ -158,7 +158,7 @@ def limit_target(target: JointVec, motion: CommandedMotion, limits: StepLimits) 
     step = _clip(step, motion.step - limits.max_step_change, motion.step + limits.max_step_change)
     step = _clip(step, -limits.max_step, limits.max_step)
     sent = motion.position + _stay_in_range(step, motion.position, limits)
-    return Limited(sent, np.abs(in_range - target) > _ROUNDING, np.abs(sent - in_range) > _ROUNDING)
+    return Limited(sent, np.abs(in_range - target) > ROUNDING, np.abs(sent - in_range) > ROUNDING)
 
 
 def brake_step(motion: CommandedMotion, limits: StepLimits) -> JointVec:

@@ -1,6 +1,6 @@
 """Chunk players turn a policy's chunks into one target per tick.
 
-sync    execute `action_chunk` steps, then hold the last target while the next chunk is predicted
+sync    execute `action_chunk` steps, brake along the path, then hold while the next chunk is predicted
 async   ask for the next chunk while the present one plays, and skip those of its steps whose time has passed
 blend   as async, and fade from the old chunk to the new one over some steps
 rtc     as async, and send the steps that are executed meanwhile, so that the policy continues from them
@@ -150,6 +150,19 @@ class ChunkPlayer(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockingPlayer(ChunkPlayer, Protocol):
+    """A player that sometimes waits for a prediction.
+
+    The loop brings the arms to rest before such a wait, because nothing is sent during it.
+    """
+
+    @property
+    def will_block(self) -> bool:
+        """Whether `next_tick` will wait for a prediction."""
+        ...
+
+
 class SyncPlayer:
     """Executes the first `action_chunk` steps of a prediction, then predicts again."""
 
@@ -160,6 +173,11 @@ class SyncPlayer:
         self._observed_s = 0.0
         self.round_trips_s: list[float] = []
         self.infer_s: list[float] = []
+
+    @property
+    def will_block(self) -> bool:
+        """Whether the chunk is used up."""
+        return not self._left
 
     def next_tick(self, observe: Observe) -> Tick:
         """Return the next step of the chunk, or of a new one."""
@@ -209,6 +227,11 @@ class AsyncPlayer:
         """Ticks that passed during each prediction."""
         self.round_trips_s: list[float] = []
         self.infer_s: list[float] = []
+
+    @property
+    def will_block(self) -> bool:
+        """Whether no chunk was predicted yet."""
+        return self._plan is None
 
     def next_tick(self, observe: Observe) -> Tick:
         """Return this tick's step, or the last one if none is left."""

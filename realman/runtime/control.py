@@ -21,6 +21,7 @@ from realman.robots.robot import STOP_SIGNALS
 from realman.robots.robot import LimitedRobot
 from realman.robots.robot import Robot
 from realman.robots.robot import RobotObservation
+from realman.runtime.chunks import BlockingPlayer
 from realman.runtime.chunks import ChunkPlayer
 from realman.runtime.chunks import RtcPlayer
 from realman.runtime.chunks import Tick
@@ -97,6 +98,10 @@ class RunRecord:
     """Whether a new chunk began at each tick."""
     stalls: list[bool] = dataclasses.field(default_factory=list)
     """Whether the last target was held at each tick because the next chunk was late."""
+    braking_times_s: list[float] = dataclasses.field(default_factory=list)
+    """When each target was sent that braked the arms before a wait or the end, s. It is not among those above."""
+    braking: list[np.ndarray] = dataclasses.field(default_factory=list)
+    """What the robot was sent to brake (14,)."""
     waits: int = 0
     """How often the arms stood still for a prediction."""
     pauses: int = 0
@@ -119,6 +124,11 @@ class RunRecord:
         self.stalls.append(tick.is_stall)
         # Last, because readers in other threads count these.
         self.sent.append(sent)
+
+    def note_braking(self, sent: JointVec) -> None:
+        """Add a target that braked the arms."""
+        self.braking_times_s.append(time.monotonic())
+        self.braking.append(sent)
 
     def summary(self, player: ChunkPlayer, pacer: Pacer | None) -> dict[str, Any]:
         """Return the run's figures as plain numbers.
@@ -150,7 +160,8 @@ class RunRecord:
         """Return the run tick by tick.
 
         `time_s` (t,) counts from the first tick. `target`, `sent` and `state` are (t, 14). `observation_age_s`,
-        `is_seam` and `is_stall` are (t,).
+        `is_seam` and `is_stall` are (t,). `braking_time_s` and `braking_sent` have a row for each target that braked the
+        arms before a wait or the end.
         """
         shape = (len(self.sent), spec.NUM_DIMS)
         return {
@@ -161,6 +172,8 @@ class RunRecord:
             "observation_age_s": np.array(self.prediction_ages_s),
             "is_seam": np.array(self.seams, dtype=bool),
             "is_stall": np.array(self.stalls, dtype=bool),
+            "braking_time_s": np.array(self.braking_times_s) - (self.times_s[0] if self.times_s else 0.0),
+            "braking_sent": np.array(self.braking).reshape(len(self.braking), spec.NUM_DIMS),
         }
 
 
@@ -207,7 +220,8 @@ def run(
 ) -> None:
     """Drive a connected robot with a policy. The caller stops the robot.
 
-    The run ends after `max_steps`, or by an error, a signal or the end key.
+    The run ends after `max_steps`, or by an error, a signal or the end key. The arms brake before the loop waits for a
+    prediction and before it ends, so that it never leaves them at speed.
 
     Args:
         robot: A connected robot. Hold it with `realman.robots.robot.connected`, which stops it however this ends.
@@ -227,41 +241,45 @@ def run(
         RobotTimeoutError: An observation or a prediction was too old, or the loop was too late.
         ServerError: The policy failed.
     """
-    loop = _Loop(robot, limits, record, pacer, watchdogs or Watchdogs())
+    loop = _Loop(robot, limits, record, pacer, watchdogs or Watchdogs(), measure, tick_observer)
     steering = steering or Steering()
-    while max_steps is None or len(record.sent) < max_steps:
+    while not steering.is_ending and (max_steps is None or len(record.sent) < max_steps):
         # The operator's wishes come first, between two ticks.
-        if steering.is_ending:
-            loop.come_to_rest()
-            return
         if steering.is_paused and renew:
             loop.hold_while_paused(steering)
             if not steering.is_ending:
+                loop.come_to_rest()
                 player = renew()
                 loop.start_anew()
             continue
+        # Simulated time stands still during a wait, so the arms need not stop for it.
+        if pacer and isinstance(player, BlockingPlayer) and player.will_block:
+            loop.come_to_rest()
         tick = player.next_tick(loop.observe)
         loop.check(tick)
-        # Measure right before sending, so that state and target belong together.
-        seen = robot.observe() if tick_observer and tick_observer.is_watching else None
-        state = measure() if measure else None
-        sent = loop.send(tick.target)
-        record.note(tick, state, sent)
-        if tick_observer and seen is not None:
-            tick_observer.see(seen, sent)
-        loop.wait()
+        loop.play(tick)
+    loop.come_to_rest(send_rest=steering.is_ending)
 
 
 class _Loop:
     """The parts of one tick of a run."""
 
     def __init__(
-        self, robot: Robot, limits: Limits, record: RunRecord, pacer: Pacer | None, watchdogs: Watchdogs
+        self,
+        robot: Robot,
+        limits: Limits,
+        record: RunRecord,
+        pacer: Pacer | None,
+        watchdogs: Watchdogs,
+        measure: Callable[[], JointVec] | None,
+        tick_observer: TickObserver | None,
     ) -> None:
         self._robot = robot
         self._record = record
         self._pacer = pacer
         self._watchdogs = watchdogs
+        self._measure = measure
+        self._tick_observer = tick_observer
         self._safety = record.safety = SafetyLayer(limits, self.observe().state)
         if isinstance(robot, LimitedRobot):
             robot.set_limits(limits.motion)
@@ -280,13 +298,36 @@ class _Loop:
         self._watchdogs.check_policy_age(time.monotonic() - tick.observed_s)
         if tick.has_blocked:
             self._record.waits += 1
-            self._safety.note_hold()
-            self._restart_clock()
+            if self._pacer:
+                self._safety.note_hold()
+                self._pacer.restart()
 
-    def send(self, target: JointVec) -> JointVec:
-        """Limit and send a target, and return what was sent."""
-        sent = self._robot.send(self._safety.check(target))
+    def play(self, tick: Tick) -> None:
+        """Limit and send a target, note it, and wait."""
+        state = self._measure() if self._measure else None
+        sent = self._send(self._safety.check(tick.target))
+        self._record.note(tick, state, sent)
+        self.wait()
+
+    def come_to_rest(self, *, send_rest: bool = False) -> None:
+        """Brake until the arms may stop at the last command.
+
+        With `send_rest` the last command is sent twice.
+        """
+        for _ in range(_MAX_BRAKE_TICKS):
+            if not self._safety.is_moving if send_rest else self._safety.can_hold:
+                return
+            self._record.note_braking(self._send(self._safety.brake()))
+            self.wait()
+
+    def _send(self, target: JointVec) -> JointVec:
+        observer = self._tick_observer
+        # Observe right before sending, so that state and target belong together.
+        seen = self._robot.observe() if observer and observer.is_watching else None
+        sent = self._robot.send(target)
         self._safety.note_sent(sent)
+        if observer and seen is not None:
+            observer.see(seen, sent)
         return sent
 
     def wait(self) -> None:
@@ -306,22 +347,14 @@ class _Loop:
                 # Simulated time does not wait, so this loop would spin.
                 time.sleep(1.0 / self._robot.fps)
 
-    def come_to_rest(self) -> None:
-        """Brake to a standstill."""
-        for _ in range(_MAX_BRAKE_TICKS):
-            if not self._brake():
-                return
-
     def start_anew(self) -> None:
         """Begin again from the measured state."""
         self._safety.restart(self.observe().state)
         self._restart_clock()
 
-    def _brake(self) -> bool:
-        """Send one braking target and return whether the arms still move."""
+    def _brake(self) -> None:
         self._safety.note_sent(self._robot.send(self._safety.brake()))
         self.wait()
-        return self._safety.is_moving
 
     def _restart_clock(self) -> None:
         if self._pacer:

@@ -19,6 +19,7 @@ from realman.errors import RejectedError
 from realman.ranges import OnRealArms
 from realman.ranges import Range
 from realman.ranges import check_settings
+from realman.robots.limits import ROUNDING
 from realman.robots.limits import CommandedMotion
 from realman.robots.limits import Limited
 from realman.robots.limits import MotionLimits
@@ -238,6 +239,11 @@ class SafetyLayer:
     def is_moving(self) -> bool:
         """Whether the last command was a step."""
         return self._motion.is_moving
+
+    @property
+    def can_hold(self) -> bool:
+        """Whether the limit of acceleration allows a stop at the last command."""
+        return bool((np.abs(self._motion.step) <= self._limits.max_step_change + ROUNDING).all())
 
     def note_sent(self, target: JointVec) -> None:
         """Remember what the robot really sent.
