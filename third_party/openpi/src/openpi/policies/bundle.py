@@ -23,6 +23,7 @@ from openpi import transforms as _transforms
 from openpi.models import lora_merge
 from openpi.policies import checkpoint_folder
 from openpi.policies import run_settings
+from openpi.policies import step_settings
 from openpi.shared import errors
 from openpi.shared import normalize
 from openpi.training.configs.data_config import DataConfig
@@ -36,9 +37,6 @@ TOKENIZER_DIR = "tokenizer"
 FORMAT = "openpi-bundle"
 VERSION = 1
 """Increased when older programs can no longer read the folder."""
-
-QUANTILES, Z_SCORES = "quantiles", "z-scores"
-"""How statistics are applied. The bundle records it, because nothing else in a checkpoint does."""
 
 _HASH_THREADS = 4
 _REMEDY = "Copy or export it again"
@@ -68,6 +66,11 @@ class Bundle:
     def step(self) -> int | None:
         """Training step from which it was made."""
         return self.manifest["source"]["step"]
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of the data. None if the bundle does not know it."""
+        return self.manifest.get("fps")
 
     @property
     def asset_id(self) -> str | None:
@@ -111,7 +114,7 @@ class Bundle:
             raise errors.ConfigError(
                 f"{self.folder}: found config '{config.name}', expected the bundle's '{self.config}'. Omit the config"
             )
-        config = run_settings.apply(config, self.manifest["model"], self.manifest["data"], source=str(self.folder))
+        config, _ = run_settings.apply(config, self.manifest["model"], self.manifest["data"], source=str(self.folder))
         if self.manifest["adapters"] is None:
             return config
         return dataclasses.replace(config, model=lora_merge.without_adapters(config.model))
@@ -119,14 +122,14 @@ class Bundle:
     def fit_data(self, data_config: DataConfig) -> DataConfig:
         """Return the data config with the bundle's tokenizer and normalization."""
         recorded = self.manifest["normalization"]
-        if recorded != (by_config := normalization_of(data_config)):
+        if recorded != (by_config := step_settings.normalization_of(data_config)):
             logger.warning(
                 "%s: normalizes by %s, as recorded, although its config now says %s", self.folder, recorded, by_config
             )
         return dataclasses.replace(
             data_config,
             asset_id=self.asset_id,
-            use_quantile_norm=recorded == QUANTILES,
+            use_quantile_norm=recorded == step_settings.QUANTILES,
             model_transforms=_with_tokenizer(data_config.model_transforms, self.folder / TOKENIZER_DIR),
         )
 
@@ -175,29 +178,6 @@ def config_name(folder: pathlib.Path, given: str | None) -> str:
     return found.config
 
 
-def describe(config: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that JSON can hold.
-
-    They are plain values, dataclasses, and lists and dicts of those.
-    """
-    fields = {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
-    return {name: value for name, value in fields.items() if value is not _NOT_PLAIN}
-
-
-def describe_data(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings of the data config that serving depends on.
-
-    The dataset is not one of them.
-    """
-    left_out = {*run_settings.ONLY_TRAINING, "repo_id", "assets", "base_config"}
-    return {name: value for name, value in describe(config.data).items() if name not in left_out}
-
-
-def normalization_of(data_config: DataConfig) -> str:
-    """Return how statistics are applied."""
-    return QUANTILES if data_config.use_quantile_norm else Z_SCORES
-
-
 def tokenizers_of(group: _transforms.Group) -> list[Any]:
     """Return the different tokenizers in the transforms of a group."""
     found = {id(t.tokenizer): t.tokenizer for t in (*group.inputs, *group.outputs) if hasattr(t, "tokenizer")}
@@ -208,22 +188,6 @@ def sha256_of(path: pathlib.Path) -> str:
     """Return the SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_NOT_PLAIN = object()
-
-
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return describe(value)
-    if isinstance(value, list | tuple):
-        items = [_plain(item) for item in value]
-        return _NOT_PLAIN if any(item is _NOT_PLAIN for item in items) else items
-    if isinstance(value, Mapping):
-        return {str(key): item for key, v in value.items() if (item := _plain(v)) is not _NOT_PLAIN}
-    return _NOT_PLAIN
 
 
 def _with_tokenizer(group: _transforms.Group, folder: pathlib.Path) -> _transforms.Group:
@@ -245,8 +209,9 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     for key, kind in {"config": str, "model": dict, "data": dict, "source": dict, "files": dict}.items():
         if not isinstance(manifest[key], kind):
             raise TypeError(f"'{key}' is {manifest[key]!r:.40}")
-    if manifest["normalization"] not in (QUANTILES, Z_SCORES):
+    if manifest["normalization"] not in (step_settings.QUANTILES, step_settings.Z_SCORES):
         raise ValueError(f"'normalization' is {manifest['normalization']!r:.40}")
+    step_settings.checked_fps(manifest.get("fps"))
     if not manifest["files"] or not {"checkpoint", "step"} <= manifest["source"].keys() or "adapters" not in manifest:
         raise ValueError("'files', 'source' or 'adapters' lacks entries")
     for name, expected in manifest["files"].items():

@@ -20,7 +20,7 @@ from openpi.models import lora_merge
 from openpi.policies import bundle as _bundle
 from openpi.policies import checkpoint_folder
 from openpi.policies import policy_config
-from openpi.policies import run_settings
+from openpi.policies import step_settings
 from openpi.shared import array_typing as at
 from openpi.shared import errors
 from openpi.shared import normalize
@@ -68,8 +68,8 @@ def export(
         raise errors.DataError(f"{step_dir}: found a bundle, expected a checkpoint. Use the folder of a checkpoint")
     if out.exists() and not overwrite:
         raise BundleExistsError(f"{out}: already exists. Choose another folder, or replace it with --overwrite")
-    config = run_settings.as_trained(config, step_dir)
-    data_config = config.data.create(None, config.model)
+    settings = policy_config.trained_settings(config, step_dir)
+    config, data_config = settings.train_config, settings.data_config
     files = _other_files(step_dir, data_config)
     params, adapters = _inference_params(config, step_dir, dtype or policy_config.compute_dtype(config.model))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def export(
     staging = _fresh_staging(out)
     try:
         _write(staging, params, files)
-        manifest = _manifest(config, data_config, step_dir, params, adapters, staging)
+        manifest = _manifest(settings, params, adapters, staging)
         (staging / _bundle.MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
         _move(staging, out)
     except OSError as e:
@@ -172,14 +172,13 @@ def _write(folder: pathlib.Path, params: at.Params, files: dict[str, pathlib.Pat
 
 
 def _manifest(
-    config: TrainConfig,
-    data_config: DataConfig,
-    step_dir: pathlib.Path,
+    settings: policy_config.TrainedSettings,
     params: at.Params,
     adapters: dict[str, Any] | None,
     folder: pathlib.Path,
 ) -> dict[str, Any]:
     """Describe the bundle whose other files are in `folder`."""
+    config, step_dir = settings.train_config, settings.step_dir
     leaves = flax.traverse_util.flatten_dict(params).values()
     written = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
@@ -187,9 +186,10 @@ def _manifest(
         "version": _bundle.VERSION,
         # What a server needs to run the policy as it was trained.
         "config": config.name,
-        "model": _bundle.describe(config.model),
-        "data": _bundle.describe_data(config),
-        "normalization": _bundle.normalization_of(data_config),
+        "model": step_settings.describe_fields(config.model),
+        "data": step_settings.describe_data(config),
+        "normalization": step_settings.normalization_of(settings.data_config),
+        "fps": settings.fps,
         "weights": {"dtype": str(jnp.dtype(next(iter(leaves)).dtype)), "count": sum(leaf.size for leaf in leaves)},
         "adapters": adapters,
         # Where it comes from, for people.

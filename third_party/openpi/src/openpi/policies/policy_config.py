@@ -17,8 +17,12 @@ from openpi.policies import bundle as _bundle
 from openpi.policies import checkpoint_folder
 from openpi.policies import policy as _policy
 from openpi.policies import run_settings
+from openpi.policies import step_settings
+from openpi.shared import errors
 from openpi.shared import normalize
 from openpi.training import config as _config
+from openpi.training.run import run_config
+from openpi.training.stats import contradictions
 
 logger = logging.getLogger(__name__)
 
@@ -33,32 +37,94 @@ class TrainedSettings:
     step_dir: pathlib.Path
     """Folder of the step, or a bundle."""
     train_config: _config.TrainConfig
+    """Its metadata for clients follows from these settings, too."""
     data_config: _config.DataConfig
     """Has no statistics. Those in the folder are used, even if those of the training set have changed since."""
+    fps: float | None = None
+    """Frames per second of the data. None if nothing in the folder tells."""
 
 
 def trained_settings(train_config: _config.TrainConfig, checkpoint_dir: pathlib.Path | str) -> TrainedSettings:
     """Find out how the model in a folder was trained.
 
-    The result has the config's defaults, replaced by the settings that its run or bundle recorded.
+    The settings come from the folder itself. If it holds none, the config's defaults are assumed, and a warning says which.
 
     Args:
         train_config: The config that the checkpoint was trained with.
         checkpoint_dir: A step's folder, a run's folder for its newest step, or a bundle. Local or remote.
 
     Raises:
-        UserError: The folder is not a checkpoint, or not one of this config.
+        UserError: The folder is not a checkpoint, or contradicts the config.
     """
     step_dir = checkpoint_folder.resolve(checkpoint_dir)
     if (bundle := _bundle.find(step_dir)) is None:
-        train_config = run_settings.as_trained(train_config, step_dir)
-        data_config = train_config.data.create(None, train_config.model)
+        recorded = run_settings.recorded(step_dir)
+        train_config = run_settings.follow(train_config, recorded, step_dir)
+        data_config = _as_recorded(train_config.data.create(None, train_config.model), recorded)
+        is_known, fps = recorded is not None, None if recorded is None else recorded.fps
     else:
         train_config = bundle.fit(train_config)
         bundle.verify()
         data_config = bundle.fit_data(train_config.data.create(None, train_config.model))
+        is_known, fps = True, bundle.fps
     asset_id = checkpoint_folder.asset_id_in(step_dir, data_config.asset_id)
-    return TrainedSettings(step_dir, train_config, dataclasses.replace(data_config, asset_id=asset_id))
+    data_config = dataclasses.replace(data_config, asset_id=asset_id)
+    # What the statistics belong to must not contradict the rest.
+    provenance = _provenance(step_dir, asset_id)
+    if provenance is not None:
+        horizon = None if is_known else train_config.model.action_horizon
+        _refuse(step_dir, train_config, contradictions.find(provenance, data_config, horizon))
+        fps = contradictions.fps_of(provenance) if fps is None else fps
+    _say_assumed(step_dir, train_config, data_config, fps, is_known=is_known)
+    metadata = step_settings.contract(train_config, fps)
+    return TrainedSettings(step_dir, dataclasses.replace(train_config, policy_metadata=metadata), data_config, fps)
+
+
+def _as_recorded(data_config: _config.DataConfig, recorded: step_settings.StepSettings | None) -> _config.DataConfig:
+    """Return the data config with what no field of its factory sets."""
+    changes: dict[str, Any] = {}
+    if recorded is not None and recorded.normalization is not None:
+        changes["use_quantile_norm"] = recorded.normalization == step_settings.QUANTILES
+    if recorded is not None and recorded.asset_id is not None:
+        changes["asset_id"] = recorded.asset_id
+    return dataclasses.replace(data_config, **changes)
+
+
+def _provenance(step_dir: pathlib.Path, asset_id: str | None) -> normalize.Provenance | None:
+    if asset_id is None:
+        return None
+    return normalize.load_provenance(step_dir / checkpoint_folder.ASSETS_DIR / asset_id)
+
+
+def _refuse(step_dir: pathlib.Path, config: _config.TrainConfig, found: list[str]) -> None:
+    if found:
+        raise errors.ConfigError(
+            f"{step_dir}: contradicts config '{config.name}': {'; '.join(found)}. Use the config that it was trained with. "
+            f"If flags changed that config, copy the run's '{run_config.FILE_NAME}' into {step_dir.parent}"
+        )
+
+
+def _say_assumed(
+    step_dir: pathlib.Path,
+    config: _config.TrainConfig,
+    data_config: _config.DataConfig,
+    fps: float | None,
+    *,
+    is_known: bool,
+) -> None:
+    """Warn of everything that only the config says, in one line."""
+    assumed: dict[str, Any] = {}
+    if fps is None and "fps" in (config.policy_metadata or {}):
+        assumed["fps"] = (config.policy_metadata or {})["fps"]
+    if not is_known:
+        assumed["action_horizon"] = config.model.action_horizon
+        assumed |= step_settings.describe_data(config)
+        assumed["normalization"] = step_settings.normalization_of(data_config)
+    if assumed:
+        words = ", ".join(f"{key} {value!r}" for key, value in assumed.items() if isinstance(value, int | float | str))
+        logger.warning(
+            "%s: does not tell how it was trained, assumed from config '%s': %s", step_dir, config.name, words
+        )
 
 
 def create_trained_policy(

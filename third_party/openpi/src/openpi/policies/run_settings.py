@@ -1,8 +1,8 @@
-"""Serve a policy with the settings of its training run.
+"""Serve a policy with the settings of its training.
 
 These are the model and data settings. A registered config has defaults. The changes of a run, including its command line (another horizon, another base camera),
-are recorded next to its checkpoints and in bundles. A server that used the defaults instead would send other motions to the
-robot without an error.
+are recorded in each step (`step_settings`), next to the steps of a run and in bundles. A server that used the defaults instead
+would send other motions to the robot without an error.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,9 @@ import pathlib
 from typing import Any
 
 from openpi.policies import checkpoint_folder
+from openpi.policies import step_settings
+from openpi.policies.step_settings import ONLY_TRAINING
+from openpi.policies.step_settings import StepSettings
 from openpi.shared import errors
 from openpi.training.configs import renamed
 from openpi.training.configs.train_config import TrainConfig
@@ -20,21 +23,37 @@ from openpi.training.run import run_config
 
 logger = logging.getLogger(__name__)
 
-ONLY_TRAINING = frozenset(("mixture", "validation", "reduced_jpeg", "keep_images"))
-"""Fields of a data config that control how frames are chosen and read. A policy does not depend on them."""
+_NAMED_CHANGES = 4
+
+
+def recorded(step_dir: pathlib.Path) -> StepSettings | None:
+    """Return the settings that a step was trained with.
+
+    The step's own file has priority over the file next to the steps of a run. Older and foreign checkpoints have neither.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    return step_settings.find(step_dir) or _of_the_run(step_dir)
 
 
 def as_trained(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
-    """Return the config with the settings of a step's training run.
+    """Return the config with the settings of a step's training.
 
     It is unchanged if no settings are recorded.
 
     Raises:
-        DataError: The run's file is damaged.
-        ConfigError: This program does not know a setting.
+        DataError: The file with the settings is damaged.
+        ConfigError: This program does not know a setting, or the config contradicts the settings.
     """
-    config = _as_its_run(config, step_dir)
-    # Recorded in the step itself, so that it is known even if only the step was copied.
+    return follow(config, recorded(step_dir), step_dir)
+
+
+def follow(config: TrainConfig, settings: StepSettings | None, step_dir: pathlib.Path) -> TrainConfig:
+    """Return the config with recorded settings. Errors are those of `as_trained`."""
+    if settings is not None:
+        config = _follow(config, settings, step_dir)
+    # Real-time chunking was recorded in the step before the other settings were.
     max_delay = checkpoint_folder.rtc_max_delay(step_dir)
     if max_delay is None or not hasattr(config.model, "rtc_max_delay"):
         return config
@@ -42,25 +61,46 @@ def as_trained(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
 
 
-def _as_its_run(config: TrainConfig, step_dir: pathlib.Path) -> TrainConfig:
+def _follow(config: TrainConfig, settings: StepSettings, step_dir: pathlib.Path) -> TrainConfig:
+    if settings.config == config.name:
+        return apply(config, settings.model, settings.data, source=settings.source)[0]
+    # Another config is fine as long as it means the same. Where it reads a dataset does not matter.
+    remedy = f"Use the config '{settings.config}'"
+    data = {name: value for name, value in settings.data.items() if name not in ("repo_id", "assets")}
+    try:
+        _, changes = apply(config, settings.model, data, source=settings.source)
+    except errors.ConfigError as e:
+        raise errors.ConfigError(
+            f"{step_dir}: trained with config '{settings.config}', found config '{config.name}', which does not fit. {remedy}"
+        ) from e
+    if changes:
+        more = f" and {len(changes) - _NAMED_CHANGES} more" if len(changes) > _NAMED_CHANGES else ""
+        raise errors.ConfigError(
+            f"{step_dir}: trained with config '{settings.config}', found config '{config.name}', which contradicts it "
+            f"({', '.join(changes[:_NAMED_CHANGES])}{more}). {remedy}"
+        )
+    logger.info("%s: trained with config '%s', which means the same as '%s'", step_dir, settings.config, config.name)
+    return config
+
+
+def _of_the_run(step_dir: pathlib.Path) -> StepSettings | None:
     path = step_dir.parent / run_config.FILE_NAME
     if not path.is_file():
-        return config
+        return None
     try:
-        recorded = json.loads(path.read_text())["config"]
-        name, parts = recorded["name"], {part: dict(recorded[part]) for part in ("model", "data")}
+        content = json.loads(path.read_text())["config"]
+        name, parts = content["name"], {part: dict(content[part]) for part in ("model", "data")}
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise errors.DataError(
             f"{path}: not the config of a run ({type(e).__name__}: {e}). Delete it to continue without it"
         ) from e
-    if name != config.name:
-        logger.warning("%s: trained with config '%s', but used with '%s'", step_dir, name, config.name)
-        return config
-    return apply(config, parts["model"], parts["data"], source=str(path))
+    return StepSettings(str(path), name, parts["model"], parts["data"])
 
 
-def apply(config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any], *, source: str) -> TrainConfig:
-    """Return the config with recorded values in its model and data.
+def apply(
+    config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any], *, source: str
+) -> tuple[TrainConfig, list[str]]:
+    """Return the config with recorded values in its model and data, and what changed.
 
     Args:
         config: Registered defaults.
@@ -84,12 +124,9 @@ def apply(config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any]
         raise errors.ConfigError(
             f"{source}: does not fit config '{config.name}' ({e}). Serve it with the program version that made it"
         ) from e
-    if not changes:
-        return config
-    # The metadata repeats some of them for clients.
-    logger.info("settings of the training run: %s", ", ".join(changes))
-    metadata = _metadata(config, changed_model.action_horizon, getattr(changed_data, "base_camera", None))
-    return dataclasses.replace(config, model=changed_model, data=changed_data, policy_metadata=metadata)
+    if changes:
+        logger.info("settings of the training run: %s", ", ".join(changes))
+    return dataclasses.replace(config, model=changed_model, data=changed_data), changes
 
 
 def _with(value: Any, recorded: Mapping[str, Any], place: str, changes: list[str]) -> Any:
@@ -128,21 +165,3 @@ def _is_plain(value: Any) -> bool:
 
 def _json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _metadata(config: TrainConfig, action_horizon: int, base_camera: str | None) -> dict[str, Any] | None:
-    """Return the metadata for clients.
-
-    Values that follow from these settings are updated.
-    """
-    if config.policy_metadata is None:
-        return None
-    metadata = dict(config.policy_metadata)
-    if "action_horizon" in metadata:
-        metadata["action_horizon"] = action_horizon
-    if "action_chunk" in metadata:
-        metadata["action_chunk"] = min(metadata["action_chunk"], action_horizon)
-    before = getattr(config.data, "base_camera", None)
-    if "cameras" in metadata and base_camera is not None:
-        metadata["cameras"] = [base_camera if camera == before else camera for camera in metadata["cameras"]]
-    return metadata

@@ -1,6 +1,6 @@
 """Save and restore the checkpoints of a training run.
 
-The layout is `<run>/<step>/{params,train_state,assets/<asset_id>/norm_stats.json}`. Saving happens in the background.
+The layout is `<run>/<step>/{params,train_state,assets/<asset_id>/norm_stats.json}`, with `settings.json` in `assets`. Saving happens in the background.
 A folder gets its final name only when it is complete.
 """
 
@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from openpi.policies import checkpoint_folder
+from openpi.policies import step_settings
 from openpi.shared import errors
 from openpi.shared import normalize
 from openpi.shared import storage_errors
@@ -195,6 +196,7 @@ def save_state(
     *,
     score: float | None = None,
     rtc_max_delay: int = 0,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Start to save a checkpoint in the background.
 
@@ -209,9 +211,12 @@ def save_state(
         score: Score of the checkpoint, lower is better. It is required if the manager keeps the best one. Use `NO_SCORE`
             without a validation. One that is not finite is stored as `NO_SCORE`.
         rtc_max_delay: Value of the model's config. A flag may have set it, and a server must know it.
+        settings: What `step_settings.describe` says about the run. Stored with the statistics.
     """
 
     def write_assets(directory: pathlib.Path) -> None:
+        if settings is not None:
+            step_settings.write(directory, settings)
         if data_config.norm_stats is not None and data_config.asset_id is not None:
             folder = directory / data_config.asset_id
             normalize.save(folder, data_config.norm_stats, data_config.norm_stats_provenance)

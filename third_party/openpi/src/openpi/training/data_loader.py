@@ -310,5 +310,6 @@ def _open(
         dataclasses.replace(source, dataset=early_fit.fit_early(source.dataset, data_config, leave_room=leave_room))
         for source in sources
     ]
+    data_config = dataclasses.replace(data_config, fps=sources[0].dataset.meta.fps)
     dataset = datasets.join(sources, data_config, part)
     return datasets.transform_dataset(dataset, data_config, skip_norm_stats=skip_norm_stats), data_config

@@ -82,6 +82,8 @@ class DataConfig:
     rlds_data_dir: str | None = None
     action_space: Any | None = None
     datasets: Sequence[Any] = ()
+    # Frames per second of the datasets. None until they are opened.
+    fps: float | None = None
 
     def members(self) -> Sequence[MixedDataset]:
         """Return the datasets of the mixture, or the one named `repo_id`."""
@@ -120,6 +122,13 @@ class DataConfigFactory(abc.ABC):
                 checkpoint). Then nothing is looked up, on disk or on the network.
             model_config: Sets token length, padding and the kind of normalization.
         """
+
+    def contract(self) -> dict[str, Any]:
+        """Return what a server tells its clients because of these settings.
+
+        The values are plain. They replace those of the training config's `policy_metadata`.
+        """
+        return {}
 
     def create_base_config(self, assets_dirs: pathlib.Path | None, model_config: _model.BaseModelConfig) -> DataConfig:
         """Fill in the dataset, the statistics and the kind of normalization.

@@ -89,3 +89,16 @@ def shares(members: Sequence[MixedDataset], num_frames: Sequence[int]) -> list[f
             f"mixture: {rare} would be less than {_LEAST_SHARE:.1%} of the samples. Raise the weight"
         )
     return found
+
+
+def check_rates(members: Sequence[MixedDataset], fps: Sequence[float]) -> None:
+    """Refuse datasets of several rates.
+
+    A step of an action would last longer in one dataset than in another, and a robot plays all steps at one rate.
+
+    Raises:
+        ConfigError: The rates differ.
+    """
+    if len(set(fps)) > 1:
+        found = ", ".join(f"'{member.repo_id}' has {rate:g}" for member, rate in zip(members, fps, strict=True))
+        raise errors.ConfigError(f"mixture: {found} frames per second. Mix only datasets of one rate")

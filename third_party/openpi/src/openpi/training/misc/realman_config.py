@@ -20,7 +20,7 @@ import openpi.training.config as _config
 import openpi.transforms as _transforms
 
 DEFAULT_REPO_ID = "realman/dual_arm"
-# Rate of the recordings, Hz. The action horizon of 50 steps was chosen for it and covers one second.
+# Rate of the recordings, Hz, where the dataset does not say another. A horizon of 50 steps then covers one second.
 DEFAULT_FPS = 50
 _WRIST_CAMERAS = ("cam_left_wrist", "cam_right_wrist")
 
@@ -44,6 +44,10 @@ class LeRobotRealmanDataConfig(_config.DataConfigFactory):
     base_camera: str = "cam_high"
     # Dataset key of the actions.
     action_sequence_keys: Sequence[str] = ("action",)
+
+    def contract(self) -> dict[str, Any]:
+        """Return what clients are told about the order of the arms and the cameras."""
+        return {"dim_names": _dim_names(self.arm_order), "cameras": [self.base_camera, *_WRIST_CAMERAS]}
 
     def create(self, assets_dirs: pathlib.Path, model_config: _model.BaseModelConfig) -> _config.DataConfig:
         """Build repack, robot and model transforms."""
@@ -80,18 +84,25 @@ class LeRobotRealmanDataConfig(_config.DataConfigFactory):
         )
 
 
-def policy_metadata(action_horizon: int, base_camera: str = "cam_high") -> dict[str, Any]:
+def _dim_names(arm_order: str) -> list[str]:
+    names, half = list(realman_policy.DIM_NAMES), realman_policy.NUM_DIMS // 2
+    return names if arm_order == "right_left" else names[half:] + names[:half]
+
+
+def policy_metadata(
+    action_horizon: int, base_camera: str = "cam_high", *, arm_order: str = "right_left", fps: float = DEFAULT_FPS
+) -> dict[str, Any]:
     """Return what a policy server sends its clients about this robot.
 
-    Only plain values are allowed, because they go over the wire.
+    Only plain values are allowed, because they go over the wire. A server replaces those that a training's data and flags changed.
     """
     return {
         "robot": "realman_rm65_dual",
-        "dim_names": list(realman_policy.DIM_NAMES),
+        "dim_names": _dim_names(arm_order),
         "cameras": [base_camera, *_WRIST_CAMERAS],
         "action_chunk": realman_policy.ACTION_CHUNK,
         "action_horizon": action_horizon,
-        "fps": DEFAULT_FPS,
+        "fps": fps,
         "units": {"joints": "rad", "grippers": "0..1, 1 = open"},
     }
 

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 import tqdm
 import tqdm.contrib.logging
 
+from openpi.policies import step_settings
 from openpi.training import checkpoints
 from openpi.training import data_loader as _data_loader
 from openpi.training import sharding as _sharding
@@ -246,6 +247,7 @@ class _TrainLoop:
                 step,
                 score=score,
                 rtc_max_delay=getattr(self._config.model, "rtc_max_delay", 0),
+                settings=step_settings.describe(self._config, self._loader.data_config()),
             )
         self._saved_step = step
 

@@ -159,7 +159,7 @@ def create_dataset(
         part: Which episodes to read.
 
     Raises:
-        ConfigError: The config names no dataset, or the split leaves nothing to train on.
+        ConfigError: The config names no dataset or datasets of several rates, or the split leaves nothing to train on.
         MissingFileError: The dataset or one of its files is missing.
         DataError: It cannot be read, or lacks what the config asks for.
     """
@@ -187,6 +187,7 @@ def open_sources(data_config: DataConfig, action_horizon: int) -> list[MixedSour
     if not members:
         raise errors.ConfigError("data: repo_id is not set. Name the dataset with --data.repo-id")
     opened = [_open(data_config, member, action_horizon) for member in members]
+    mixture.check_rates(members, [dataset.meta.fps for dataset in opened])
     shares = mixture.shares(members, [len(dataset) for dataset in opened])
     return [MixedSource(*row) for row in zip(members, opened, shares, strict=True)]
 

@@ -128,6 +128,7 @@ def _open_sources(data_config: DataConfig, max_frames: int | None) -> list[_Stat
         raise errors.ConfigError(f"max_frames: found {max_frames}, expected at least 1")
     members = data_config.members()
     metadatas = [lerobot_metadata.load_metadata(member.repo_id) for member in members]
+    mixture.check_rates(members, [metadata.fps for metadata in metadatas])
     shares = mixture.shares(members, [metadata.total_frames for metadata in metadatas])
     sources = []
     for member, metadata, share in zip(members, metadatas, shares, strict=True):

@@ -1,6 +1,6 @@
 """Describe what statistics were computed from, and compare it with a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import datetime as dt
 import hashlib
 import platform
@@ -34,7 +34,12 @@ def stats_keys(metadata: LeRobotMetadata, used: set[str] | None) -> list[str]:
 
 def stand_ins(metadata: LeRobotMetadata) -> dict[str, Any]:
     """Return values for keys that transforms read and statistics ignore."""
-    return dict.fromkeys(metadata.camera_keys, _DUMMY_IMAGE) | dict.fromkeys(INDEX_KEYS, 0) | {"task": "", "prompt": ""}
+    return stand_ins_for(metadata.camera_keys)
+
+
+def stand_ins_for(camera_keys: Iterable[str]) -> dict[str, Any]:
+    """Return the values of `stand_ins` for the cameras of a dataset that is not at hand."""
+    return dict.fromkeys(camera_keys, _DUMMY_IMAGE) | dict.fromkeys(INDEX_KEYS, 0) | {"task": "", "prompt": ""}
 
 
 def dataset_facts(
@@ -96,14 +101,36 @@ def _probe(
 
     It differs where orders, masks or units differ, even under the same names.
     """
-    sample = stand_ins(metadata)
-    for position, key in enumerate(stats_keys(metadata, None)):
-        shape = metadata.shape(key)
-        size = int(np.prod(shape))
-        sample[key] = (0.1 + 0.8 * (np.arange(size) + 0.1 * position) / size).reshape(shape).astype(np.float32)
+    keys = stats_keys(metadata, None)
+    shapes = {key: metadata.shape(key) for key in keys}
+    frame = probe_frame({key: place for place, key in enumerate(keys)}, shapes, data_config)
+    return probe_numbers(chain, stand_ins(metadata) | frame, f"dataset '{metadata.repo_id}'")
+
+
+def probe_frame(
+    places: Mapping[str, int], shapes: Mapping[str, Sequence[int]], data_config: DataConfig
+) -> dict[str, Any]:
+    """Return a frame of distinct numbers.
+
+    Args:
+        places: Place of each column among all columns of its dataset.
+        shapes: Shape of each column.
+        data_config: Names the columns that become windows, here of two frames.
+    """
+    sample: dict[str, Any] = {}
+    for key, position in places.items():
+        size = int(np.prod(shapes[key]))
+        sample[key] = (0.1 + 0.8 * (np.arange(size) + 0.1 * position) / size).reshape(shapes[key]).astype(np.float32)
     for key in data_config.action_sequence_keys:
         sample[key] = np.stack([sample[key], sample[key] + 0.05])
-    result = datasets.apply(_transforms.compose(chain), sample, f"dataset '{metadata.repo_id}'")
+    return sample
+
+
+def probe_numbers(
+    chain: Sequence[_transforms.DataTransformFn], frame: Mapping[str, Any], place: str
+) -> dict[str, list]:
+    """Return what the transforms make of `probe_frame`, as plain numbers."""
+    result = datasets.apply(_transforms.compose(chain), dict(frame), place)
     return {key: np.asarray(result[key], np.float64).round(6).tolist() for key in ("state", "actions")}
 
 
@@ -181,7 +208,7 @@ def transform_differences(found: Provenance, expected: Mapping[str, Any]) -> lis
         found: Provenance of the statistics.
         expected: Description of the run, from `describe`.
     """
-    if _same_probe(found["probe"], expected["probe"]):
+    if is_same_probe(found["probe"], expected["probe"]):
         return []
     theirs, ours = found["transforms"], expected["transforms"]
     only_theirs = [text for text in theirs if text not in ours] or ["other code under the same names"]
@@ -189,7 +216,8 @@ def transform_differences(found: Provenance, expected: Mapping[str, Any]) -> lis
     return [f"they were computed with {' and '.join(only_theirs)}, training has {' and '.join(only_ours)}"]
 
 
-def _same_probe(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+def is_same_probe(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Return whether two results of `probe_numbers` are equal up to rounding."""
     return all(
         np.shape(found[key]) == np.shape(expected[key])
         and np.allclose(found[key], expected[key], rtol=0, atol=_PROBE_TOLERANCE)
