@@ -23,6 +23,7 @@ from openpi.policies import checkpoint_folder
 from openpi.policies import example_observation
 from openpi.policies import policy as _policy
 from openpi.policies import policy_config as _policy_config
+from openpi.policies import step_settings
 from openpi.serving import access
 from openpi.serving import contract_metadata
 from openpi.serving import listening_socket
@@ -204,8 +205,9 @@ def load_checkpoint(args: Args) -> Served:
     # The example warms the policy up and sets the contract of its requests.
     state_size = _state_size(norm_stats, train_config.model.action_dim)
     example = example_observation.for_transforms(data_config.data_transforms, state_size)
+    prompt = args.default_prompt or getattr(train_config.data, "default_prompt", None)
     metadata = contract_metadata.describe_checkpoint(
-        train_config, data_config, step_dir, example=example, default_prompt=args.default_prompt, policy=policy
+        train_config, data_config, step_dir, example=example, default_prompt=prompt, policy=policy
     )
     limits = robot_limits.describe(
         data_config.data_transforms, norm_stats=norm_stats, cameras=metadata.get("cameras", ())
@@ -231,10 +233,13 @@ def load_replay(args: Args, replay: Replay) -> Served:
     if data_config.repo_id is None and replay.root is None:
         raise ConfigError(f"config '{replay.config}' has no dataset. Give its folder with --policy.root")
     name = data_config.repo_id or str(replay.root)
-    stated_names.check(data_config, lerobot_metadata.load_metadata(name, replay.root))
-    actions = replay_policy.read_actions(name, replay.episode, replay.root, key=data_config.action_sequence_keys[0])
+    dataset = lerobot_metadata.load_metadata(name, replay.root)
+    stated_names.check(data_config, dataset)
+    key = data_config.action_sequence_keys[0]
+    actions = replay_policy.read_actions(name, replay.episode, replay.root, key=key)
     horizon = train_config.model.action_horizon
-    metadata = {"action_horizon": horizon, **(train_config.policy_metadata or {})}
+    # The rate is that of the recording.
+    metadata = {"action_horizon": horizon, **(step_settings.contract(train_config, dataset.fps) or {})}
     policy = replay_policy.ReplayPolicy(
         actions, action_horizon=horizon, action_chunk=metadata.get("action_chunk", horizon)
     )
@@ -267,7 +272,8 @@ def _serve(args: Args, served: Served, options: ServerOptions, sock: socket.sock
             recorder.is_recording = True
         scheme = "ws" if options.tls is None else "wss"
         address = f"{scheme}://{_public_name(args.host)}:{server.port}"
-        prompt = "from the client" if args.default_prompt is None else f"'{args.default_prompt}' by default"
+        default_prompt = served.metadata.get("prompt")
+        prompt = "from the client" if default_prompt is None else f"'{default_prompt}' by default"
         logger.info("ready at %s: %s, prompt %s, warm-up %.1f s", address, served.description, prompt, warmup_s)
 
     try:

@@ -69,7 +69,7 @@ class Bundle:
 
     @property
     def fps(self) -> float | None:
-        """Frames per second of the data. None if the bundle does not know it."""
+        """Frames per second of the data, or None if unknown."""
         return self.manifest.get("fps")
 
     @property

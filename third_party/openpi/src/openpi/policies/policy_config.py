@@ -41,7 +41,7 @@ class TrainedSettings:
     data_config: _config.DataConfig
     """Has no statistics. Those in the folder are used, even if those of the training set have changed since."""
     fps: float | None = None
-    """Frames per second of the data. None if nothing in the folder tells."""
+    """Frames per second of the data. None if nothing in the folder says it."""
 
 
 def trained_settings(train_config: _config.TrainConfig, checkpoint_dir: pathlib.Path | str) -> TrainedSettings:
@@ -60,7 +60,7 @@ def trained_settings(train_config: _config.TrainConfig, checkpoint_dir: pathlib.
     if (bundle := _bundle.find(step_dir)) is None:
         recorded = run_settings.recorded(step_dir)
         train_config = run_settings.follow(train_config, recorded, step_dir)
-        data_config = _as_recorded(train_config.data.create(None, train_config.model), recorded)
+        data_config = _as_recorded(train_config, recorded)
         is_known, fps = recorded is not None, None if recorded is None else recorded.fps
     else:
         train_config = bundle.fit(train_config)
@@ -70,30 +70,30 @@ def trained_settings(train_config: _config.TrainConfig, checkpoint_dir: pathlib.
     asset_id = checkpoint_folder.asset_id_in(step_dir, data_config.asset_id)
     data_config = dataclasses.replace(data_config, asset_id=asset_id)
     # What the statistics belong to must not contradict the rest.
-    provenance = _provenance(step_dir, asset_id)
-    if provenance is not None:
-        horizon = None if is_known else train_config.model.action_horizon
-        _refuse(step_dir, train_config, contradictions.find(provenance, data_config, horizon))
+    folder = step_dir / checkpoint_folder.ASSETS_DIR / (asset_id or "")
+    if (provenance := normalize.load_provenance(folder)) is not None:
+        horizon, source = None if is_known else train_config.model.action_horizon, folder / normalize.PROVENANCE_NAME
+        _refuse(step_dir, train_config, contradictions.find(provenance, data_config, horizon, source=source))
         fps = contradictions.fps_of(provenance) if fps is None else fps
     _say_assumed(step_dir, train_config, data_config, fps, is_known=is_known)
     metadata = step_settings.contract(train_config, fps)
     return TrainedSettings(step_dir, dataclasses.replace(train_config, policy_metadata=metadata), data_config, fps)
 
 
-def _as_recorded(data_config: _config.DataConfig, recorded: step_settings.StepSettings | None) -> _config.DataConfig:
-    """Return the data config with what no field of its factory sets."""
+def _as_recorded(config: _config.TrainConfig, recorded: step_settings.StepSettings | None) -> _config.DataConfig:
+    """Create the data config with its recorded normalization and statistics."""
+    try:
+        data_config = config.data.create(None, config.model)
+    except ValueError as e:
+        if recorded is None:
+            raise
+        raise errors.ConfigError(f"{recorded.source}: {e}. Serve it with the program version that made it") from e
     changes: dict[str, Any] = {}
     if recorded is not None and recorded.normalization is not None:
         changes["use_quantile_norm"] = recorded.normalization == step_settings.QUANTILES
     if recorded is not None and recorded.asset_id is not None:
         changes["asset_id"] = recorded.asset_id
     return dataclasses.replace(data_config, **changes)
-
-
-def _provenance(step_dir: pathlib.Path, asset_id: str | None) -> normalize.Provenance | None:
-    if asset_id is None:
-        return None
-    return normalize.load_provenance(step_dir / checkpoint_folder.ASSETS_DIR / asset_id)
 
 
 def _refuse(step_dir: pathlib.Path, config: _config.TrainConfig, found: list[str]) -> None:
@@ -122,9 +122,7 @@ def _say_assumed(
         assumed["normalization"] = step_settings.normalization_of(data_config)
     if assumed:
         words = ", ".join(f"{key} {value!r}" for key, value in assumed.items() if isinstance(value, int | float | str))
-        logger.warning(
-            "%s: does not tell how it was trained, assumed from config '%s': %s", step_dir, config.name, words
-        )
+        logger.warning("%s: not recorded there, so assumed from config '%s': %s", step_dir, config.name, words)
 
 
 def create_trained_policy(

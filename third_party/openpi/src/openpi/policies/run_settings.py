@@ -100,7 +100,9 @@ def _of_the_run(step_dir: pathlib.Path) -> StepSettings | None:
 def apply(
     config: TrainConfig, model: Mapping[str, Any], data: Mapping[str, Any], *, source: str
 ) -> tuple[TrainConfig, list[str]]:
-    """Return the config with recorded values in its model and data, and what changed.
+    """Return the config with recorded values in model and data.
+
+    The second result lists what changed.
 
     Args:
         config: Registered defaults.

@@ -1,4 +1,4 @@
-"""The settings that give a model's numbers their meaning, kept in its own folder.
+"""The settings that give a model's numbers their meaning.
 
 They are the model and data settings of the training, with every flag: order of the arms, deltas, cameras, horizon, rate,
 normalization. `<step>/assets/settings.json` holds them, so they travel with a step that is copied alone. Openpi's own programs
@@ -78,7 +78,7 @@ def write(assets_dir: pathlib.Path, described: Mapping[str, Any]) -> None:
 
 
 def find(step_dir: pathlib.Path) -> StepSettings | None:
-    """Read the settings in a step's folder. Return None if it has none.
+    """Read the settings in a step's folder, or return None without any.
 
     Raises:
         DataError: The file is damaged or has a newer version.

@@ -124,7 +124,7 @@ class DataConfigFactory(abc.ABC):
         """
 
     def contract(self) -> dict[str, Any]:
-        """Return what a server tells its clients because of these settings.
+        """Return what a server announces because of these settings.
 
         The values are plain. They replace those of the training config's `policy_metadata`.
         """

@@ -46,7 +46,7 @@ class LeRobotRealmanDataConfig(_config.DataConfigFactory):
     action_sequence_keys: Sequence[str] = ("action",)
 
     def contract(self) -> dict[str, Any]:
-        """Return what clients are told about the order of the arms and the cameras."""
+        """Return what a server announces because of arm order and cameras."""
         return {"dim_names": _dim_names(self.arm_order), "cameras": [self.base_camera, *_WRIST_CAMERAS]}
 
     def create(self, assets_dirs: pathlib.Path, model_config: _model.BaseModelConfig) -> _config.DataConfig:

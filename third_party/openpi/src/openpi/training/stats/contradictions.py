@@ -1,10 +1,11 @@
-"""Compare the provenance of a checkpoint's statistics with the config that it is used with.
+"""Compare the provenance of a checkpoint's statistics with a config.
 
 No dataset is needed: the provenance holds what the transforms made of a frame of known numbers.
 """
 
 from collections.abc import Mapping, Sequence
 import itertools
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,14 @@ from openpi.training.configs.data_config import DataConfig
 from openpi.training.stats import provenance as stats_provenance
 from openpi.transforms import tree
 
-# The probe's numbers depend on the places of the used columns among those of the dataset, which the provenance does not tell.
+# The probe's numbers depend on the places of the used columns among all columns of the dataset, which are not recorded.
 _MAX_COLUMNS = 8
 _MAX_USED = 3
 _REPACK = _transforms.RepackTransform.__name__
 
 
 def fps_of(provenance: Provenance | None) -> float | None:
-    """Return the rate of the data of statistics, Hz. None if it is unknown."""
+    """Return the rate of the data in Hz, or None if unknown."""
     rates = {facts.get("fps") for facts in (provenance or {}).get("datasets", ())}
     rate = rates.pop() if len(rates) == 1 else None
     is_number = isinstance(rate, int | float) and not isinstance(rate, bool)
@@ -33,8 +34,8 @@ def fps_of(provenance: Provenance | None) -> float | None:
 def of_transforms(provenance: Provenance, data_config: DataConfig) -> str | None:
     """Return how a config's transforms differ from those of the statistics.
 
-    Names alone do not count: two chains are the same if they make the same numbers. None means that nothing differs, or that it
-    cannot be told.
+    Names alone do not count: two chains are the same if they make the same numbers. None means that nothing differs, or that the
+    provenance does not show it.
     """
     chain = [*data_config.repack_transforms.inputs, *data_config.data_transforms.inputs]
     ours, theirs = [repr(transform) for transform in chain], provenance["transforms"]
@@ -70,20 +71,26 @@ def _stand_ins(chain: Sequence[_transforms.DataTransformFn], columns: Mapping[st
 
 
 def of_horizon(provenance: Provenance, action_horizon: int) -> str | None:
-    """Return how a config's horizon differs from that of the statistics. None if it does not."""
+    """Return how a config's horizon differs from that of the statistics.
+
+    None if it does not.
+    """
     theirs = provenance["action_horizon"]
     if theirs == action_horizon:
         return None
     return f"its statistics were computed with an action horizon of {theirs}, the config has {action_horizon}"
 
 
-def find(provenance: Provenance, data_config: DataConfig, action_horizon: int | None) -> list[str]:
+def find(
+    provenance: Provenance, data_config: DataConfig, action_horizon: int | None, *, source: pathlib.Path
+) -> list[str]:
     """List the contradictions between statistics and a config.
 
     Args:
         provenance: The origin of the statistics.
         data_config: The data config, created.
         action_horizon: The model's horizon. None if statistics of another horizon are known to be meant.
+        source: The file of the provenance, for messages.
 
     Raises:
         DataError: The provenance lacks entries.
@@ -94,6 +101,6 @@ def find(provenance: Provenance, data_config: DataConfig, action_horizon: int | 
             found.append(of_horizon(provenance, action_horizon))
     except (KeyError, IndexError, TypeError, AttributeError) as e:
         raise errors.DataError(
-            f"provenance of the norm stats: not readable ({type(e).__name__}: {e}). Copy the checkpoint again"
+            f"{source}: not the origin of statistics ({type(e).__name__}: {e}). Copy the checkpoint again"
         ) from e
     return [text for text in found if text is not None]

@@ -38,7 +38,7 @@ def stand_ins(metadata: LeRobotMetadata) -> dict[str, Any]:
 
 
 def stand_ins_for(camera_keys: Iterable[str]) -> dict[str, Any]:
-    """Return the values of `stand_ins` for the cameras of a dataset that is not at hand."""
+    """Return the values of `stand_ins` for known camera keys."""
     return dict.fromkeys(camera_keys, _DUMMY_IMAGE) | dict.fromkeys(INDEX_KEYS, 0) | {"task": "", "prompt": ""}
 
 
