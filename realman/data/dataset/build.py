@@ -67,7 +67,7 @@ class DatasetPlan:
     """One per episode, in order."""
     features: Features
     robot_type: str
-    fps: int
+    fps: float
     """Frames per second."""
     tasks: Sequence[str]
     """Task texts by task index."""

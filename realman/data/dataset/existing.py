@@ -37,8 +37,9 @@ class ExistingDataset:
 
     @property
     def fps(self) -> float:
-        """Frames per second."""
-        return self.info["fps"]
+        """Frames per second. A whole number is an int."""
+        fps = float(self.info["fps"])
+        return int(fps) if fps.is_integer() else fps
 
     @property
     def features(self) -> Features:

@@ -101,7 +101,7 @@ def video_path(episode_index: int, video_key: str, template: str = VIDEO_PATH, c
 
 
 def make_info(
-    features: Features, *, robot_type: str, fps: int, num_frames: Sequence[int], num_tasks: int
+    features: Features, *, robot_type: str, fps: float, num_frames: Sequence[int], num_tasks: int
 ) -> dict[str, Any]:
     """Return the content of info.json.
 

@@ -204,7 +204,7 @@ def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
         jobs=jobs,
         features=dataset.features,
         robot_type=robot_type or dataset.info.get("robot_type") or DEFAULT_ROBOT_TYPE,
-        fps=dataset.info["fps"],
+        fps=dataset.fps,
         tasks=[line["task"] for line in dataset.tasks],
         needed_bytes=sum(f.stat().st_size for f in [*files, *(root / name for name in others)]),
     )

@@ -89,7 +89,7 @@ def _info(dataset: ExistingDataset, robot_type: str, records: Sequence[EpisodeRe
     made = layout.make_info(
         dataset.features,
         robot_type=robot_type,
-        fps=dataset.info["fps"],
+        fps=dataset.fps,
         num_frames=[record.num_frames for record in records],
         num_tasks=len(dataset.tasks),
     )
