@@ -1,16 +1,25 @@
 """Deadlines for the ticks of a control loop, on a monotonic clock.
 
-Missed deadlines are counted. They are never caught up in a burst.
+Missed deadlines are counted. They are never caught up in a burst. `SuspendWatch` notices the time that this clock does
+not count.
 """
 
+from collections.abc import Callable
 import time
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from realman.errors import RobotTimeoutError
+
 _LATE_SHARE = 0.1
 """A tick counts as late if it misses its deadline by more than this share of a period."""
 
+
+_MAX_SUSPENDED_S = 0.05
+"""A suspend takes at least some tenths of a second. This is far above the resolution of the clocks."""
+
+_BOOT_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
 
 MIN_PERIOD_SHARE = 0.99
 """Shortest time between two ticks, as a share of a period.
@@ -77,6 +86,54 @@ class Pacer:
         if late_s > self._period_s:
             self.restart()
         return late_s
+
+
+def since_boot_s() -> float:
+    """Return seconds that also count while the machine is suspended.
+
+    Only Linux has such a clock next to one that stands still (`time.monotonic`). Elsewhere both are the same.
+    """
+    return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)
+
+
+class SuspendWatch:
+    """Notices that this machine was suspended.
+
+    On Linux `time.monotonic` stands still meanwhile, so every age and every deadline looks as it was before.
+    """
+
+    def __init__(
+        self, awake_s: Callable[[], float] = time.monotonic, total_s: Callable[[], float] = since_boot_s
+    ) -> None:
+        """Start now.
+
+        Args:
+            awake_s: A clock that stands still during a suspend.
+            total_s: A clock that does not.
+        """
+        self._awake_s = awake_s
+        self._total_s = total_s
+        # The clocks are read in opposite orders here and below. A pause between two reads then never looks like a
+        # suspend.
+        before_s = awake_s()
+        self._offset_s = total_s() - before_s
+
+    def suspended_s(self) -> float:
+        """Return how long the machine was suspended since the start, s."""
+        total_s = self._total_s()
+        return max(0.0, total_s - self._awake_s() - self._offset_s)
+
+    def check(self, place: str) -> None:
+        """Refuse to continue after a suspend.
+
+        Raises:
+            RobotTimeoutError: The machine was suspended since the start. `place` begins the message.
+        """
+        if (found_s := self.suspended_s()) > _MAX_SUSPENDED_S:
+            raise RobotTimeoutError(
+                f"{place}: this machine was suspended for {found_s:.1f} s, expected none. Everything known of the arms "
+                "is from before. Disable suspend, then start the program again"
+            )
 
 
 def percentiles_ms(durations_s: list[float]) -> dict[str, float] | None:

@@ -324,6 +324,7 @@ class _Loop:
         observer = self._tick_observer
         # Observe right before sending, so that state and target belong together.
         seen = self._robot.observe() if observer and observer.is_watching else None
+        self._watchdogs.check_awake()
         sent = self._robot.send(target)
         self._safety.note_sent(sent)
         if observer and seen is not None:
@@ -353,6 +354,7 @@ class _Loop:
         self._restart_clock()
 
     def _brake(self) -> None:
+        self._watchdogs.check_awake()
         self._safety.note_sent(self._robot.send(self._safety.brake()))
         self.wait()
 

@@ -1,10 +1,11 @@
 """Checks that end a run when its timing fails.
 
-They refuse old observations, old predictions, and a loop that cannot keep its rate. At every tick the driver has checks
+They refuse old observations, old predictions, a loop that cannot keep its rate, and a machine that was suspended. At every tick the driver has checks
 of its own: the age of each arm's state, of each gripper and camera, and arms that do not follow.
 """
 
 from realman.errors import RobotTimeoutError
+from realman.pacing import SuspendWatch
 from realman.runtime.safety import SafetySettings
 
 _LATE_S = 0.002
@@ -23,6 +24,7 @@ class Watchdogs:
         max_policy_age_s: float | None = None,
         max_overrun_s: float | None = None,
         max_late_ticks: int | None = None,
+        suspend_watch: SuspendWatch | None = None,
     ) -> None:
         """Set the limits.
 
@@ -32,11 +34,13 @@ class Watchdogs:
                 without a new prediction.
             max_overrun_s: Largest delay of one tick, s.
             max_late_ticks: Largest number of late ticks in a row.
+            suspend_watch: Notices a suspended machine.
         """
         self._max_observation_age_s = max_observation_age_s
         self._max_policy_age_s = max_policy_age_s
         self._max_overrun_s = max_overrun_s
         self._max_late_ticks = max_late_ticks
+        self._suspend_watch = suspend_watch
         self._late_in_a_row = 0
 
     @classmethod
@@ -47,7 +51,16 @@ class Watchdogs:
             settings.max_policy_age_ms / 1000,
             settings.max_overrun_ms / 1000,
             settings.max_late_ticks,
+            SuspendWatch(),
         )
+
+    def check_awake(self) -> None:
+        """Refuse to send another target after the machine was suspended.
+
+        This also ends a paused run, because nobody watched the arms meanwhile.
+        """
+        if self._suspend_watch:
+            self._suspend_watch.check("control loop")
 
     def check_observation_age(self, age_s: float) -> None:
         """Refuse to predict from an outdated observation."""
@@ -62,9 +75,8 @@ class Watchdogs:
 
         The speed limits are computed per tick, so they hold only at this rate.
 
-        A stopped process (SIGSTOP) and a paused virtual machine are noticed as late. A suspended machine is not,
-        because `time.monotonic` does not count suspended time on Linux. After such a suspend the loop resumes with the
-        old chunk.
+        A stopped process (SIGSTOP) and a paused virtual machine are noticed as late. A suspended machine is noticed by
+        `check_awake`.
         """
         remedy = "Check whether this machine is busy, or whether it or this process was paused"
         _check("control loop", late_s, self._max_overrun_s, remedy, adjective="late")

@@ -9,10 +9,12 @@ import time
 import numpy as np
 import pytest
 
+from realman import spec
 from realman.errors import RejectedError
 from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.errors import SiteError
+from realman.pacing import SuspendWatch
 from realman.robots.emulator import Emulator
 from realman.robots.emulator.controller import ERR_COLLISION
 from realman.robots.emulator.controller import motion_commands
@@ -228,6 +230,7 @@ def test_a_missing_sdk_is_reported_with_the_remedy(monkeypatch):
 HUNG_SDK = """
 import sys, time
 import numpy as np
+from realman.pacing import SuspendWatch
 from realman.robots.emulator import Emulator
 from realman.robots.emulator.controller import motion_commands
 from realman.robots.emulator.settings import free_ports, two_arms
@@ -264,3 +267,26 @@ def test_a_hung_sdk_does_not_keep_the_arms_from_stopping():
     assert "the SDK hangs since an earlier run (left arm 127.0.0.2: release" in lines[3]
     assert "Start the program again" in lines[3]
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("follow", ["low", "high"])
+def test_after_a_suspend_nothing_is_sent_or_observed_until_the_robot_is_connected_again(cell, follow):
+    slept_s = [0.0]
+    robot = cell.robot = Rm65Robot(dataclasses.replace(cell.settings, follow=follow))
+    robot.connect()
+    robot._suspend_watch = SuspendWatch(time.monotonic, lambda: time.monotonic() + slept_s[0])
+    # At speed, so that commands leave from the driver's own thread.
+    goal = robot.observe().state + np.where(np.isin(np.arange(14), spec.JOINT_DIMS), 0.02, 0.0)
+    robot.send(goal)
+    slept_s[0] = 12.0
+    time.sleep(0.05)
+    records = cell.arm("right").records
+    num_sent = len(records)
+    for call in (robot.observe, robot.measure, lambda: robot.send(goal)):
+        with pytest.raises(RobotTimeoutError, match=r"rm65: this machine was suspended for 12\.0 s"):
+            call()
+    time.sleep(0.1)
+    assert len(records) == num_sent
+    robot.stop()
+    robot.connect()
+    robot.observe()

@@ -21,7 +21,6 @@ from realman.runtime import control
 from realman.runtime.client import Prediction
 from realman.runtime.safety import Limits
 from realman.runtime.safety import SafetySettings
-from realman.runtime.steering import Steering
 from realman.runtime.watchdogs import Watchdogs
 
 LIMITS = Limits.per_tick(SafetySettings(max_joint_speed_deg_s=225, max_joint_acceleration_deg_s2=1e6), fps=50)
@@ -370,98 +369,3 @@ def test_nothing_next_to_the_arms_reads_a_clock_that_can_be_set(repo_root):
     assert len(files) > 40
     wall_clock = re.compile(r"time\.time\(|datetime|perf_counter")
     assert [f.name for f in files if wall_clock.search(f.read_text()) and f.name != "demo.py"] == []
-
-
-SITE_LIMITS = Limits.per_tick(SafetySettings(max_first_jump_deg=90), fps=50)
-
-
-class FastClient(RampClient):
-    """Chunks that move every joint at the site's speed, from where the last command was."""
-
-    def __init__(self, robot: FakeRobot) -> None:
-        super().__init__(step=float(np.deg2rad(1.2)))
-        self._robot = robot
-        self.sent_before: list[int] = []
-
-    action_chunk = 12
-
-    def infer(self, state, images, prompt=None, *_, **__) -> Prediction:
-        # What was not sent by now is not sent during the prediction.
-        self.sent_before.append(len(self._robot.sent))
-        self.states.append(state)
-        return Prediction(state + self._step * np.arange(1, 31)[:, None] * np.ones(14), 0.1, 0.08)
-
-
-def held_at(sent: list[np.ndarray], waits: list[int]) -> np.ndarray:
-    """Return what the arms do: what was sent, and a hold of some ticks at each wait and at the end."""
-    rows = [np.zeros(14)]
-    for k in range(len(sent) + 1):
-        if k in waits or k == len(sent):
-            rows += [rows[-1]] * 5
-        if k < len(sent):
-            rows.append(sent[k])
-    return np.array(rows)
-
-
-@pytest.mark.parametrize("execution", ["sync", "async", "blend"])
-def test_the_arms_brake_within_the_limits_before_each_wait_and_before_the_end(execution):
-    robot, record = FakeRobot(), control.RunRecord()
-    client = FastClient(robot)
-    player = chunks.make_player(execution, client, None)
-    with connected(robot):
-        control.run(robot, player, SITE_LIMITS, record, max_steps=30, pacer=Pacer(50.0, FakeClock()))
-    waits = client.sent_before if execution == "sync" else client.sent_before[:1]
-    steps = np.diff(held_at(robot.sent, waits), axis=0)
-    changes = np.abs(np.diff(steps, axis=0))
-    assert (changes <= SITE_LIMITS.max_step_change + 1e-9).all()
-    assert np.abs(steps).max(axis=0)[0] > 0.9 * SITE_LIMITS.max_step[0]
-    # Braking keeps the direction: all joints had the same speed and keep it.
-    joints = steps[:, list(spec.JOINT_DIMS)]
-    np.testing.assert_allclose(joints, joints[:, :1] * np.ones(12), atol=1e-9)
-    # The log holds all that was sent: the steps of the chunks, and what braked.
-    arrays = record.arrays()
-    assert len(arrays["sent"]) == 30 == record.summary(player, None)["steps"]
-    logged = np.concatenate([arrays["sent"], arrays["braking_sent"]])
-    np.testing.assert_array_equal(np.sort(logged[:, 0]), np.sort(np.array(robot.sent)[:, 0]))
-    assert len(arrays["braking_time_s"]) == len(robot.sent) - 30 > 0
-
-
-def test_a_pause_that_ends_while_the_arms_still_brake_does_not_stop_them_at_once():
-    robot, record, steering = FakeRobot(), control.RunRecord(), Steering()
-    client = FastClient(robot)
-
-    def pause_for_one_tick(sent: int) -> None:
-        steering.is_paused = sent == 10
-
-    class Watched(FakeRobot):
-        def send(self, target: np.ndarray) -> np.ndarray:
-            pause_for_one_tick(len(self.sent) + 1)
-            return super().send(target)
-
-    robot = client._robot = Watched()
-    with connected(robot):
-        control.run(
-            robot,
-            chunks.SyncPlayer(client, None),
-            SITE_LIMITS,
-            record,
-            max_steps=20,
-            pacer=Pacer(50.0, FakeClock()),
-            steering=steering,
-            renew=lambda: chunks.SyncPlayer(client, None),
-        )
-    assert record.pauses == 1
-    changes = np.abs(np.diff(np.diff(held_at(robot.sent, client.sent_before), axis=0), axis=0))
-    assert (changes <= SITE_LIMITS.max_step_change + 1e-9).all()
-
-
-def test_simulated_time_stands_still_during_a_wait_so_the_motion_goes_on():
-    robot, record = FakeRobot(), control.RunRecord()
-    client = FastClient(robot)
-    with connected(robot):
-        control.run(robot, chunks.SyncPlayer(client, None), SITE_LIMITS, record, max_steps=30)
-    steps = np.diff(held_at(robot.sent, []), axis=0)
-    assert (np.abs(np.diff(steps, axis=0)) <= SITE_LIMITS.max_step_change + 1e-9).all()
-    # No stop between the first chunk and the end.
-    assert np.abs(steps[8:30, 0]).min() > 0.5 * SITE_LIMITS.max_step[0]
-    assert client.sent_before == [0, 12, 24]

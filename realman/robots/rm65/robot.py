@@ -16,6 +16,7 @@ from realman.errors import RejectedError
 from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.errors import SiteError
+from realman.pacing import SuspendWatch
 from realman.robots.cameras import Cameras
 from realman.robots.cameras import Frame
 from realman.robots.limits import MotionLimits
@@ -58,6 +59,7 @@ class Rm65Robot:
         self._watches: dict[str, FollowWatch] = {}
         self._stream: CommandStream | None = None
         self._previous: JointVec | None = None
+        self._suspend_watch = SuspendWatch()
         self._is_connected = False
         self._is_stopped = False
         # Grippers limit their own speed.
@@ -100,6 +102,7 @@ class Rm65Robot:
         self._max_speed = np.concatenate(speeds)
         self._watches = {side: FollowWatch(arm.name, _STANDS_STILL_S) for side, arm in self._arms.items()}
         self._previous = self._stream = None
+        self._suspend_watch = SuspendWatch()
         self._is_stopped = False
         self._is_connected = True
 
@@ -116,7 +119,7 @@ class Rm65Robot:
 
         Raises:
             NotConnectedError: Not connected.
-            RobotTimeoutError: A state, gripper position or camera image is too old.
+            RobotTimeoutError: A state, gripper position or camera image is too old, or the machine was suspended.
             RobotError: A controller reports an error.
         """
         self._require_connected()
@@ -163,6 +166,8 @@ class Rm65Robot:
 
     def _measure(self) -> tuple[JointVec, dict[str, float]]:
         """Return the state of both arms, and when each arm's state arrived."""
+        # After a suspend the ages of states and images say nothing.
+        self._suspend_watch.check("rm65")
         state = np.empty(spec.NUM_DIMS)
         times_s = {}
         for side, arm in self._arms.items():
@@ -241,6 +246,8 @@ class Rm65Robot:
             watch.look(target[_JOINTS[side]], measured[_JOINTS[side]], times_s[side])
 
     def _send_command(self, command: JointVec) -> None:
+        # Also here, because commands leave from a thread that knows nothing of the loop.
+        self._suspend_watch.check("rm65")
         is_high = self._settings.follow == "high"
         for side, arm in self._arms.items():
             arm.send(command[_JOINTS[side]], is_high=is_high)
