@@ -7,6 +7,7 @@ module needs only numpy, pillow, msgpack and websockets, because it runs on the 
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 import time
 from types import TracebackType
 from typing import Any
@@ -91,11 +92,11 @@ def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequenc
     Raises:
         ServerError: The policy does not fit. The message names every difference.
     """
-    problems = []
+    problems: list[str] = []
 
     def number(key: str) -> float:
         value = metadata.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             problems.append(f"'{key}' is {value!r}, expected a positive number")
             return 0.0
         return value
@@ -117,12 +118,13 @@ def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequenc
     chunk, horizon, server_fps = int(number("action_chunk")), int(number("action_horizon")), float(number("fps"))
     if chunk > horizon > 0:
         problems.append(f"'action_chunk' is {chunk}, more than 'action_horizon' {horizon}")
+    remedy = "Serve a checkpoint trained for this robot"
     if server_fps and abs(server_fps - fps) > _FPS_TOLERANCE:
+        if not problems:
+            remedy = f"{remedy}, or set 'fps = {server_fps:g}' of the robot in site.toml"
         problems.append(f"'fps' is {server_fps:g}, this side runs at {fps:g}")
     if problems:
-        raise ServerError(
-            f"policy server {address} does not fit: {'; '.join(problems)}. Serve a checkpoint trained for this robot"
-        )
+        raise ServerError(f"policy server {address} does not fit: {'; '.join(problems)}. {remedy}")
     return ServerInfo(address, asked, chunk, horizon, metadata)
 
 

@@ -62,6 +62,8 @@ class SimSettings:
     """Seed of the scene. Object poses and the start pose are drawn from it."""
     realtime: bool = False
     """Keep wall-clock time, as real arms do, instead of running as fast as possible. Emulated arms always keep it."""
+    fps: Annotated[float, Range(1.0, 200.0, "as of the real arms")] = float(spec.DEFAULT_FPS)
+    """Control rate of the simulated robot, Hz: the rate that the policy was trained at. Emulated arms have that of [rm65]."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -178,7 +180,7 @@ def open_robot(site: Site) -> Robot:
         if site.robot == "sim":
             from realman.robots.sim.robot import SimRobot
 
-            return SimRobot(task_seed=site.sim.task_seed)
+            return SimRobot(task_seed=site.sim.task_seed, fps=site.sim.fps)
         from realman.robots.emulator.robot import EmulatedRobot
 
         return EmulatedRobot(site.sim.task_seed, settings=site.rm65, limits=site.safety.motion())

@@ -117,6 +117,10 @@ def test_training_leaves_a_checkpoint_that_carries_its_norm_stats(workplace):
     computed = json.loads(next((workplace / "assets" / CONFIG).rglob("norm_stats.json")).read_text())["norm_stats"]
     assert trained_with == computed
     assert len(trained_with["state"]["mean"]) == 14
+    # What the model was trained for travels with the step.
+    settings = json.loads((steps[0] / "assets/settings.json").read_text())
+    assert (settings["config"], settings["fps"], settings["asset_id"]) == (CONFIG, 50, REPO_ID)
+    assert settings["contract"]["dim_names"][0] == "right_waist"
 
 
 def test_a_run_is_neither_overwritten_nor_restarted_without_a_flag(workplace):

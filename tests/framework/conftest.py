@@ -1,10 +1,14 @@
 """What several of the framework's tests begin with."""
 
+import json
 import logging
 import pathlib
 import shutil
 
 import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from openpi.models import gemma_config
@@ -34,6 +38,22 @@ def home(tmp_path, monkeypatch, golden_dir) -> pathlib.Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
     return tmp_path
+
+
+def _set_rate(root: pathlib.Path, fps: float) -> None:
+    info = root / "meta/info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fps": fps}))
+    for path in root.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        at = table.schema.get_field_index("timestamp")
+        times = pa.array(np.arange(len(table)) / fps, table.schema.field(at).type)
+        pq.write_table(table.set_column(at, table.schema.field(at), times), path)
+
+
+@pytest.fixture
+def set_rate():
+    """A function that gives a dataset (its folder) another rate, timestamps included."""
+    return _set_rate
 
 
 @pytest.fixture(scope="session")

@@ -255,3 +255,20 @@ def test_a_server_that_was_restarted_with_the_same_policy_goes_on():
         client.infer(np.zeros(14), frames())
     with client, serving(EchoPolicy(), port=port):
         assert client.infer(np.ones(14), frames()).actions[0, 0] == 1
+
+
+@pytest.mark.parametrize("fps", [30, 30.0, 29.97])
+def test_a_policy_of_another_rate_is_accepted_by_a_robot_that_runs_at_it(fps):
+    with serving(EchoPolicy(), fps=fps) as server:
+        with connect(server, fps=fps) as client:
+            assert client.fps == fps
+        with pytest.raises(
+            ServerError, match=rf"'fps' is {fps:g}, .*, or set 'fps = {fps:g}' of the robot in site.toml"
+        ):
+            connect(server, fps=50.0)
+
+
+@pytest.mark.parametrize("key", ["action_chunk", "action_horizon", "fps"])
+def test_a_number_without_an_end_is_refused(key):
+    with pytest.raises(ServerError, match=f"'{key}' is inf, expected a positive number"):
+        read_metadata({**METADATA, key: float("inf")}, address="here:1", cameras=spec.CAMERAS, fps=50.0)

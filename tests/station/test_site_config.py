@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from realman.errors import SiteError
@@ -114,3 +116,11 @@ def test_one_device_cannot_be_two_cameras():
 
 def test_the_simulated_site_asks_for_the_task_of_the_simulated_cell():
     assert SIM_SITE.prompt == task.TASK
+
+
+def test_the_rate_of_each_robot_comes_from_its_table(tmp_path):
+    path = tmp_path / "site.toml"
+    path.write_text("[sim]\nfps = 30\n[rm65]\nfps = 25\n[replay]\npath = 'x.hdf5'\nfps = 20\n")
+    site = load_site(path)
+    rates = {name: open_robot(dataclasses.replace(site, robot=name)).fps for name in ("sim", "emulated", "replay")}
+    assert rates == {"sim": 30.0, "emulated": 25.0, "replay": 20.0}

@@ -177,6 +177,15 @@ def test_an_older_step_takes_its_rate_from_its_statistics(home):
     assert bundle_writer.export(config(), step, home / "bundle").manifest["fps"] == 30
 
 
+def test_statistics_from_elsewhere_do_not_tell_the_rate(home, caplog):
+    run_of = config()
+    step = trained(home, run_of, fps=30, has_settings=False)
+    elsewhere = dataclasses.replace(run_of.data.assets, assets_dir="elsewhere")
+    run_config.store(dataclasses.replace(run_of, data=dataclasses.replace(run_of.data, assets=elsewhere)), step.parent)
+    assert told(step, config())["fps"] == 50
+    assert warnings(caplog)[-1].endswith("assumed from config 'tiny_realman': fps 50")
+
+
 def test_what_nothing_in_the_step_tells_is_said_in_one_line(home, caplog):
     """As of the original project: statistics, and not a word about their origin."""
     registered = config(repo_id="realman/demo", base_camera="cam_low")

@@ -324,3 +324,15 @@ def test_a_missing_released_checkpoint_is_reported_in_one_line(monkeypatch, tmp_
     )
     with pytest.raises(UserError, match=r"Put it at '.*pi05_droid'"):
         serve_policy.main(_parse("--env", "DROID", "--port", "0"))
+
+
+@pytest.mark.parametrize("fps", [50, 30, 25.0])
+def test_a_recording_is_replayed_at_its_own_rate(tiny_config, tmp_path, monkeypatch, set_rate, fps):
+    config = dataclasses.replace(_config.get_config(tiny_config), policy_metadata=realman_config.policy_metadata(50))
+    monkeypatch.setitem(_config.all_configs(), tiny_config, config)
+    root = shutil.copytree(ROOT / "tests/golden/lerobot_v21_image", tmp_path / "data")
+    set_rate(root, fps)
+    replay = serve_policy.Replay(config=tiny_config, root=root)
+    metadata = serve_policy.load_replay(serve_policy.Args(policy=replay), replay).metadata
+    assert metadata["fps"] == fps
+    assert metadata["dim_names"] == list(realman_policy.DIM_NAMES)

@@ -356,3 +356,14 @@ def test_a_prompt_that_would_not_reach_the_model_is_refused(home):
     data_config = dataclasses.replace(cfg.data.create(None, cfg.model), repack_transforms=repack)
     with pytest.raises(errors.ConfigError, match="prompt of 'realman/dual_arm' would not reach the model"):
         datasets.create_dataset(data_config, 50, cfg.model)
+
+
+def test_datasets_of_several_rates_are_not_mixed(home, set_rate):
+    copy_dataset(home, "fast")
+    set_rate(home / "data/lerobot/realman/dual_arm", 30)
+    mixed = config(mixture=(MixedDataset("realman/dual_arm"), MixedDataset("realman/fast")))
+    message = r"mixture: 'realman/dual_arm' has 30, 'realman/fast' has 50 frames per second\. Mix only datasets of one"
+    with pytest.raises(errors.ConfigError, match=message):
+        norm_stats.compute_norm_stats(mixed)
+    with pytest.raises(errors.ConfigError, match=message):
+        datasets.open_sources(mixed.data.create(None, mixed.model), 50)

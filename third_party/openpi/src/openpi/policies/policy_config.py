@@ -72,9 +72,12 @@ def trained_settings(train_config: _config.TrainConfig, checkpoint_dir: pathlib.
     # What the statistics belong to must not contradict the rest.
     folder = step_dir / checkpoint_folder.ASSETS_DIR / (asset_id or "")
     if (provenance := normalize.load_provenance(folder)) is not None:
-        horizon, source = None if is_known else train_config.model.action_horizon, folder / normalize.PROVENANCE_NAME
+        # Statistics that a config takes from elsewhere say nothing about horizon and rate.
+        is_own = train_config.data.assets.assets_dir is None
+        horizon = train_config.model.action_horizon if is_own and not is_known else None
+        source = folder / normalize.PROVENANCE_NAME
         _refuse(step_dir, train_config, contradictions.find(provenance, data_config, horizon, source=source))
-        fps = contradictions.fps_of(provenance) if fps is None else fps
+        fps = contradictions.fps_of(provenance) if fps is None and is_own else fps
     _say_assumed(step_dir, train_config, data_config, fps, is_known=is_known)
     metadata = step_settings.contract(train_config, fps)
     return TrainedSettings(step_dir, dataclasses.replace(train_config, policy_metadata=metadata), data_config, fps)
