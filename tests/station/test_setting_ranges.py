@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
+import re
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hypothesis import given
@@ -166,6 +167,16 @@ def test_a_value_in_range_is_taken_exactly(field, robot, data, tmp_path_factory)
         value = 0.0
     found = load(tmp_path_factory.getbasetemp(), robot, field, value)
     assert (found, type(found)) == (value, number)
+
+
+def test_the_document_lists_the_ranges_of_real_arms(repo_root):
+    table = re.findall(r"^\| `\[(\S+)\]` `(\S+)` \| (.+) \| (.+) \|$", (repo_root / "docs/robot.md").read_text(), re.M)
+    listed = {(place, name): words for place, name, *words in table}
+    assert listed == {
+        field: [re.sub(r" \(.*", "", str(r)) for r in (narrow, wide)]
+        for field in {field for field, robot in CASES if robot == "rm65"}
+        for wide, narrow in [NUMBERS[field][-1][1]]
+    }
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=ids)

@@ -91,7 +91,7 @@ class Rm65Settings:
     )
     """Rate of commands in high follow, Hz. The controller expects 100 or more."""
     collision_stage: Annotated[int, Range(0, 8, "the controller has these stages")] | None = None
-    """Sensitivity of the collision detection (0..8), set at connect. None keeps the teach pendant's setting."""
+    """Sensitivity of the collision detection (0..8), set at connect. 0 switches it off on purpose. None keeps the teach pendant's setting."""
     max_state_age_s: Annotated[
         float,
         Range(0.01, 60.0, "a slow computer takes its time, but a minute is a fault"),

@@ -106,7 +106,7 @@ def declared(hint: Any, outer: tuple[Range, ...] = ()) -> Iterator[tuple[type, t
 def problems_of(
     name: str, value: Any, hint: Any, kind: type[Range] = Range, bounds: Range | None = None
 ) -> Iterator[str]:
-    """Yield a text for each number of a value out of its range.
+    """Yield a text for each number that is out of range.
 
     Args:
         name: Name of the field, for the texts.
