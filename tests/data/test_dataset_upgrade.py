@@ -129,7 +129,12 @@ def test_each_task_keeps_its_index_its_text_and_its_other_keys(plain, tmp_path, 
     texts = ["pick up the cube", "hand over\u2028the cube"]
     tasks = [{"task_index": i, "task": text, "zh": "\u62ff"} for i, text in zip(indices, texts, strict=True)]
     write_lines(plain / layout.TASKS, [*tasks, tasks[0]], mark="\ufeff", end="\r\n\n")
+    for path in plain.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        column = pa.array([indices[i] for i in table["task_index"].to_pylist()])
+        pq.write_table(table.set_column(table.schema.get_field_index("task_index"), "task_index", column), path)
     new = upgrade(plain, tmp_path)
+    assert payload(new) == payload(plain)
     assert lines_of(new / layout.TASKS) == sorted(tasks, key=lambda line: line["task_index"])
     assert json.loads((new / layout.INFO).read_text())["total_tasks"] == 2
 

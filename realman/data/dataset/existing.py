@@ -158,7 +158,7 @@ def _read_table(path: Path, index_key: str, value_key: str, kind: type, expected
     """
     lines: dict[int, Line] = {}
     for line in layout.read_json_lines(path):
-        if not isinstance(line, dict) or index_key not in line:
+        if index_key not in line:
             raise DatasetError(f"{path}: is damaged, '{index_key}' is missing in a line. Copy the dataset again")
         index = _whole(line[index_key])
         value = line.get(value_key) if kind is str else _whole(line.get(value_key))

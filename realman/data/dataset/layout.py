@@ -148,9 +148,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file with one JSON object per line.
 
     Raises:
-        DatasetError: A line is not JSON.
+        DatasetError: A line is not a JSON object.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except ValueError as e:
         raise DatasetError(f"{path}: is damaged ({e}). Copy the dataset again") from e
+    if any(not isinstance(line, dict) for line in lines):
+        raise DatasetError(f"{path}: is damaged (a line is not a JSON object). Copy the dataset again")
+    return lines

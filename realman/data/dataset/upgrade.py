@@ -59,6 +59,8 @@ class UpgradeJob:
     """
     stats: dict[str, Any]
     """Statistics of the episode that the dataset has."""
+    known_tasks: tuple[int, ...] = ()
+    """Task indices that the dataset has a text for."""
 
     @property
     def source(self) -> str:
@@ -125,7 +127,7 @@ class UpgradeJob:
         if file.metadata.num_rows != self.num_frames:
             raise EpisodeError(
                 f"{self.source}: has {file.metadata.num_rows} rows, expected {self.num_frames} as in "
-                f"{layout.EPISODES.name}"
+                f"{layout.EPISODES.name}. Copy the dataset again, or write the length into that line"
             )
         missing = [
             key
@@ -134,6 +136,13 @@ class UpgradeJob:
         ]
         if missing:
             raise EpisodeError(f"{self.source}: columns {missing} are missing, expected all that info.json lists")
+        if "task_index" in file.schema_arrow.names:
+            used = np.unique(tables.read_numbers(file, "task_index", (1,), self.source))
+            if unknown := sorted(set(used.tolist()) - set(self.known_tasks)):
+                raise EpisodeError(
+                    f"{self.source}: has task_index {unknown[0]}, which {layout.TASKS} lacks. "
+                    "Add a line with its text there"
+                )
 
     def _measure_column(self, file: pq.ParquetFile, key: str) -> Stats:
         dtype, shape = self.dataset.features[key]["dtype"], self.dataset.shape(key)
@@ -194,6 +203,7 @@ def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
             tasks=tuple(line.get("tasks") or ()),
             files=_episode_files(dataset, line["episode_index"]),
             stats=stats.get(line["episode_index"], {}),
+            known_tasks=tuple(task["task_index"] for task in dataset.tasks),
         )
         for line in dataset.episodes
     ]

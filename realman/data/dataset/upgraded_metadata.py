@@ -23,7 +23,7 @@ _EPISODES = frozenset({"data", "videos"})
 def stats_lines(root: Path) -> list[dict[str, Any]]:
     """Return the lines of the statistics per episode, if there are any."""
     path = root / layout.EPISODES_STATS
-    return [line for line in layout.read_json_lines(path) if isinstance(line, dict)] if path.is_file() else []
+    return layout.read_json_lines(path) if path.is_file() else []
 
 
 def other_files(dataset: ExistingDataset, *, without: Path | None = None) -> list[Path]:
