@@ -8,41 +8,39 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 import dataclasses
 import logging
-import math
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from realman import spec
+from realman.data import units
 from realman.data.raw import plausible
 from realman.data.raw.episode import ACTION
+from realman.data.raw.episode import EFFORT
 from realman.data.raw.episode import QPOS
+from realman.data.raw.episode import QVEL
 from realman.data.raw.episode import Episode
 from realman.data.raw.episode import open_episode
 from realman.data.raw.options import RawOptions
 from realman.data.raw.options import Traj
 from realman.data.raw.plausible import ALL_DOUBTS
 from realman.data.raw.plausible import Doubt
+from realman.data.raw.statements import TASK_REMEDY
 from realman.errors import EpisodeError
 
 logger = logging.getLogger(__name__)
 
-LIMIT_TOLERANCE_RAD = math.radians(2.0)
-"""How far a measured angle may be beyond the vendor's limit. Encoders and leader arms overshoot a little."""
+_CHANGED = "changed while it was converted"
+_WAIT = "Run again after recording has ended"
 
-GRIPPER_TOLERANCE = 0.05
-"""How far a gripper may be beyond 0..1 before clipping. RealMan's EG2 reads down to -3 of 1000 when closed."""
-
-FULL_TURN_RAD = 2 * math.pi
-"""No joint of the arm turns further than this, so larger numbers are not radians."""
-
-MIN_MOTION_DEG = 5.0
-"""If all joints of both arms stay this close to zero, the numbers are radians that were taken for degrees."""
-
-_JOINTS = list(spec.JOINT_DIMS)
-_GRIPPERS = list(spec.GRIPPER_DIMS)
 _T = TypeVar("_T")
+
+
+Extra = Literal["velocity", "effort"]
+"""Numbers that a dataset may hold in addition to state and action."""
+
+_EXTRA_NAMES: dict[Extra, str] = {"velocity": QVEL, "effort": EFFORT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +48,8 @@ class EpisodeFacts:
     """What the converter needs to know about a sound recording."""
 
     path: Path
+    name: str
+    """What it is called in messages and metadata."""
     file_bytes: int
     modified_ns: int
     num_frames: int
@@ -63,9 +63,15 @@ class EpisodeFacts:
     image_bytes: int
     """Size of all frames as recorded, in bytes."""
     has_velocity: bool
+    """Whether velocities are recorded, and all of them are numbers."""
     has_effort: bool
+    """The same for efforts."""
     other_cameras: tuple[str, ...]
     """Recorded cameras that were not requested."""
+    left_out: tuple[tuple[str, str], ...] = ()
+    """What the file holds but cannot be converted, with the reason."""
+    notes: tuple[str, ...] = ()
+    """What the recording states and an option replaces."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +84,17 @@ class EpisodeReport:
     path: Path
     facts: EpisodeFacts | None = None
     problem: str | None = None
+    name: str = ""
 
 
 def check_episode(
-    path: Path, options: RawOptions, cameras: Sequence[str], *, accept: Collection[Doubt] = ALL_DOUBTS
+    path: Path,
+    options: RawOptions,
+    cameras: Sequence[str],
+    *,
+    accept: Collection[Doubt] = ALL_DOUBTS,
+    extras: Collection[Extra] | None = None,
+    name: str | None = None,
 ) -> EpisodeReport:
     """Check one recording on its own.
 
@@ -92,15 +105,50 @@ def check_episode(
         options: How to read it.
         cameras: Cameras that it must have.
         accept: Doubts that do not make it bad.
+        extras: Numbers that it must have in addition to state and action. None takes those that are sound.
+        name: What to call it. None means its file name.
+    """
+    name = path.name if name is None else name
+    try:
+        with open_episode(path, options, cameras=(), name=name) as episode:
+            problems = list(_problems(episode, cameras, extras or ())) or list(_doubts(episode, accept))
+            if problems:
+                return EpisodeReport(path, problem=f"{name}: {'; '.join(problems)}", name=name)
+            return EpisodeReport(path, facts=_facts(episode, cameras), name=name)
+    except EpisodeError as e:
+        return EpisodeReport(path, problem=str(e), name=name)
+
+
+def check_again(episode: Episode, facts: EpisodeFacts, accept: Collection[Doubt]) -> None:
+    """Check the very numbers that are about to be written.
+
+    The file may have been replaced since it was checked, even by one of the same size and time.
+
+    Raises:
+        EpisodeError: The recording is not the one that was checked.
+    """
+    cameras = [camera for camera, _, _ in facts.image_sizes]
+    problems = [*_number_problems(episode), *_doubts(episode, accept)]
+    # Task texts may come from a file that only the first check has read.
+    found = dataclasses.replace(_facts(episode, cameras), task=facts.task, notes=facts.notes)
+    if problems or found != facts:
+        details = f" ({'; '.join(problems)})" if problems else ""
+        raise EpisodeError(f"{facts.name}: {_CHANGED}{details}. {_WAIT}")
+
+
+def check_unchanged(facts: EpisodeFacts) -> None:
+    """Refuse a recording whose file has changed since it was checked.
+
+    Raises:
+        EpisodeError: Its size or its time of change differs.
     """
     try:
-        with open_episode(path, options) as episode:
-            problems = list(_problems(episode, cameras)) or list(_doubts(episode, accept))
-            if problems:
-                return EpisodeReport(path, problem=f"{path.name}: {'; '.join(problems)}")
-            return EpisodeReport(path, facts=_facts(episode, cameras))
-    except EpisodeError as e:
-        return EpisodeReport(path, problem=str(e))
+        status = facts.path.stat()
+        found = status.st_size, status.st_mtime_ns
+    except OSError:
+        found = None
+    if found != (facts.file_bytes, facts.modified_ns):
+        raise EpisodeError(f"{facts.name}: {_CHANGED}. {_WAIT}")
 
 
 def compare_episodes(reports: Sequence[EpisodeReport]) -> list[EpisodeReport]:
@@ -121,7 +169,8 @@ def compare_episodes(reports: Sequence[EpisodeReport]) -> list[EpisodeReport]:
             if form[name] != usual[name]
         ]
         if differences:
-            compared.append(EpisodeReport(report.path, problem=f"{report.path.name}: has {'; '.join(differences)}"))
+            problem = f"{report.name}: has {'; '.join(differences)}"
+            compared.append(EpisodeReport(report.path, problem=problem, name=report.name))
         else:
             compared.append(report)
     return compared
@@ -152,8 +201,6 @@ def _form(facts: EpisodeFacts) -> dict[str, str]:
     return {
         "frame rate": f"{facts.fps} fps",
         "images": sizes,
-        "velocities": "recorded" if facts.has_velocity else "missing",
-        "efforts": "recorded" if facts.has_effort else "missing",
     }
 
 
@@ -166,6 +213,7 @@ def _facts(episode: Episode, cameras: Sequence[str]) -> EpisodeFacts:
     status = episode.path.stat()
     return EpisodeFacts(
         path=episode.path,
+        name=episode.name,
         file_bytes=status.st_size,
         modified_ns=status.st_mtime_ns,
         num_frames=episode.num_frames,
@@ -175,31 +223,65 @@ def _facts(episode: Episode, cameras: Sequence[str]) -> EpisodeFacts:
         image_sizes=tuple((name, s.height, s.width) for name, s in streams.items()),
         is_jpeg=all(s.keeps_encoding for s in streams.values()),
         image_bytes=sum(s.stored_bytes for s in streams.values()),
-        has_velocity=episode.velocity is not None,
-        has_effort=episode.effort is not None,
+        has_velocity=episode.velocity is not None and bool(np.isfinite(episode.velocity).all()),
+        has_effort=episode.effort is not None and bool(np.isfinite(episode.effort).all()),
         other_cameras=tuple(c for c in episode.cameras if c not in cameras),
+        left_out=tuple({**episode.left_out, **_extras_not_finite(episode)}.items()),
+        notes=episode.notes,
     )
 
 
-def _problems(episode: Episode, cameras: Sequence[str]) -> Iterator[str]:
+def _extras_not_finite(episode: Episode) -> dict[str, str]:
+    extras = {QVEL: episode.velocity, EFFORT: episode.effort}
+    return {
+        name: _not_finite(name, values)
+        for name, values in extras.items()
+        if values is not None and not np.isfinite(values).all()
+    }
+
+
+def _problems(episode: Episode, cameras: Sequence[str], extras: Collection[Extra]) -> Iterator[str]:
     if episode.task is None:
-        yield "has no task text. Give --task 'what the robot does'"
-    missing = [camera for camera in cameras if camera not in episode.cameras]
+        yield episode.task_problem or f"has no task text. {TASK_REMEDY}"
+    # Cameras that were asked for must be there and readable.
+    broken = [camera for camera in cameras if camera in episode.broken_cameras]
+    missing = [camera for camera in cameras if camera not in episode.cameras and camera not in broken]
     if missing:
         names = ", ".join(f"'{c}'" for c in missing)
         have = ", ".join(episode.cameras) or "none"
         yield f"camera {names} is missing (recorded: {have}). Choose what to convert with --cameras"
-    optional = {"observations/qvel": episode.velocity, "observations/effort": episode.effort}
-    positions = {QPOS: episode.unclipped_state, ACTION: episode.unclipped_action}
-    for name, values in {**positions, **optional}.items():
-        if values is not None and not np.isfinite(values).all():
-            yield _not_finite(name, values)
-        elif values is not None and name in positions:
-            yield from _angle_problems(name, values, episode.options)
-            yield from _gripper_problems(name, values, episode.options)
+    for camera in broken:
+        yield episode.broken_cameras[camera].removeprefix(f"{episode.name}: ")
+    yield from _number_problems(episode)
+    # So must extra numbers, if they were asked for.
+    unusable = {**episode.left_out, **_extras_not_finite(episode)}
+    values = {"velocity": episode.velocity, "effort": episode.effort}
+    for extra in extras:
+        name = _EXTRA_NAMES[extra]
+        if values[extra] is None or name in unusable:
+            found = unusable.get(name, f"'{name}' is missing")
+            yield f"{found}. Leave {extra} out of --extras"
     for camera in cameras:
-        if camera not in missing:
+        if camera in episode.cameras:
             yield from _frame_problems(episode, camera)
+
+
+def _number_problems(episode: Episode) -> Iterator[str]:
+    """Describe what is wrong with state, action and rate."""
+    positions = {QPOS: episode.unclipped_state, ACTION: episode.unclipped_action}
+    finite = {name: bool(np.isfinite(values).all()) for name, values in positions.items()}
+    for name, values in positions.items():
+        if not finite[name]:
+            yield _not_finite(name, values)
+    yield from units.unit_problems({n: v for n, v in positions.items() if finite[n]}, episode.options)
+    # An assumed rate may not contradict the clock. A stated one is a doubt.
+    if not episode.has_fps and episode.timestamps is not None:
+        rate = plausible.clock_rate(episode.timestamps, episode.fps)
+        if rate is not None and plausible.contradicts(rate, episode.fps):
+            yield (
+                f"timestamps are {rate:.1f} frames per second apart, and no frame rate is stated. "
+                f"Give --fps {max(1, round(rate))}"
+            )
 
 
 def _doubts(episode: Episode, accept: Collection[Doubt]) -> Iterator[str]:
@@ -211,41 +293,18 @@ def _doubts(episode: Episode, accept: Collection[Doubt]) -> Iterator[str]:
         for name, values in ((QPOS, episode.state), (ACTION, episode.action)):
             yield from plausible.jump_problems(name, values, episode.fps)
     if "timestamps" not in accept and episode.timestamps is not None:
-        yield from plausible.timestamp_problems(episode.timestamps, episode.fps, has_fps=episode.has_fps)
+        stated_by = "the recording states" if episode.options.fps is None else "--fps says"
+        yield from plausible.timestamp_problems(
+            episode.timestamps, episode.fps, has_fps=episode.has_fps, stated_by=stated_by
+        )
+    if "timestamps" not in accept and episode.timestamps_problem:
+        yield f"{episode.timestamps_problem}. {plausible.ACCEPT_TIMESTAMPS}"
 
 
 def _not_finite(name: str, values: Traj) -> str:
     bad = np.argwhere(~np.isfinite(values))
     frame, dim = bad[0]
     return f"'{name}' is not finite at frame {frame}, {spec.DIM_NAMES[dim]} [{dim}] ({len(bad)} such values)"
-
-
-def _angle_problems(name: str, values: Traj, options: RawOptions) -> Iterator[str]:
-    # Report the strongest excess, because one line can show only one.
-    excess = np.maximum(values - spec.UPPER, spec.LOWER - values)[:, _JOINTS]
-    frame, column = np.unravel_index(np.argmax(excess), excess.shape)
-    largest_rad = float(np.abs(values[:, _JOINTS]).max())
-    if excess[frame, column] > LIMIT_TOLERANCE_RAD:
-        dim = _JOINTS[column]
-        limit = spec.UPPER[dim] if values[frame, dim] > 0 else spec.LOWER[dim]
-        text = f"'{name}' {spec.DIM_NAMES[dim]} is {values[frame, dim]:.3f} rad at frame {frame}, limit {limit:.3f} rad"
-        if options.angle_unit == "rad" and largest_rad > FULL_TURN_RAD + LIMIT_TOLERANCE_RAD:
-            text += ". These look like degrees: give --angle-unit deg"
-        yield text
-    elif options.angle_unit == "deg" and 0 < largest_rad < math.radians(MIN_MOTION_DEG):
-        seen = f"'{name}' stays within {math.degrees(largest_rad):.2f} deg"
-        yield f"{seen}. These look like radians: leave --angle-unit deg out"
-
-
-def _gripper_problems(name: str, values: Traj, options: RawOptions) -> Iterator[str]:
-    low, high = options.gripper_range
-    fractions = values[:, _GRIPPERS].astype(np.float64)
-    recorded = low + fractions * (high - low)
-    seen = f"'{name}' grippers go from {recorded.min():g} to {recorded.max():g}"
-    if fractions.min() < -GRIPPER_TOLERANCE or fractions.max() > 1 + GRIPPER_TOLERANCE:
-        yield f"{seen}, outside {low:g}:{high:g}. Give --gripper-range CLOSED:OPEN, such as 0:1000"
-    elif max(abs(low), abs(high)) >= 100 and np.ptp(recorded) > 0.05 and np.abs(recorded).max() <= 1.5:
-        yield f"{seen}, far too little for {low:g}:{high:g}. These look like 0:1: leave --gripper-range out"
 
 
 def _frame_problems(episode: Episode, camera: str) -> Iterator[str]:
@@ -258,4 +317,4 @@ def _frame_problems(episode: Episode, camera: str) -> Iterator[str]:
         for t in sorted({0, episode.num_frames // 2, episode.num_frames - 1}):
             stream.image(t)
     except EpisodeError as e:
-        yield str(e).removeprefix(f"{episode.path.name}: ")
+        yield str(e).removeprefix(f"{episode.name}: ")

@@ -19,6 +19,7 @@ import tyro
 
 from realman import cli
 from realman import spec
+from realman.data.checks import Extra
 from realman.data.dataset import conversion
 from realman.data.dataset import existing
 from realman.data.dataset import layout
@@ -80,6 +81,9 @@ class Args(ReadingFlags):
     """JSON object of task texts by recording, such as {"episode_0": "fold the towel"}."""
     cameras: tuple[str, ...] = spec.CAMERAS
     """Cameras to convert. Every recording must have all of them."""
+    extras: tuple[Extra, ...] | None = None
+    """Numbers in addition to state and action that every recording must have: velocity, effort, or none of them.
+    By default those that are sound in all recordings."""
     episodes: tuple[Index, ...] | None = None
     """Numbers of the recordings to convert, as in episode_<n>.hdf5. None means all."""
     robot_type: str | None = None
@@ -150,7 +154,8 @@ def _open_pool(args: Args, num_episodes: int) -> contextlib.AbstractContextManag
 
 
 def _upgrade(args: Args) -> Outcome:
-    if args.options != RawOptions() or args.task_file or args.episodes or args.shard or args.merge:
+    for_recordings = (args.task_file, args.episodes, args.shard, args.merge, args.extras is not None)
+    if args.options != RawOptions() or any(for_recordings):
         raise DatasetError(
             f"{args.raw_dir}: is a LeRobot dataset, expected no flags for reading recordings. "
             "Leave them out to upgrade it"
@@ -165,6 +170,8 @@ def _convert(args: Args) -> Outcome:
         target=args.target,
         options=args.options,
         cameras=args.cameras,
+        raw_dir=args.raw_dir,
+        extras=args.extras,
         storage=args.storage,
         robot_type=args.robot_type or DEFAULT_ROBOT_TYPE,
         task_file=args.task_file,

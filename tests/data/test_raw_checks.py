@@ -29,13 +29,38 @@ def test_a_sound_recording_gives_its_facts(tmp_path, write_recording):
     assert facts.other_cameras == ("cam_extra",)
 
 
-@pytest.mark.parametrize("name", ["observations/qpos", "action", "observations/qvel", "observations/effort"])
+@pytest.mark.parametrize("name", ["observations/qpos", "action"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_number_that_is_none_is_named_with_frame_and_joint(tmp_path, write_recording, name, value):
     path = write_recording(tmp_path / "episode_0.hdf5").path
     with h5py.File(path, "r+") as file:
         file[name][3:5, 9] = value
     assert f"'{name}' is not finite at frame 3, left_elbow [9] (2 such values)" in problem_of(path)
+
+
+@pytest.mark.parametrize("extra", ["velocity", "effort"])
+@pytest.mark.parametrize("fault", ["nan", "width", "length", "text", "missing", "group"])
+def test_extra_numbers_have_no_veto_unless_they_are_asked_for(tmp_path, write_recording, extra, fault):
+    path = write_recording(tmp_path / "episode_0.hdf5").path
+    name = {"velocity": "observations/qvel", "effort": "observations/effort"}[extra]
+    with h5py.File(path, "r+") as file:
+        if fault == "nan":
+            file[name][3:5, 9] = np.nan
+        else:
+            del file[name]
+            values = {"width": np.zeros((6, 12)), "length": np.zeros((5, 14)), "text": [b"a"] * 6}
+            if fault == "group":
+                file[f"{name}/right"] = np.zeros((6, 7))
+            elif fault != "missing":
+                file[name] = values[fault]
+    facts = check_episode(path, RawOptions(), spec.CAMERAS).facts
+    assert (facts.has_velocity, facts.has_effort) == (extra != "velocity", extra != "effort")
+    assert (name in dict(facts.left_out)) == (fault != "missing")
+    problem = check_episode(path, RawOptions(), spec.CAMERAS, extras=(extra,)).problem
+    assert problem.startswith(f"episode_0.hdf5: '{name}' ")
+    assert problem.endswith(f"Leave {extra} out of --extras")
+    other = "effort" if extra == "velocity" else "velocity"
+    assert check_episode(path, RawOptions(), spec.CAMERAS, extras=(other,)).problem is None
 
 
 def test_degrees_called_radians_are_suspected(tmp_path, write_recording):
@@ -117,7 +142,6 @@ def test_several_faults_of_one_recording_share_one_line(tmp_path, write_recordin
     [
         ({"size": (32, 64)}, "images cam_high 32x64 px"),
         ({"fps": 30}, "frame rate 30 fps, expected 50 fps as in most others"),
-        ({"optional": False}, "velocities missing, expected recorded as in most others; efforts missing"),
     ],
 )
 def test_a_recording_unlike_the_others_is_the_bad_one(tmp_path, write_recording, odd, message):

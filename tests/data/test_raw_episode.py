@@ -217,17 +217,16 @@ def test_rate_and_task_come_from_the_recording_or_the_options(tmp_path, write_re
         assert episode.task == "fold the towel"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (RawOptions(fps=30), "recorded at 50 fps, but --fps says 30"),
-        (RawOptions(task="wave"), "but --task says 'wave'"),
-    ],
-)
-def test_options_may_not_contradict_the_recording(tmp_path, write_recording, options, message):
+def test_the_users_word_replaces_what_the_recording_states_with_a_note(tmp_path, write_recording):
     path = write_recording(tmp_path / "episode_0.hdf5").path
-    with pytest.raises(EpisodeError, match=message):
-        open_episode(path, options)
+    with open_episode(path, RawOptions(fps=30, task="wave")) as episode:
+        assert (episode.fps, episode.has_fps, episode.task) == (30, True, "wave")
+        assert episode.notes == (
+            "recorded with fps 50, read as 30 as --fps says",
+            "recorded with the task 'put the cube into the tray', read as 'wave'",
+        )
+    with open_episode(path, RawOptions(fps=50, task=" put the cube into the tray ")) as episode:
+        assert (episode.fps, episode.task, episode.notes) == (50, "put the cube into the tray", ())
 
 
 def _damage(path, how):

@@ -137,12 +137,49 @@ def test_recorded_clocks_and_jumps_make_an_episode_bad_unless_accepted(tmp_path,
     assert check_episode(path, RawOptions(), spec.CAMERAS, accept=("jump", "timestamps")).problem is None
 
 
-def test_timestamps_of_another_length_are_an_error(tmp_path, write_recording):
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (np.arange(5), "'timestamps' has shape (5,), expected (6,)"),
+        ([b"2026-11-27T10:00:00"] * 6, "'timestamps' holds no numbers (object), expected times in s, ms, us or ns"),
+        (np.zeros((6, 2)), "'timestamps' has shape (6, 2)"),
+        (np.float64(3), "'timestamps' has shape ()"),
+    ],
+)
+def test_timestamps_of_another_form_are_a_doubt(tmp_path, write_recording, times, message):
     path = write_recording(tmp_path / "episode_0.hdf5").path
     with h5py.File(path, "r+") as file:
-        file["timestamps"] = np.arange(5)
-    with open_episode(path) as episode, pytest.raises(EpisodeError, match=r"'timestamps' has shape \(5,\)"):
-        _ = episode.timestamps
+        file["timestamps"] = times
+    problem = check_episode(path, RawOptions(), spec.CAMERAS, accept=()).problem
+    assert problem.startswith(f"episode_0.hdf5: {message}")
+    assert problem.endswith("Keep it with --accept timestamps")
+    assert check_episode(path, RawOptions(), spec.CAMERAS, accept=("timestamps",)).problem is None
+
+
+@pytest.mark.parametrize("unit_s", [1, 1e-3, 1e-6, 1e-9])
+@pytest.mark.parametrize("rate", [30, 29.97, 15, 100])
+def test_an_assumed_rate_that_the_clock_contradicts_is_refused_with_the_rate(tmp_path, write_recording, rate, unit_s):
+    path = write_recording(tmp_path / "episode_0.hdf5", fps=None, num_frames=20).path
+    with h5py.File(path, "r+") as file:
+        file["timestamps"] = 1.7e9 / unit_s + np.arange(20) / rate / unit_s
+    # The doubt about clocks may be accepted, but nobody has stated the assumed rate.
+    problem = check_episode(path, RawOptions(), spec.CAMERAS).problem
+    assert f"and no frame rate is stated. Give --fps {round(rate)}" in problem
+    facts = check_episode(path, RawOptions(fps=round(rate)), spec.CAMERAS, accept=()).facts
+    assert (facts.fps, facts.has_fps) == (round(rate), True)
+
+
+def test_a_stated_rate_that_the_clock_contradicts_is_a_doubt_with_two_remedies(tmp_path, write_recording):
+    path = write_recording(tmp_path / "episode_0.hdf5", num_frames=20).path
+    with h5py.File(path, "r+") as file:
+        file["timestamps"] = np.arange(20) / 30
+    problem = check_episode(path, RawOptions(), spec.CAMERAS, accept=()).problem
+    assert "30.0 frames per second apart, expected 50 as the recording states. Give --fps 30, or keep it" in problem
+    facts = check_episode(path, RawOptions(fps=30), spec.CAMERAS, accept=()).facts
+    assert facts.fps == 30
+    assert facts.notes == ("recorded with fps 50, read as 30 as --fps says",)
+    assert check_episode(path, RawOptions(), spec.CAMERAS, accept=("timestamps",)).facts.fps == 50
+    assert "expected 60 as --fps says" in check_episode(path, RawOptions(fps=60), spec.CAMERAS, accept=()).problem
 
 
 def test_cameras_can_be_exchanged_and_renamed(tmp_path, write_recording):

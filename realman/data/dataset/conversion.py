@@ -6,7 +6,6 @@ The caller chooses the workers.
 from collections.abc import Sequence
 import dataclasses
 import functools
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ from tqdm import tqdm
 
 from realman.data.checks import EpisodeFacts
 from realman.data.checks import EpisodeReport
+from realman.data.checks import Extra
 from realman.data.checks import check_episode
 from realman.data.checks import compare_episodes
 from realman.data.checks import refuse_bad
 from realman.data.dataset import files
 from realman.data.dataset import layout
 from realman.data.dataset import long_episodes
+from realman.data.dataset import notes
 from realman.data.dataset import upgrade
 from realman.data.dataset.build import DatasetPlan
 from realman.data.dataset.build import Failure
@@ -36,10 +37,12 @@ from realman.data.dataset.staging import Shard
 from realman.data.dataset.staging import Staging
 from realman.data.dataset.staging import find_shards
 from realman.data.raw.folder import read_task_texts
+from realman.data.raw.folder import recording_name
 from realman.data.raw.options import RawOptions
 from realman.data.raw.plausible import Doubt
 
-logger = logging.getLogger(__name__)
+_OPTIONAL = ("action_angle_unit", "action_gripper_range")
+"""Options that conversion.json has only if they were given."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,10 @@ class ConversionRequest:
     """Cameras that every recording must have."""
     storage: Storage
     robot_type: str
+    raw_dir: Path | None = None
+    """Folder below which recordings are named. None names them by their files."""
+    extras: tuple[Extra, ...] | None = None
+    """Numbers to store in addition to state and action. None means those that are sound in all recordings."""
     task_file: Path | None = None
     """File with a JSON object of task texts by recording."""
     accept: tuple[Doubt, ...] = ()
@@ -68,6 +75,10 @@ class ConversionRequest:
     """Build only this part of the episodes, for a later merge."""
     merge: bool = False
     """Use the episodes that shards have built, and build only the missing ones."""
+
+    def name(self, path: Path) -> str:
+        """Return what a recording is called in messages and metadata."""
+        return path.name if self.raw_dir is None else recording_name(path, self.raw_dir)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,43 +160,41 @@ def _check(request: ConversionRequest, pool: WorkerPool) -> tuple[list[EpisodeFa
     Raises:
         EpisodeError: Recordings are bad and may not be skipped, or none is good.
     """
-    texts = read_task_texts(request.task_file, request.paths) if request.task_file else {}
+    names = [request.name(path) for path in request.paths]
+    texts = read_task_texts(request.task_file, names) if request.task_file else {}
     items = [
-        (p, dataclasses.replace(request.options, task=texts.get(p.stem, request.options.task))) for p in request.paths
+        (path, name, dataclasses.replace(request.options, task=texts.get(name, request.options.task)))
+        for path, name in zip(request.paths, names, strict=True)
     ]
     # Reports arrive in any order.
     by_path = {}
     with tqdm(total=len(items), desc="check", unit=" episodes", leave=False) as bar:
-        check = functools.partial(_check_one, cameras=request.cameras, accept=request.accept)
-        for (path, _), report in as_completed(pool.executor, check, items, max_pending=pool.max_pending):
+        check = functools.partial(_check_one, request=request)
+        for (path, *_), report in as_completed(pool.executor, check, items, max_pending=pool.max_pending):
             by_path[path] = report
             bar.update()
     reports = compare_episodes([by_path[path] for path in request.paths])
     facts = [r.facts for r in reports if r.facts is not None]
     rejected = [r for r in reports if r.problem is not None]
     refuse_bad(rejected, len(reports), num_good=len(facts), skip_bad=request.skip_bad)
-    _warn_about_assumptions(facts)
+    notes.report_assumptions(facts, request.extras)
     return facts, rejected
 
 
-def _check_one(item: tuple[Path, RawOptions], cameras: Sequence[str], accept: Sequence[Doubt]) -> EpisodeReport:
-    path, options = item
-    return check_episode(path, options, cameras, accept=accept)
-
-
-def _warn_about_assumptions(facts: Sequence[EpisodeFacts]) -> None:
-    """Report what is assumed and what is left out."""
-    if not facts[0].has_fps:
-        logger.warning(
-            "no recording states its frame rate: %d frames per second assumed. Give another with --fps", facts[0].fps
-        )
-    others = sorted({camera for f in facts for camera in f.other_cameras})
-    if others:
-        logger.warning("cameras recorded but not converted: %s. Choose with --cameras", ", ".join(others))
+def _check_one(item: tuple[Path, str, RawOptions], request: ConversionRequest) -> EpisodeReport:
+    path, name, options = item
+    return check_episode(path, options, request.cameras, accept=request.accept, extras=request.extras, name=name)
 
 
 def _plan(facts: Sequence[EpisodeFacts], request: ConversionRequest) -> DatasetPlan:
-    plan = plan_raw(facts, request.options, request.storage, robot_type=request.robot_type, accept=request.accept)
+    plan = plan_raw(
+        facts,
+        request.options,
+        request.storage,
+        robot_type=request.robot_type,
+        accept=request.accept,
+        extras=request.extras,
+    )
     if request.shard is None:
         return plan
     # Every n-th episode, so that long and short ones are spread evenly.
@@ -226,8 +235,8 @@ def _build_sound(
         if not failures:
             return plan, records, damaged
         problems = {f.job.source: f.problem for f in failures}
-        found = [EpisodeReport(f.path, problem=problems[f.path.name]) for f in facts if f.path.name in problems]
-        facts = [f for f in facts if f.path.name not in problems]
+        found = [EpisodeReport(f.path, problem=problems[f.name], name=f.name) for f in facts if f.name in problems]
+        facts = [f for f in facts if f.name not in problems]
         refuse_bad(found, len(request.paths), num_good=len(facts), skip_bad=request.skip_bad)
         damaged += found
         plan = _plan(facts, request)
@@ -241,8 +250,9 @@ def _build(plan: DatasetPlan, staging: Staging, pool: WorkerPool) -> tuple[list[
 def _describe(request: ConversionRequest) -> dict[str, Any]:
     """Describe how the dataset's numbers follow from the recordings."""
     storage = request.storage
+    options = dataclasses.asdict(request.options)
     return {
-        "options": dataclasses.asdict(request.options),
+        "options": {name: value for name, value in options.items() if value is not None or name not in _OPTIONAL},
         "cameras": list(request.cameras),
         "storage": {"mode": storage.mode, "codec": storage.codec, **dataclasses.asdict(storage.encoding)},
         "accept": sorted(request.accept),
@@ -261,6 +271,6 @@ def _publish(
         if conversion:
             layout.write_json(staging.path / layout.CONVERSION, conversion)
         if rejected:
-            content = [{"source": r.path.name, "reason": r.problem} for r in rejected]
+            content = [{"source": r.name or r.path.name, "reason": r.problem} for r in rejected]
             layout.write_json(staging.path / layout.REJECTED, content)
     staging.publish()

@@ -3,7 +3,7 @@
 Frames are streamed, so memory does not depend on the length of the episode.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
 import hashlib
 import itertools
@@ -16,6 +16,9 @@ import numpy as np
 
 from realman import spec
 from realman.data.checks import EpisodeFacts
+from realman.data.checks import Extra
+from realman.data.checks import check_again
+from realman.data.checks import check_unchanged
 from realman.data.dataset import layout
 from realman.data.dataset.build import DatasetPlan
 from realman.data.dataset.frames import CameraFrames
@@ -106,7 +109,7 @@ class RawJob:
     @property
     def source(self) -> str:
         """File name of the recording."""
-        return self.facts.path.name
+        return self.facts.name
 
     def fingerprint(self) -> str:
         """Return a hash of everything the episode's files depend on.
@@ -116,17 +119,17 @@ class RawJob:
         it elsewhere.
         """
         content = {**dataclasses.asdict(self), "revision": _WRITER_REVISION}
-        content["facts"]["path"] = self.facts.path.name
+        content["facts"]["path"] = self.facts.name
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def build(self, context: BuildContext) -> EpisodeRecord:
         """Write the episode's table and videos. See `EpisodeJob.build`."""
-        with open_episode(self.facts.path, self.options) as episode:
-            if episode.num_frames != self.facts.num_frames:
-                raise EpisodeError(
-                    f"{self.source}: changed while it was converted. Run again after recording has ended"
-                )
+        cameras = [camera for camera, _, _ in self.facts.image_sizes]
+        with open_episode(self.facts.path, self.options, cameras=cameras, name=self.source) as episode:
+            # What was checked before may not be what is written now.
+            check_again(episode, self.facts, self.accept)
             stats = _write_episode(episode, self, context)
+        check_unchanged(self.facts)
         return EpisodeRecord(
             episode_index=self.episode_index,
             num_frames=self.num_frames,
@@ -150,6 +153,7 @@ def plan_raw(
     *,
     robot_type: str,
     accept: Sequence[Doubt] = (),
+    extras: Collection[Extra] | None = None,
 ) -> DatasetPlan:
     """Plan a dataset of checked recordings.
 
@@ -159,6 +163,7 @@ def plan_raw(
         storage: How images are stored.
         robot_type: Name of the robot.
         accept: Doubts about recordings that the user has accepted.
+        extras: Numbers to store in addition to state and action. None means those that are sound in all recordings.
 
     Raises:
         DatasetError: Frames of this size cannot be stored as video.
@@ -168,7 +173,9 @@ def plan_raw(
         for _, height, width in first.image_sizes:
             check_size(height, width)
     # Each episode's place: its indices and the index of its first frame.
-    form = DatasetForm(first.image_sizes, first.has_velocity, first.has_effort, first.fps, storage)
+    has_velocity = all(f.has_velocity for f in facts) and (extras is None or "velocity" in extras)
+    has_effort = all(f.has_effort for f in facts) and (extras is None or "effort" in extras)
+    form = DatasetForm(first.image_sizes, has_velocity, has_effort, first.fps, storage)
     tasks = list(dict.fromkeys(f.task for f in facts))
     starts = itertools.accumulate((f.num_frames for f in facts), initial=0)
     jobs = [

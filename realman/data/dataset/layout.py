@@ -35,6 +35,8 @@ Features = dict[str, dict[str, Any]]
 IMAGE = "image"
 VIDEO = "video"
 
+_LINE_ENDS = {ord(c): f"\\u{ord(c):04x}" for c in "\x7f\x85\u2028\u2029"}
+
 INDEX_FEATURES: Features = {
     "timestamp": {"dtype": "float32", "shape": [1], "names": None},
     "frame_index": {"dtype": "int64", "shape": [1], "names": None},
@@ -141,7 +143,12 @@ def write_json_lines(path: Path, records: Iterable[Any]) -> None:
     """Write one JSON object per line, and create the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        file.writelines(_one_line(json.dumps(record, ensure_ascii=False)) + "\n" for record in records)
+
+
+def _one_line(text: str) -> str:
+    """Escape what some readers take for the end of a line."""
+    return text.translate(_LINE_ENDS)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from realman.data.inspection.survey import Finding
 from realman.data.inspection.survey import Survey
 from realman.data.inspection.survey import counted
 from realman.data.inspection.survey import some
+from realman.data.raw import plausible
 
 _MIN_GAP_RAD = 0.1
 """Mean distance between action and state that is too large for a following error."""
@@ -94,7 +95,14 @@ def check_rate(survey: Survey) -> Iterator[Finding]:
     if assumed:
         text = f"{counted(len(assumed), 'recording')} without a frame rate, so {rates[0]:g} fps is assumed"
         yield Finding("warning", "fps", text, survey.convert_with("--fps and the true rate"), tuple(assumed))
-    # Only datasets have timestamps.
+    contradicted = [e for e in survey.readable if plausible.contradicts(e.clock_fps, e.fps)]
+    if contradicted:
+        first = contradicted[0]
+        stated = "stated" if first.has_fps else "assumed"
+        text = f"timestamps are {first.clock_fps:.1f} frames per second apart in {first.name}, but {first.fps:g} are {stated}"
+        remedy = survey.convert_with(f"--fps {max(1, round(first.clock_fps or 1))}")
+        yield Finding("error", "fps", text, remedy, tuple(e.name for e in contradicted))
+    # The times of a dataset must be exact.
     late = {n: m.timestamp_error_s for n, m in survey.motions.items() if m.timestamp_error_s is not None}
     bad = [name for name, error in late.items() if error > _TIMESTAMP_TOLERANCE_S]
     if bad:

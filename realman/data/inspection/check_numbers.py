@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from realman import spec
-from realman.data import checks
+from realman.data import units
 from realman.data.inspection.motion import GRIPPERS
 from realman.data.inspection.motion import JOINTS
 from realman.data.inspection.survey import Finding
@@ -28,9 +28,6 @@ _FAR_OUT = 10.0
 
 _MANY_CLIPPED = 0.10
 """The data's own quantiles leave 2 % of a number outside. Five times that is a mismatch."""
-
-_GRIPPER_FULL_SCALES = (1, 100, 255, 1000)
-"""Common full scales of grippers: fraction, percent, Modbus byte, per mille."""
 
 _SMALL_STROKE = 0.2
 """A gripper that moves but never beyond this is probably recorded in meters."""
@@ -51,21 +48,20 @@ def check_finite(survey: Survey) -> Iterator[Finding]:
 
 def check_angles(survey: Survey) -> Iterator[Finding]:
     """Check the unit of the joint angles, then the joint limits."""
-    unit = survey.data.options.angle_unit
+    flags = units.better_angle_flags(survey.positions, survey.data.options)
     largest = max(float(np.abs(r[:, JOINTS]).max()) for r in (survey.state_range, survey.action_range))
     if not survey.has_plausible_angles:
-        text = f"joint angles reach {largest:.1f} rad, but no joint can turn beyond {checks.FULL_TURN_RAD:.2f} rad"
-        if unit == "deg":
+        text = f"joint angles reach {largest:.1f} rad, but no joint can turn beyond {units.FULL_TURN_RAD:.2f} rad"
+        if flags is None:
             yield Finding(
                 "error", "angle-unit", text, "check the recorder's unit, because this is impossible even in degrees"
             )
         else:
-            yield Finding(
-                "error", "angle-unit", f"{text}: the angles are in degrees", survey.convert_with("--angle-unit deg")
-            )
-    elif unit == "deg" and 0 < largest < math.radians(checks.MIN_MOTION_DEG):
+            yield Finding("error", "angle-unit", f"{text}: the angles are in degrees", survey.convert_with(flags))
+    elif flags is not None:
         text = f"no joint goes beyond {math.degrees(largest):.2f} deg: the angles are in radians"
-        yield Finding("error", "angle-unit", text, "leave out --angle-unit deg")
+        remedy = survey.convert_with(flags) if flags else "leave out --angle-unit deg"
+        yield Finding("error", "angle-unit", text, remedy)
     else:
         yield from _check_limits(survey)
 
@@ -80,7 +76,7 @@ def _check_limits(survey: Survey) -> Iterator[Finding]:
             for dim in JOINTS
         }
         worst = max(excess, key=excess.__getitem__)
-        if excess[worst] > checks.LIMIT_TOLERANCE_RAD:
+        if excess[worst] > units.LIMIT_TOLERANCE_RAD:
             beyond[name] = (excess[worst], worst)
     if beyond:
         name = max(beyond, key=lambda n: beyond[n][0])
@@ -99,16 +95,20 @@ def check_grippers(survey: Survey) -> Iterator[Finding]:
     """Check range and direction of the grippers."""
     low, high = survey.data.options.gripper_range
     fractions = np.stack([survey.state_range, survey.action_range])[:, :, GRIPPERS]
-    recorded = low + fractions * (high - low)
+    options = survey.data.options
+    recorded = np.stack(
+        [
+            units.recorded_grippers(survey.state_range, options),
+            units.recorded_grippers(survey.action_range, options.for_actions()),
+        ]
+    )
     seen = f"grippers go from {recorded.min():g} to {recorded.max():g}"
-    tolerance = checks.GRIPPER_TOLERANCE
+    # A wrong scale comes first, because directions on it mean nothing.
+    tolerance = units.GRIPPER_TOLERANCE
     if fractions.min() < -tolerance or fractions.max() > 1 + tolerance:
-        largest = float(np.abs(recorded).max())
-        scale = next((s for s in _GRIPPER_FULL_SCALES if largest <= s * (1 + tolerance)), largest)
-        # A scale around zero, such as -1..1, has no usual closed value. A closed EG2 reads only a little below 0.
-        closed = f"{recorded.min():.3g}" if recorded.min() < -0.1 * largest else "0"
-        flag = f"--gripper-range {closed}:{scale:g} (closed:open, or {scale:g}:{closed} if larger is more closed)"
-        yield Finding("error", "gripper-range", f"{seen}, outside {low:g}:{high:g}", survey.convert_with(flag))
+        flags = units.better_gripper_flags(survey.positions, options) or "--gripper-range CLOSED:OPEN"
+        remedy = survey.convert_with(f"{flags} (closed:open, exchange both ends if larger is more closed)")
+        yield Finding("error", "gripper-range", f"{seen}, outside {low:g}:{high:g}", remedy)
     elif np.ptp(fractions) > 1e-3 and fractions.max() <= _SMALL_STROKE:
         flag = f"--gripper-range 0:{recorded.max():.3g}" if high > low else f"--gripper-range 0:{high:g}"
         yield Finding(

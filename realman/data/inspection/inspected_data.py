@@ -16,6 +16,8 @@ from realman.data.raw import Episode
 from realman.data.raw import RawOptions
 from realman.data.raw import find_episodes
 from realman.data.raw import open_episode
+from realman.data.raw import plausible
+from realman.data.raw.folder import recording_name
 from realman.data.raw.options import Traj
 from realman.errors import EpisodeError
 
@@ -34,6 +36,10 @@ class EpisodeView(Protocol):
     task: str | None
     cameras: dict[str, tuple[int, int]]
     """Height and width in px of each camera."""
+    recorded_cameras: tuple[str, ...]
+    """Names of all cameras, also of those that cannot be read."""
+    clock_fps: float | None
+    """Frames per second by the recorder's clock. None if it has none, and for a dataset."""
     state: Traj
     action: Traj
     velocity: Traj | None
@@ -70,7 +76,7 @@ class InspectedData:
         if self.dataset is not None:
             yield lerobot.DatasetEpisode(self.dataset, self.names.index(name))
             return
-        with open_episode(self._file_of(name), self.options) as episode:
+        with open_episode(self._file_of(name), self.options, cameras=(), name=name) as episode:
             yield RawView(episode)
 
     def converter_problem(self, name: str, cameras: Sequence[str]) -> str | None:
@@ -80,7 +86,7 @@ class InspectedData:
         """
         if self.dataset is not None:
             return None
-        return checks.check_episode(self._file_of(name), self.options, cameras).problem
+        return checks.check_episode(self._file_of(name), self.options, cameras, name=name).problem
 
     def _file_of(self, name: str) -> Path:
         return self.path if self.path.is_file() else self.path / name
@@ -98,7 +104,8 @@ def open_data(path: Path, options: RawOptions) -> InspectedData:
             raise EpisodeError(f"{path}: found options for recordings, but this is a LeRobot dataset. Leave them out")
         meta = lerobot.read_meta(path)
         return InspectedData(path, options, meta, meta.names)
-    return InspectedData(path, options, None, tuple(file.name for file in find_episodes(path)))
+    names = tuple(recording_name(file, path) for file in find_episodes(path))
+    return InspectedData(path, options, None, names)
 
 
 class RawView:
@@ -112,6 +119,9 @@ class RawView:
         self.task = episode.task
         streams = {name: episode.camera(name) for name in episode.cameras}
         self.cameras = {name: (stream.height, stream.width) for name, stream in streams.items()}
+        self.recorded_cameras = (*self.cameras, *episode.broken_cameras)
+        times = episode.timestamps
+        self.clock_fps = None if times is None else plausible.clock_rate(times, episode.fps)
         self.state = episode.unclipped_state
         self.action = episode.unclipped_action
         self.velocity = episode.velocity

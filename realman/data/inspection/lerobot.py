@@ -81,6 +81,8 @@ class DatasetEpisode:
         self._path = self._dataset.root / self._dataset.table(self._index)
         self.fps, self.has_fps = float(self._dataset.fps), True
         self.cameras = _camera_sizes(self._dataset)
+        self.recorded_cameras = tuple(self.cameras)
+        self.clock_fps: float | None = None
         with tables.open_table(self._path, str(self._path)) as file:
             self.num_frames = file.metadata.num_rows
             if self.num_frames != length or length == 0:

@@ -39,6 +39,8 @@ class EpisodeMeasure:
     num_frames: int = 0
     fps: float = 0.0
     has_fps: bool = False
+    clock_fps: float | None = None
+    """Frames per second by the recorder's clock. None if it has none, and for a dataset."""
     task: str | None = None
     motion: EpisodeMotion | None = None
     images: ImageMeasure | None = None
@@ -109,10 +111,11 @@ def measure_episode(data: InspectedData, name: str, budget: _Budget) -> EpisodeM
             # The converter's own checks, for the cameras that this episode has.
             return EpisodeMeasure(
                 name=name,
-                refusal=data.converter_problem(name, [c for c in budget.cameras if c in episode.cameras]),
+                refusal=data.converter_problem(name, [c for c in budget.cameras if c in episode.recorded_cameras]),
                 num_frames=episode.num_frames,
                 fps=episode.fps,
                 has_fps=episode.has_fps,
+                clock_fps=episode.clock_fps,
                 task=episode.task,
                 motion=motion,
                 images=images,

@@ -234,6 +234,8 @@ def _blocked(state: Traj, action: Traj, fps: float) -> np.ndarray:
     An object stops a gripper from closing, and nothing stops it from opening.
     """
     counts = np.zeros((2, 2), np.int64)
+    if len(state) < 2:
+        return counts
     steady_frames = max(2, round(_STEADY_S * fps))
     for side, dim in enumerate(GRIPPERS):
         still = np.abs(np.diff(np.stack([state[:, dim], action[:, dim]]), axis=1)).max(axis=0, initial=0.0) < 1e-3

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from realman.data import checks
+from realman.data import units
 from realman.data.inspection import arm_views
 from realman.data.inspection.arm_views import ArmView
 from realman.data.inspection.images import ImageMeasure
@@ -16,6 +16,8 @@ from realman.data.inspection.measure import EpisodeMeasure
 from realman.data.inspection.motion import JOINTS
 from realman.data.inspection.motion import EpisodeMotion
 from realman.data.inspection.norm_stats import StateStats
+from realman.data.raw.episode import ACTION
+from realman.data.raw.episode import QPOS
 
 Grade = Literal["error", "warning", "note"]
 GRADES: tuple[Grade, ...] = ("error", "warning", "note")
@@ -96,13 +98,25 @@ class Survey:
         return _union(m.action_range for m in self.motions.values())
 
     @functools.cached_property
+    def positions(self) -> dict[str, np.ndarray]:
+        """(n, 14) sampled and extreme positions.
+
+        Keys are datasets of a recording. Their rows are those of the same frames.
+        """
+        motions = self.motions.values()
+        return {
+            QPOS: np.concatenate([*(m.state for m in motions), self.state_range]),
+            ACTION: np.concatenate([*(m.action for m in motions), self.action_range]),
+        }
+
+    @functools.cached_property
     def has_plausible_angles(self) -> bool:
         """Whether the angles can be radians.
 
         If not, checks that compare them with rad or rad/s are useless.
         """
         largest = max(np.abs(r[:, JOINTS]).max(initial=0.0) for r in (self.state_range, self.action_range))
-        return bool(largest <= checks.FULL_TURN_RAD + checks.LIMIT_TOLERANCE_RAD)
+        return bool(largest <= units.FULL_TURN_RAD + units.LIMIT_TOLERANCE_RAD)
 
     @functools.cached_property
     def arm_views(self) -> dict[str, ArmView]:

@@ -1,9 +1,7 @@
 """The frames of one camera of a recording, raw or JPEG.
 
-Frames are read in blocks, so that memory stays bounded.
+They are checked when they are read, and decoded only when asked for.
 """
-
-from typing import Any
 
 import cv2
 import h5py
@@ -13,25 +11,13 @@ from realman.arrays import Bytes
 from realman.arrays import Image
 from realman.arrays import Pixels
 from realman.arrays import StoredFrame
-from realman.data.raw import hdf5
 from realman.data.raw import jpeg
+from realman.data.raw import rows
 from realman.data.raw.options import ColorOrder
 from realman.errors import EpisodeError
 
-_BLOCK_BYTES = 4 * 2**20
-"""Bytes read at once per camera.
-
-Enough to make HDF5's cost per call negligible, and small compared with a run's budget of 1 GiB.
-"""
-
-_MAX_CHUNK_BYTES = 64 * 2**20
-"""A compressed HDF5 chunk up to this size is read whole.
-
-Otherwise each of its frames would decompress the chunk again.
-"""
-
-_VARIABLE_LENGTH_ROWS = 16
-"""Frames read at once when the size of a row is not known in advance."""
+_MAX_FRAME_BYTES = 256 * 2**20
+"""No camera makes larger frames, and a length without data can be declared as large as one likes."""
 
 
 class CameraStream:
@@ -42,7 +28,7 @@ class CameraStream:
     """
 
     def __init__(
-        self, dataset: h5py.Dataset, *, place: str, color: ColorOrder, lengths: h5py.Dataset | None = None
+        self, dataset: h5py.Dataset, *, place: str, color: ColorOrder, lengths: np.ndarray | None = None
     ) -> None:
         """Check the layout of the dataset and measure its first frame.
 
@@ -61,18 +47,21 @@ class CameraStream:
         self._place = place
         self._swap = color == "bgr"
         self._lengths = lengths
-        self._block_start = 0
-        self._block: np.ndarray = np.empty(0)
         self._header: jpeg.Header | None = None
         self.is_jpeg = _is_jpeg(dataset, place)
-        self._unit_rows = _rows_per_unit(dataset)
-        self.block_rows = _rows_per_block(dataset, self._unit_rows)
         if len(dataset) == 0:
             raise EpisodeError(f"{place}: has no frames. Record the episode again")
+        rows.check_row_size(dataset, _MAX_FRAME_BYTES, place)
+        self._rows = rows.Rows(dataset, place)
         self.height, self.width = self._measure()
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    @property
+    def block_rows(self) -> int:
+        """Frames read at once by a reader in order."""
+        return self._rows.block_rows
 
     @property
     def keeps_encoding(self) -> bool:
@@ -99,8 +88,8 @@ class CameraStream:
             EpisodeError: The buffer is not a whole color JPEG, or its size differs from that of the first frame.
         """
         if not self.is_jpeg:
-            return self._read(t)
-        data = self._trim(np.frombuffer(self._read(t), np.uint8), t)
+            return self._rows[t]
+        data = self._trim(np.frombuffer(self._rows[t], np.uint8), t)
         if self._header is None or not jpeg.starts_like(data, self._header):
             self._check_header(data, t)
         return data
@@ -140,7 +129,10 @@ class CameraStream:
             frame = stored[::stride, ::stride]
             return np.array(frame[..., ::-1] if self._swap else frame, order="C")
         # A camera's EXIF rotation would change the shape, and ordinary readers of datasets ignore it.
-        bgr = cv2.imdecode(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        try:
+            bgr = cv2.imdecode(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error:
+            bgr = None
         if bgr is None or bgr.shape != (self.height, self.width, 3):
             raise EpisodeError(f"{self._place} cannot be decoded at frame {t}. Record the episode again")
         pixels = every_nth(bgr, stride)
@@ -150,7 +142,8 @@ class CameraStream:
     def _measure(self) -> tuple[int, int]:
         if not self.is_jpeg:
             return int(self._dataset.shape[1]), int(self._dataset.shape[2])
-        self._header = jpeg.read_header(self.jpeg_bytes(0))
+        data = self.jpeg_bytes(0)
+        self._header = jpeg.read_header(data)
         return self._header.height, self._header.width
 
     def _check_header(self, data: Bytes, t: int) -> None:
@@ -168,30 +161,18 @@ class CameraStream:
                 f"expected {self.height}x{self.width} px as at frame 0"
             )
 
-    def _read(self, t: int) -> Any:
-        """Return row `t` as HDF5 does.
-
-        This is a raw frame, or a buffer as array, bytes or void.
-        """
-        if not 0 <= t < len(self):
-            raise IndexError(f"frame {t} of {len(self)}")
-        if not self._block_start <= t < self._block_start + len(self._block):
-            # A whole block is read only for a reader that continues where the last block ends.
-            follows = len(self._block) > 0 and t == self._block_start + len(self._block)
-            start = t // self._unit_rows * self._unit_rows
-            with hdf5.reading(f"{self._place} near frame {t}"):
-                self._block = self._dataset[start : start + (self.block_rows if follows else self._unit_rows)]
-            self._block_start = start
-        return self._block[t - self._block_start]
-
     def _trim(self, data: Bytes, t: int) -> Bytes:
-        """Cut off the padding at the end of a buffer."""
+        """Cut off what follows the image in a buffer."""
         trimmed = jpeg.without_padding(data)
-        if self._lengths is not None and not jpeg.is_whole(trimmed):
+        if jpeg.is_whole(trimmed):
+            return trimmed
+        if self._lengths is not None:
             # Recorders differ in the order of cameras in this table, so any length that gives a whole JPEG is right.
-            candidates = (data[: int(n)] for n in self._lengths[:, t])
-            return next((c for c in candidates if jpeg.is_whole(c)), trimmed)
-        return trimmed
+            lengths = self._lengths[:, t]
+            candidates = (data[: int(n)] for n in lengths[np.isfinite(lengths)] if n > 0)
+            if (known := next((c for c in candidates if jpeg.is_whole(c)), None)) is not None:
+                return known
+        return jpeg.without_rest(trimmed)
 
 
 def every_nth(image: Image, stride: int) -> Pixels:
@@ -224,30 +205,3 @@ def _is_jpeg(dataset: h5py.Dataset, place: str) -> bool:
     raise EpisodeError(
         f"{place} has shape {dataset.shape} of {kind}, expected (T, height, width, 3) uint8 frames or T JPEG buffers"
     )
-
-
-def _rows_per_unit(dataset: h5py.Dataset) -> int:
-    """Return how many rows can be read at the cost of one.
-
-    These are the rows of a compressed chunk.
-    """
-    if dataset.ndim > 1 and dataset.chunks and dataset.compression:
-        chunk_rows = int(dataset.chunks[0])
-        if chunk_rows * _row_bytes(dataset) <= _MAX_CHUNK_BYTES:
-            return chunk_rows
-    return 1
-
-
-def _rows_per_block(dataset: h5py.Dataset, unit_rows: int) -> int:
-    """Return how many rows to read at once.
-
-    Blocks consist of whole chunks, because a chunk across the border of two blocks is decompressed twice.
-    """
-    if dataset.ndim == 1:
-        return _VARIABLE_LENGTH_ROWS
-    rows = max(1, _BLOCK_BYTES // _row_bytes(dataset))
-    return -(-rows // unit_rows) * unit_rows
-
-
-def _row_bytes(dataset: h5py.Dataset) -> int:
-    return max(1, int(np.prod(dataset.shape[1:])))

@@ -4,11 +4,13 @@ The file layout is ALOHA's:
 
 - /observations/qpos and /action, each (T, 14)
 - /observations/qvel and /observations/effort, each (T, 14) and optional
-- /observations/images/<camera>
+- /observations/images/<camera>, or a group of that name with one dataset of frames
 - the optional attributes `fps` and `language_instruction`
+
+What else a file holds has no veto: it is listed in `Episode.left_out`, with the reason.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import difflib
 import functools
 from pathlib import Path
@@ -20,9 +22,12 @@ import numpy as np
 
 from realman import spec
 from realman.arrays import Image
+from realman.data.raw import cameras as _cameras
 from realman.data.raw import hdf5
 from realman.data.raw import options as _options
+from realman.data.raw import statements
 from realman.data.raw.camera import CameraStream
+from realman.data.raw.cameras import IMAGES
 from realman.data.raw.options import RawOptions
 from realman.data.raw.options import RawTraj
 from realman.data.raw.options import Traj
@@ -32,18 +37,18 @@ QPOS = "observations/qpos"
 ACTION = "action"
 QVEL = "observations/qvel"
 EFFORT = "observations/effort"
-IMAGES = "observations/images"
 COMPRESS_LEN = "compress_len"
-FPS = "fps"
 
-TIMESTAMPS = ("timestamps", "timestamp", "observations/timestamps", "observations/timestamp")
-"""Datasets that may hold the time of each frame, in order of preference."""
+MAX_FRAMES = 2**23
+"""Two days at 50 Hz. A length without data can be declared as large as one likes."""
 
-TASK_NAMES = ("language_instruction", "instruction", "task")
-"""Attributes or datasets that may hold the task text, in order of preference."""
+_MAX_CAMERA_LENGTHS = 64
+"""Most rows of the table of JPEG lengths."""
 
 
-def open_episode(path: Path, options: RawOptions | None = None) -> "Episode":
+def open_episode(
+    path: Path, options: RawOptions | None = None, *, cameras: Sequence[str] | None = None, name: str | None = None
+) -> "Episode":
     """Open a recording.
 
     Close it, or use it as a context manager.
@@ -51,11 +56,14 @@ def open_episode(path: Path, options: RawOptions | None = None) -> "Episode":
     Args:
         path: An HDF5 file.
         options: How to read it. None means the contract's own layout and units.
+        cameras: Cameras that must be sound if they are recorded. None means the contract's.
+        name: What to call it in messages. None means its file name.
 
     Raises:
         EpisodeError: Not a readable recording. The message names every dataset that is missing or has a wrong shape.
     """
-    return Episode(path, options or RawOptions())
+    asked = spec.CAMERAS if cameras is None else cameras
+    return Episode(path, options or RawOptions(), asked, path.name if name is None else name)
 
 
 class Episode:
@@ -65,21 +73,29 @@ class Episode:
     use. Images are read in blocks of a few MiB.
     """
 
-    def __init__(self, path: Path, options: RawOptions) -> None:
+    def __init__(self, path: Path, options: RawOptions, cameras: Sequence[str], name: str) -> None:
         self.path = path
         self.options = options
-        self._file = hdf5.open_file(path)
+        self.name = name
+        """What it is called in messages."""
+        self.left_out: dict[str, str] = {}
+        """What the file holds but is not read, with the reason."""
+        self.broken_cameras: dict[str, str] = {}
+        """Recorded cameras that cannot be read, with the reason."""
+        self._file = hdf5.open_file(path, name)
         try:
-            with hdf5.reading(path.name):
-                self._check_form()
-                self.num_frames: int = len(self._file[QPOS])
-                self._has_velocity = _is_dataset(self._file, QVEL)
-                self._has_effort = _is_dataset(self._file, EFFORT)
-                self._recorded_as = _camera_names(self._file[IMAGES], options, path.name)
-                self._streams = {camera: self._open_camera(name) for camera, name in self._recorded_as.items()}
-                self._timestamps = next((name for name in TIMESTAMPS if _is_dataset(self._file, name)), None)
-                self._fps = _stated_fps(self._file, options, path.name)
-                self.task = _stated_task(self._file, options, path.name)
+            vectors = self._vectors()
+            self.num_frames: int = len(vectors[QPOS])
+            self._vector_names = frozenset(vectors)
+            self._open_cameras(cameras)
+            # What the recording says about itself.
+            self._fps, problem, fps_note = statements.read_fps(self._file, options, name)
+            if problem:
+                raise EpisodeError(f"{name}: {problem}")
+            task, task_note = statements.read_task(self._file, options, name)
+            self.task, self.task_problem = task
+            self.notes = tuple(note for note in (fps_note, task_note) if note)
+            """What the recording states and an option replaces."""
         except BaseException:
             self._file.close()
             raise
@@ -132,32 +148,37 @@ class Episode:
     @functools.cached_property
     def unclipped_action(self) -> Traj:
         """Commanded positions, with grippers beyond 0..1 where recorded so."""
-        return self._read(ACTION, _options.positions)
+        return self._read(ACTION, _options.positions, self.options.for_actions())
 
     @functools.cached_property
     def velocity(self) -> Traj | None:
-        """Measured velocities in rad/s, or None if not recorded."""
-        return self._read(QVEL, _options.velocities) if self._has_velocity else None
+        """Measured velocities in rad/s, or None if unusable."""
+        return self._read(QVEL, _options.velocities) if QVEL in self._vector_names else None
 
     @functools.cached_property
     def effort(self) -> Traj | None:
-        """Measured efforts in the recorder's unit, or None if not recorded."""
-        return self._read(EFFORT, _options.efforts) if self._has_effort else None
+        """Measured efforts in the recorder's unit, or None if unusable."""
+        return self._read(EFFORT, _options.efforts) if EFFORT in self._vector_names else None
 
-    @functools.cached_property
+    @property
     def timestamps(self) -> Float64[np.ndarray, " t"] | None:
-        """Time of each frame, or None if not recorded.
+        """Time of each frame, or None if unusable.
 
         Unit and zero are the recorder's own.
         """
-        if self._timestamps is None:
-            return None
-        place = f"{self.path.name}: '{self._timestamps}'"
-        with hdf5.reading(place):
-            recorded = np.asarray(self._file[self._timestamps][()], np.float64)
-        if recorded.shape not in ((self.num_frames,), (self.num_frames, 1)):
-            raise EpisodeError(f"{place} has shape {recorded.shape}, expected ({self.num_frames},)")
-        return recorded.reshape(-1)
+        return self._clock[0]
+
+    @property
+    def timestamps_problem(self) -> str | None:
+        """Why recorded times cannot be used, or None."""
+        return self._clock[1]
+
+    @functools.cached_property
+    def _clock(self) -> tuple[np.ndarray | None, str | None]:
+        try:
+            return statements.read_timestamps(self._file, self.num_frames, self.name)
+        except EpisodeError as e:
+            return None, str(e).removeprefix(f"{self.name}: ")
 
     def camera(self, name: str) -> CameraStream:
         """Return the frames of one camera.
@@ -165,13 +186,15 @@ class Episode:
         Raises:
             EpisodeError: There is no such camera.
         """
+        if name in self.broken_cameras:
+            raise EpisodeError(self.broken_cameras[name])
         if name not in self._streams:
-            raise EpisodeError(f"{self.path.name}: has no camera '{name}', only {', '.join(self.cameras) or 'none'}")
+            raise EpisodeError(f"{self.name}: has no camera '{name}', only {', '.join(self.cameras) or 'none'}")
         return self._streams[name]
 
     def camera_place(self, name: str) -> str:
         """Return the quoted name of a camera's dataset, for messages."""
-        return f"'{IMAGES}/{self._recorded_as[name]}'"
+        return f"'{self._recorded_as[name]}'"
 
     def image(self, camera: str, t: int) -> Image:
         """Return frame `t` of a camera as RGB, in a new array."""
@@ -185,114 +208,138 @@ class Episode:
         stream = self.camera(camera)
         return stream.jpeg_bytes(t) if stream.keeps_encoding else None
 
-    def _read(self, name: str, convert: Callable[[RawTraj, RawOptions], Traj]) -> Traj:
-        with hdf5.reading(f"{self.path.name}: '{name}'"):
-            recorded = self._file[name][()]
-        return convert(recorded, self.options)
+    def _read(
+        self, name: str, convert: Callable[[RawTraj, RawOptions], Traj], options: RawOptions | None = None
+    ) -> Traj:
+        dataset = hdf5.find_dataset(self._file, name, self.name)
+        assert dataset is not None
+        with hdf5.reading(f"{self.name}: '{name}'"):
+            recorded = dataset[()]
+        return convert(recorded, options or self.options)
 
-    def _open_camera(self, camera: str) -> CameraStream:
-        name = f"{IMAGES}/{camera}"
-        lengths = self._file.get(COMPRESS_LEN)
-        return CameraStream(
-            self._file[name],
-            place=f"{self.path.name}: '{name}'",
-            color=self.options.color,
-            lengths=lengths if isinstance(lengths, h5py.Dataset) and lengths.ndim == 2 else None,
-        )
+    def _vectors(self) -> dict[str, h5py.Dataset]:
+        """Return the datasets of 14 numbers per frame.
 
-    def _check_form(self) -> None:
-        """Raise one error that names every missing or misshapen dataset."""
-        problems = [_missing(self._file, name) for name in (QPOS, ACTION) if not _is_dataset(self._file, name)]
-        if not isinstance(self._file.get(IMAGES), h5py.Group):
-            problems.append(_missing(self._file, IMAGES))
-        vectors = {name: self._file[name] for name in (QPOS, ACTION, QVEL, EFFORT) if _is_dataset(self._file, name)}
-        problems += [
-            f"'{name}' has shape {data.shape} of {data.dtype}, expected (T, {spec.NUM_DIMS}) numbers"
-            for name, data in vectors.items()
-            if data.ndim != 2 or data.shape[1] != spec.NUM_DIMS or data.dtype.kind not in "fiu"
-        ]
-        # Lengths are compared only if everything to compare is there.
-        if not problems:
-            cameras = {f"{IMAGES}/{camera}": self._file[IMAGES][camera] for camera in self._file[IMAGES]}
-            problems += _length_problems({**vectors, **cameras})
+        Raises:
+            EpisodeError: State or action is missing or misshapen. The message names everything that is.
+        """
+        problems = []
+        found: dict[str, h5py.Dataset] = {}
+        for name in (QPOS, ACTION, QVEL, EFFORT):
+            node, problem = self._find_vector(name)
+            if node is not None:
+                found[name] = node
+            elif name in (QPOS, ACTION):
+                problems.append(problem or _missing(self._file, name, self.name))
+            elif problem:
+                self.left_out[name] = problem
+        images = hdf5.find(self._file, IMAGES, self.name)
+        if images is None:
+            problems.append(_missing(self._file, IMAGES, self.name))
+        elif not isinstance(images, h5py.Group):
+            problems.append(f"'{IMAGES}' is not a group, expected one with a dataset per camera")
         if problems:
-            raise EpisodeError(f"{self.path.name}: {'; '.join(problems)}")
+            raise EpisodeError(f"{self.name}: {'; '.join(problems)}")
+        return self._of_equal_length(found)
+
+    def _find_vector(self, name: str) -> tuple[h5py.Dataset | None, str | None]:
+        """Return a dataset of 14 numbers per frame, or its problem.
+
+        Both are None if nothing is there.
+        """
+        try:
+            node = hdf5.find(self._file, name, self.name)
+        except EpisodeError as e:
+            return None, str(e).removeprefix(f"{self.name}: ")
+        problem = None if node is None else _vector_problem(node, name)
+        return (node, None) if isinstance(node, h5py.Dataset) and problem is None else (None, problem)
+
+    def _of_equal_length(self, found: dict[str, h5py.Dataset]) -> dict[str, h5py.Dataset]:
+        """Return the vectors that are as long as the state."""
+        num_frames = len(found[QPOS])
+        if not 1 <= num_frames <= MAX_FRAMES:
+            count = (
+                "has no frames" if not num_frames else f"declares {num_frames} frames, expected at most {MAX_FRAMES}"
+            )
+            raise EpisodeError(f"{self.name}: '{QPOS}' {count}. Record the episode again")
+        kept = {}
+        for name, dataset in found.items():
+            try:
+                if len(dataset) != num_frames:
+                    raise EpisodeError(f"'{name}' has {len(dataset)} frames, '{QPOS}' has {num_frames}")
+                hdf5.check_data(dataset, f"'{name}'")
+                kept[name] = dataset
+            except EpisodeError as e:
+                if name in (QPOS, ACTION):
+                    raise EpisodeError(f"{self.name}: {e}") from e
+                self.left_out[name] = str(e)
+        return kept
+
+    def _open_cameras(self, asked: Sequence[str]) -> None:
+        """Open all cameras that can be opened.
+
+        Raises:
+            EpisodeError: Cameras that are asked for cannot. The message names all of them.
+        """
+        self._recorded_as = _cameras.find_cameras(self._file, self.options, self.name)
+        self._streams: dict[str, CameraStream] = {}
+        lengths = self._jpeg_lengths()
+        for camera in list(self._recorded_as):
+            try:
+                self._streams[camera] = self._open_camera(camera, lengths)
+            except EpisodeError as e:
+                self.broken_cameras[camera] = str(e)
+        prefix = f"{self.name}: "
+        if problems := [text.removeprefix(prefix) for name, text in self.broken_cameras.items() if name in asked]:
+            raise EpisodeError(prefix + "; ".join(problems))
+        self.left_out |= {
+            self._recorded_as[camera]: text.removeprefix(prefix) for camera, text in self.broken_cameras.items()
+        }
+
+    def _open_camera(self, camera: str, lengths: np.ndarray | None) -> CameraStream:
+        dataset, path, beside = _cameras.frames_of(self._file, self._recorded_as[camera], self.name)
+        self._recorded_as[camera] = path
+        self.left_out |= {other: f"'{other}' is next to the frames of a camera" for other in beside}
+        place = f"{self.name}: '{path}'"
+        length = dataset.shape[0] if dataset.shape else 0
+        if length != self.num_frames:
+            raise EpisodeError(f"{place} has {length} frames, '{QPOS}' has {self.num_frames}")
+        hdf5.check_data(dataset, place)
+        return CameraStream(dataset, place=place, color=self.options.color, lengths=lengths)
+
+    def _jpeg_lengths(self) -> np.ndarray | None:
+        """Return the table (cameras, T) of JPEG lengths, or None."""
+        try:
+            table = hdf5.find_dataset(self._file, COMPRESS_LEN, self.name)
+            if table is None or table.dtype.kind not in "fiu" or table.ndim != 2:
+                return None
+            if table.shape[0] > _MAX_CAMERA_LENGTHS or table.shape[1] != self.num_frames:
+                return None
+            hdf5.check_data(table, f"{self.name}: '{COMPRESS_LEN}'")
+            with hdf5.reading(f"{self.name}: '{COMPRESS_LEN}'"):
+                return np.asarray(table[()], np.float64)
+        except EpisodeError as e:
+            self.left_out[COMPRESS_LEN] = str(e)
+            return None
 
 
-def _is_dataset(group: h5py.Group, name: str) -> bool:
-    return isinstance(group.get(name), h5py.Dataset)
+def _vector_problem(node: hdf5.Node, name: str) -> str | None:
+    """Say why something is not 14 numbers per frame."""
+    expected = f"expected (T, {spec.NUM_DIMS}) numbers"
+    if isinstance(node, h5py.Group):
+        return f"'{name}' is a group of {', '.join(node) or 'nothing'}, {expected} in one dataset, the right arm first"
+    if not isinstance(node, h5py.Dataset):
+        return f"'{name}' is a type, {expected}"
+    if node.ndim != 2 or node.shape[1] != spec.NUM_DIMS or node.dtype.kind not in "fiu":
+        return f"'{name}' has shape {node.shape} of {node.dtype}, {expected}"
+    return None
 
 
-def _missing(file: h5py.File, name: str) -> str:
+def _missing(file: h5py.File, name: str, place: str) -> str:
     """Say that `name` is missing, and name the closest match."""
     names: list[str] = []
-    file.visit(names.append)
+    with hdf5.reading(place):
+        file.visit(names.append)
     others = [n for n in names if not name.startswith(f"{n}/")]  # not the groups in which it should be
     near = difflib.get_close_matches(name, others, n=1)
     return f"'{name}' is missing" + (f" (found '{near[0]}')" if near else "")
-
-
-def _length_problems(datasets: dict[str, h5py.Dataset]) -> list[str]:
-    expected = len(datasets[QPOS])
-    if expected == 0:
-        return [f"'{QPOS}' has no frames"]
-    return [
-        f"'{name}' has {length} frames, '{QPOS}' has {expected}"
-        for name, data in datasets.items()
-        if (length := data.shape[0] if isinstance(data, h5py.Dataset) and data.shape else 0) != expected
-    ]
-
-
-def _camera_names(images: h5py.Group, options: RawOptions, place: str) -> dict[str, str]:
-    """Map each camera's wanted name to its name in the file.
-
-    The contract's cameras come first, in the contract's order.
-    """
-    renamed = dict(options.camera_map)
-    if unknown := sorted(set(renamed) - set(images)):
-        names = ", ".join(f"'{camera}'" for camera in unknown)
-        raise EpisodeError(f"{place}: has no camera {names} to rename, only {', '.join(images) or 'none'}")
-    pairs = [(renamed.get(camera, camera), camera) for camera in sorted(images)]
-    recorded_as = dict(pairs)
-    if len(recorded_as) < len(pairs):
-        twice = next(name for name, camera in pairs if recorded_as[name] != camera)
-        raise EpisodeError(
-            f"{place}: two cameras would be called '{twice}'. Rename the other as well: --camera-map {twice}=..."
-        )
-    known = [camera for camera in spec.CAMERAS if camera in recorded_as]
-    return {camera: recorded_as[camera] for camera in [*known, *(c for c in recorded_as if c not in known)]}
-
-
-def _stated_fps(file: h5py.File, options: RawOptions, name: str) -> int | None:
-    if FPS not in file.attrs:
-        return options.fps
-    recorded = float(np.asarray(file.attrs[FPS]).reshape(-1)[0])
-    if recorded < 1 or recorded != round(recorded):
-        raise EpisodeError(f"{name}: attribute '{FPS}' is {recorded:g}, expected a whole number of frames per second")
-    if options.fps is not None and options.fps != recorded:
-        raise EpisodeError(f"{name}: recorded at {recorded:g} fps, but --fps says {options.fps}. Leave --fps out")
-    return int(recorded)
-
-
-def _stated_task(file: h5py.File, options: RawOptions, name: str) -> str | None:
-    recorded = next((text for key in TASK_NAMES if (text := _text(file, key, name))), None)
-    if options.task is not None and recorded is not None and options.task.strip() != recorded:
-        raise EpisodeError(f"{name}: its task is '{recorded}', but --task says '{options.task}'. Leave --task out")
-    return recorded if options.task is None else options.task.strip()
-
-
-def _text(file: h5py.File, key: str, name: str) -> str | None:
-    """Return the text kept as an attribute or dataset, or None.
-
-    One text per frame is accepted if all are the same.
-    """
-    if key in file.attrs:
-        value = file.attrs[key]
-    elif _is_dataset(file, key):
-        value = file[key][()]
-    else:
-        return None
-    texts = {v.decode() if isinstance(v, bytes) else str(v) for v in np.asarray(value).reshape(-1).tolist()}
-    if len(texts) > 1:
-        raise EpisodeError(f"{name}: '{key}' holds {len(texts)} different texts, expected one per episode")
-    return next((t.strip() for t in texts if t.strip()), None)

@@ -28,11 +28,15 @@ class ReadingFlags:
     color: ColorOrder = "rgb"
     """Channel order of raw frames, or of encoded frames after an ordinary JPEG decoder."""
     fps: Fps | None = None
-    """Frames per second, for recordings that do not state them."""
+    """Frames per second. This replaces what the recordings state, so give it if they are wrong or silent."""
     task: str | None = None
-    """Task text, for recordings that do not state it."""
+    """Task text. This replaces what the recordings state, so give it if they are wrong or silent."""
     camera_map: tuple[str, ...] = ()
     """Cameras to rename, as RECORDED=NAME, such as cam_top=cam_high. To swap two cameras, give both pairs."""
+    action_angle_unit: AngleUnit | None = None
+    """Unit of the joint angles in /action, if it differs from --angle-unit."""
+    action_gripper_range: str | None = None
+    """Gripper values in /action when closed and when open, if they differ from --gripper-range."""
 
     def __post_init__(self) -> None:
         check_flags(self)
@@ -52,4 +56,6 @@ class ReadingFlags:
             self.fps,
             self.task,
             parse_camera_map(self.camera_map),
+            self.action_angle_unit,
+            None if self.action_gripper_range is None else parse_gripper_range(self.action_gripper_range),
         )

@@ -3,6 +3,8 @@
 A few bytes at its start and end are enough.
 """
 
+from collections.abc import Iterator
+import re
 from typing import NamedTuple
 
 from realman.arrays import Bytes
@@ -15,6 +17,16 @@ _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 _TAILS = (256, 16 * 1024)
 """Sizes in bytes of the buffer's end that is searched first, because most padding is short."""
+
+
+_AFTER_PIXELS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+"""A marker that ends a run of pixel data. Stuffed zeros, fill bytes and restart markers belong to the run (B.1.1)."""
+
+_SCAN = 0xDA
+_END_MARKER = 0xD9
+
+MAX_PIXELS = 2**26
+"""Decoders refuse images above a limit, Pillow above 2.7 of this. No camera of a robot comes near."""
 
 
 class Header(NamedTuple):
@@ -63,17 +75,50 @@ def read_header(data: bytes) -> Header:
         raise ValueError(f"is not a JPEG (starts with {data[:4].hex() or 'nothing'}, expected ffd8)")
     if not data.endswith(_END):
         raise ValueError(f"is a JPEG cut off after {len(data)} bytes")
-    at = len(_START)
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte before the marker
-            at += 1
-        elif marker in _FRAME_MARKERS:
+    for marker, at in _segments(data):
+        if marker in _FRAME_MARKERS and at + 10 <= len(data):
             # Segment: marker (2), length (2), bits per sample (1), height (2), width (2), components (1).
             if data[at + 9] != 3:
                 raise ValueError(f"is a JPEG of {data[at + 9]} channels, expected 3")
             height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
+            if not 1 <= height * width <= MAX_PIXELS:
+                raise ValueError(
+                    f"is a JPEG of {height}x{width} px, expected at most {MAX_PIXELS / 1e6:.0f} megapixels"
+                )
             return Header(data[: at + 10], height, width)
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise ValueError("is a JPEG without a frame header")
+
+
+def without_rest(data: Bytes) -> Bytes:
+    """Return a view of `data` without what follows the image.
+
+    Encoders in hardware append bytes that every decoder ignores. Without the image's end, all of `data` is returned.
+    """
+    content = data.tobytes()
+    if not content.startswith(_START):
+        return data
+    for marker, at in _segments(content):
+        if marker == _END_MARKER:
+            return data[: at + 2]
+    return data
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the marker of each segment and where it starts.
+
+    This ends at the end of the image, or at damage.
+    """
+    at = len(_START)
+    while at + 2 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte before the marker
+            at += 1
+            continue
+        yield marker, at
+        if marker == _END_MARKER:
+            return
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == _SCAN:
+            # Pixel data follow the header of a scan without a length of their own.
+            found = _AFTER_PIXELS.search(data, at)
+            at = found.start() if found else len(data)

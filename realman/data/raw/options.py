@@ -24,7 +24,10 @@ AngleUnit = Literal["rad", "deg"]
 ArmOrder = Literal["right_left", "left_right"]
 ColorOrder = Literal["rgb", "bgr"]
 GripperValue = Annotated[float, Range(-1e9, 1e9, "what a recorder counts in")]
-Fps = Annotated[int, Range(1, 1000, "frames per second of a recording")]
+MAX_FPS = 1000
+"""No camera of a robot is faster."""
+
+Fps = Annotated[int, Range(1, MAX_FPS, "frames per second of a recording")]
 
 _ARM_DIMS = spec.NUM_DIMS // 2
 _JOINTS = list(spec.JOINT_DIMS)
@@ -57,21 +60,51 @@ class RawOptions:
     task: str | None = None
     """Task text. None means the recording's own."""
     camera_map: tuple[tuple[str, str], ...] = ()
-    """Pairs of a camera's name in the file and the name it should have. Other cameras keep their names."""
+    """Pairs of a camera's name in the file and the name it should have. Other cameras keep their names.
+
+    A dataset in a camera's group is named with the group, such as `top/color`."""
+    action_angle_unit: AngleUnit | None = None
+    """Unit of the joint angles in commands. None means that of the measured angles."""
+    action_gripper_range: tuple[GripperValue, GripperValue] | None = None
+    """Gripper values in commands when closed and when open. None means those of the measured ones."""
 
     def __post_init__(self) -> None:
         if found := problems(self):
             raise EpisodeError(". ".join(found))
-        low, high = self.gripper_range
-        if low == high:
-            raise EpisodeError(
-                f"gripper range {low:g}:{high:g} is empty. Give the closed and the open value, such as 0:1000"
-            )
+        for low, high in filter(None, (self.gripper_range, self.action_gripper_range)):
+            if low == high:
+                raise EpisodeError(
+                    f"gripper range {low:g}:{high:g} is empty. Give the closed and the open value, such as 0:1000"
+                )
         if self.task is not None and not self.task.strip():
             raise EpisodeError("task text is empty. Say what the robot does, such as 'fold the towel'")
+        check_text(self.task or "", "task text")
         for names in zip(*self.camera_map, strict=True):
             if twice := [name for name in names if names.count(name) > 1]:
                 raise EpisodeError(f"camera map names '{twice[0]}' twice. Give each camera once, as RECORDED=NAME")
+
+    def for_actions(self) -> "RawOptions":
+        """Return how to read commands.
+
+        Their units may differ from those of measurements.
+        """
+        return dataclasses.replace(
+            self,
+            angle_unit=self.action_angle_unit or self.angle_unit,
+            gripper_range=self.action_gripper_range or self.gripper_range,
+        )
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse a text that no file in UTF-8 can hold.
+
+    Raises:
+        EpisodeError: It has bytes or halves of characters.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise EpisodeError(f"{what} {text!a} is not UTF-8. Write it again in UTF-8") from e
 
 
 def parse_gripper_range(text: str) -> tuple[float, float]:

@@ -36,6 +36,8 @@ _LONGEST_GAP_S = 0.1
 Schedulers stutter, but with half an action chunk missing the motion is wrong.
 """
 
+ACCEPT_TIMESTAMPS = "Keep it with --accept timestamps"
+
 _SECONDS_PER_UNIT = (1.0, 1e-3, 1e-6, 1e-9)
 """Recorders count time in s, ms, us or ns."""
 
@@ -79,17 +81,40 @@ def jump_problems(name: str, values: Traj, fps: int) -> Iterator[str]:
     )
 
 
-def timestamp_problems(times: Float64[np.ndarray, " t"], fps: int, *, has_fps: bool) -> Iterator[str]:
+def clock_rate(times: Float64[np.ndarray, " t"], fps: int) -> float | None:
+    """Return the frames per second of a clock, or None.
+
+    None means that it shows no rate.
+
+    Args:
+        times: Time of each frame, in s, ms, us or ns.
+        fps: About how many to expect. This decides between the units.
+    """
+    if len(times) < 2 or not np.isfinite(times).all():
+        return None
+    steps = np.diff(times)
+    return None if steps.min() <= 0 else 1 / (float(np.median(steps)) * _unit_s(steps, fps))
+
+
+def contradicts(rate: float | None, fps: float) -> bool:
+    """Return whether a clock's rate is another one than `fps`."""
+    return rate is not None and abs(rate / fps - 1) > _RATE_TOLERANCE
+
+
+def timestamp_problems(
+    times: Float64[np.ndarray, " t"], fps: int, *, has_fps: bool, stated_by: str = "the recording states"
+) -> Iterator[str]:
     """Describe a clock that runs backwards, at another rate, or with gaps.
 
     Args:
         times: Time of each frame, in s, ms, us or ns.
         fps: Frames per second.
         has_fps: Whether the rate is stated. An assumed rate is not compared with the timestamps.
+        stated_by: Who states it, for the message.
     """
     if len(times) < 2:
         return
-    remedy = ". Keep it with --accept timestamps"
+    remedy = f". {ACCEPT_TIMESTAMPS}"
     if not np.isfinite(times).all():
         yield f"timestamps are not finite at frame {int(np.argmin(np.isfinite(times)))}{remedy}"
         return
@@ -98,15 +123,24 @@ def timestamp_problems(times: Float64[np.ndarray, " t"], fps: int, *, has_fps: b
     if steps.min() <= 0:
         yield f"timestamps do not grow at frame {int(np.argmin(steps)) + 1} (step {steps.min():g}){remedy}"
         return
-    # The recorder's unit is the one that comes closest to the frame rate.
-    usual = float(np.median(steps))
-    unit_s = min(_SECONDS_PER_UNIT, key=lambda unit: abs(np.log(usual * unit * fps)))
-    rate = 1 / (usual * unit_s)
-    if has_fps and abs(rate / fps - 1) > _RATE_TOLERANCE:
-        yield f"timestamps are {rate:.1f} frames per second apart, expected {fps} as the recording states{remedy}"
-    longest = steps.max() * unit_s
+    rate = 1 / (float(np.median(steps)) * _unit_s(steps, fps))
+    if has_fps and contradicts(rate, fps):
+        yield (
+            f"timestamps are {rate:.1f} frames per second apart, expected {fps} as {stated_by}. "
+            f"Give --fps {max(1, round(rate))}, or keep it with --accept timestamps"
+        )
+    longest = steps.max() * _unit_s(steps, fps)
     if longest > max(_LONGEST_GAP_S, _LONGEST_GAP_FRAMES / rate):
         yield f"no frames for {longest:.2f} s before frame {int(np.argmax(steps)) + 1}, by its timestamps{remedy}"
+
+
+def _unit_s(steps: Float64[np.ndarray, " t"], fps: int) -> float:
+    """Return the recorder's unit in seconds.
+
+    It is the one that comes closest to the frame rate.
+    """
+    usual = float(np.median(steps))
+    return min(_SECONDS_PER_UNIT, key=lambda unit: abs(np.log(usual * unit * fps)))
 
 
 def is_black(counts: Int64[np.ndarray, "3 256"]) -> bool:

@@ -1,6 +1,6 @@
 """Compare the items that the official library loads with the recordings."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 import contextlib
 import dataclasses
 import json
@@ -137,9 +137,15 @@ class ConvertedDataset:
         is_video = self._info()["features"][key]["dtype"] == layout.VIDEO
         return not is_video and not (self._conversion()["storage"]["image_format"] == "jpg" and stored_as == "raw")
 
+    def features(self) -> Container[str]:
+        """Return the keys of the dataset."""
+        return self._info()["features"]
+
     def _options(self) -> RawOptions:
         kept = dict(self._conversion()["options"])
         kept["gripper_range"] = tuple(kept["gripper_range"])
+        if kept.get("action_gripper_range") is not None:
+            kept["action_gripper_range"] = tuple(kept["action_gripper_range"])
         kept["camera_map"] = tuple((a, b) for a, b in kept["camera_map"])
         return RawOptions(**kept)
 
@@ -262,7 +268,7 @@ def _expected_items(dataset: ConvertedDataset) -> Iterator[_Expected]:
     index = 0
     task_indices: dict[str | None, int] = {}
     for episode_index, (path, options) in enumerate(dataset.episodes()):
-        with open_episode(path, options) as episode:
+        with open_episode(path, options, cameras=()) as episode:
             task_index = task_indices.setdefault(episode.task, len(task_indices))
             whole = {"episode_index": episode_index, "task_index": task_index}
             keys = layout.camera_keys(dataset.root)
@@ -272,23 +278,27 @@ def _expected_items(dataset: ConvertedDataset) -> Iterator[_Expected]:
                 for key, camera in cameras.items()
                 if not dataset.is_lossless(key, "jpg" if episode.camera(camera).keeps_encoding else "raw")
             )
+            # One item per frame, with what the converter should have written.
             for t in range(episode.num_frames):
                 numbers = {**whole, "frame_index": t, "index": index}
                 arrays = {key: np.array(value, np.int64) for key, value in numbers.items()}
-                arrays |= {"timestamp": np.array(t / episode.fps, np.float32), **_vectors(episode, t)}
+                arrays |= {
+                    "timestamp": np.array(t / episode.fps, np.float32),
+                    **_vectors(episode, t, dataset.features()),
+                }
                 arrays |= {key: np.moveaxis(episode.image(camera, t), -1, 0) for key, camera in cameras.items()}
                 yield _Expected(f"{path.name} frame {t}", episode.task, arrays, lossy)
                 index += 1
 
 
-def _vectors(episode: Episode, t: int) -> dict[str, Shaped[np.ndarray, " 14"]]:
+def _vectors(episode: Episode, t: int, features: Container[str]) -> dict[str, Shaped[np.ndarray, " 14"]]:
     vectors = {
         spec.STATE_KEY: episode.state,
         spec.ACTION_KEY: episode.action,
         spec.VELOCITY_KEY: episode.velocity,
         spec.EFFORT_KEY: episode.effort,
     }
-    return {key: values[t] for key, values in vectors.items() if values is not None}
+    return {key: values[t] for key, values in vectors.items() if values is not None and key in features}
 
 
 def _compare_item(item: dict[str, Any], expected: _Expected, features: dict[str, Agreement]) -> None:

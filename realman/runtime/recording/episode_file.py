@@ -13,11 +13,11 @@ import h5py
 import numpy as np
 
 from realman.arrays import JointVec
+from realman.data.raw.cameras import IMAGES
 from realman.data.raw.episode import ACTION
-from realman.data.raw.episode import FPS
-from realman.data.raw.episode import IMAGES
 from realman.data.raw.episode import QPOS
-from realman.data.raw.episode import TASK_NAMES
+from realman.data.raw.statements import FPS
+from realman.data.raw.statements import TASK_NAMES
 from realman.errors import EpisodeError
 
 TICK_TIMES = "tick_times_s"
