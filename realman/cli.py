@@ -9,11 +9,14 @@ from collections.abc import Callable
 import inspect
 import logging
 import os
+from pathlib import Path
 import sys
 from typing import TypeVar
 
 import tyro
 
+from openpi_client import places
+from realman.errors import FlagError
 from realman.errors import RealmanError
 
 ArgsT = TypeVar("ArgsT")
@@ -43,6 +46,22 @@ def run(main: Callable[[ArgsT], int | None], args_type: type[ArgsT], prog: str |
         print_error("interrupted")
         code = 130
     sys.exit(code)
+
+
+def check_place(folder: Path, flag: str) -> None:
+    """Check that a folder can be written, before any work begins.
+
+    Nothing is left behind.
+
+    Args:
+        folder: The folder. It may be missing.
+        flag: The flag that chooses another one.
+
+    Raises:
+        FlagError: It cannot be written.
+    """
+    if found := places.problem(folder):
+        raise FlagError(f"{folder}: cannot be written ({found}). Choose another folder with {flag}")
 
 
 def print_error(message: str) -> None:

@@ -27,6 +27,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from realman import cli
 from realman.errors import RealmanError
 from realman.errors import ServerError
 from realman.ranges import Count
@@ -207,6 +208,8 @@ def free_port() -> int:
 def main(args: Args) -> int:
     """Run every stage on simulated recordings, in minutes on a CPU."""
     console = Console(stderr=True)
+    for folder, flag in ((args.out_dir, "--out-dir"), (args.sample_dir, "--sample-dir")):
+        cli.check_place(folder, flag)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     results: list[StageResult] = []
 

@@ -1,6 +1,8 @@
 """The command `realman`: its list, wrong names, missing packages, and old module paths."""
 
+import importlib
 import os
+from pathlib import Path
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ import pytest
 import realman
 from realman import __main__ as command
 from realman import _moved
+from realman.errors import FlagError
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -120,3 +123,21 @@ def test_packages_of_another_python_do_not_replace_ours_and_can_still_be_importe
     code = "from realman import __main__; import numpy, tyro, pyrealsense9, realman; print(realman.__file__)"
     result = run("-c", code, env=env)
     assert result.stdout.strip() == realman.__file__
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "flag"),
+    [
+        ("offline", {"out_dir": "/proc/x", "port": 1}, "--out-dir"),
+        ("inspect", {"out_dir": "/proc/x", "data": "/none"}, "--out-dir"),
+        ("sample", {"out_dir": "/proc/x"}, "--out-dir"),
+        ("convert", {"root": "/proc/x", "raw_dir": "/none"}, "--root"),
+        ("demo", {"out_dir": "/proc/x"}, "--out-dir"),
+        ("demo", {"sample_dir": "/proc/x"}, "--sample-dir"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line_before_any_work(name, flags, flag):
+    module = importlib.import_module(command.COMMANDS[name].module)
+    paths = {key: Path(value) if isinstance(value, str) else value for key, value in flags.items()}
+    with pytest.raises(FlagError, match=rf"^/proc/x.*: cannot be written \(.*\)\. Choose another folder with {flag}$"):
+        module.main(module.Args(**paths))

@@ -120,6 +120,8 @@ def main(args: Args) -> int:
     """Convert RealMan recordings to a LeRobot v2.1 dataset and print its path."""
     _check_args(args)
     check_target(args.target, overwrite=args.overwrite)
+    if not args.dry_run:
+        cli.check_place(args.target.parent, "--root")
     started = time.monotonic()
     try:
         outcome = _upgrade(args) if upgrade.is_dataset(args.raw_dir) else _convert(args)

@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from realman import cli
 from realman.data.raw.flags import ReadingFlags
 from realman.errors import DatasetError
 from realman.errors import ServerError
@@ -62,6 +63,7 @@ class Args(ReadingFlags):
 
 def main(args: Args) -> int:
     """Replay recordings through a running policy server and measure its errors."""
+    cli.check_place(args.out_dir, "--out-dir")
     if records := open_loop.find_records(args.data):
         return _replay_records(records, args)
     for source in open_loop.find_recordings(args.data, args.episodes, args.options):

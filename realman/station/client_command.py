@@ -21,6 +21,7 @@ from pathlib import Path
 import sys
 from typing import Any, TypeVar
 
+from realman import cli
 from realman import spec
 from realman.errors import RealmanError
 from realman.errors import RejectedError
@@ -139,6 +140,10 @@ def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
     moves = not args.dry_run and (args.enable_motion or not site.is_real)
     if not moves:
         logger.warning("dry run: no target is sent to the robot%s", ". See --enable-motion" if site.is_real else "")
+    # Places for the results are tried before anything connects or moves.
+    cli.check_place(args.out_dir, "--out-dir")
+    if args.record is not None and moves:
+        cli.check_place(args.record, "--record")
     if args.record_repo_id:
         dataset.check_target(args.record_repo_id)
     steering = Steering(site.prompt)
@@ -162,9 +167,12 @@ def run_site(args: Args, site: site_config.Site, robot: _robot.Robot) -> int:
         except RealmanError as e:
             run.ended_by = str(e)
             raise
+        except Exception as e:
+            run.ended_by = f"{type(e).__name__}: {e}"
+            raise
         finally:
-            report(run, args.out_dir)
-    return finish_recording(args, recorder)
+            is_written = report(run, args.out_dir)
+    return finish_recording(args, recorder) or (0 if is_written else 1)
 
 
 def _player(site: site_config.Site, client: PolicyClient, steering: Steering) -> chunks.ChunkPlayer:

@@ -100,8 +100,14 @@ def line(text: str) -> str:
     text = _SCHEME.sub(rf"\g<name> {HIDDEN}", text)
     text = _OPAQUE.sub(HIDDEN, text)
 
-    home = str(Path.home())
-    return text.replace(home, "~") if home != "/" else text
+    return text.replace(home, "~") if (home := _home()) != "/" else text
+
+
+def _home() -> str:
+    try:
+        return str(Path.home())
+    except RuntimeError:  # a container's user may have none
+        return "/"
 
 
 def _address(match: re.Match[str]) -> str:

@@ -1,6 +1,7 @@
 """The report of a run: a table, run.json and run.npz."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,20 @@ from rich.text import Text
 
 from realman.station.run import Run
 
+logger = logging.getLogger(__name__)
 
-def report(run: Run, out_dir: Path) -> None:
+
+def report(run: Run, out_dir: Path) -> bool:
     """Print and write the results of a run that sent any target.
 
-    run.json holds the figures, and run.npz holds the run tick by tick.
+    run.json holds the figures, and run.npz holds the run tick by tick. The reason why the run ended is printed first, and
+    a disk or a terminal that is gone never replaces it by an error of its own.
+
+    Returns:
+        Whether everything could be written.
     """
     if not run.record.sent:
-        return
+        return True
     summary = {
         "ended_by": run.ended_by,
         "task_done": run.task_done,
@@ -26,16 +33,32 @@ def report(run: Run, out_dir: Path) -> None:
         "execution": run.site.execution,
         **run.record.summary(run.player, run.pacer),
     }
+    is_printed = _print(_summary_table(summary), summary["ended_by"])
+    try:
+        _write(run, summary, out_dir)
+    except OSError as e:
+        logger.error("%s: the report could not be written (%s)", out_dir, e.strerror or e)
+        return False
+    return is_printed and _print(
+        Text(f"figures {out_dir / 'run.json'}, targets {out_dir / 'run.npz'}"), summary["ended_by"]
+    )
+
+
+def _print(content: Table | Text, ended_by: str) -> bool:
+    try:
+        Console().print(content, soft_wrap=isinstance(content, Text))
+    except OSError as e:
+        logger.error("the report could not be printed (%s). The run ended by: %s", e.strerror or e, ended_by)
+        return False
+    return True
+
+
+def _write(run: Run, summary: dict[str, Any], out_dir: Path) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     _replace(out_dir / "run.json", (json.dumps(summary, indent=1) + "\n").encode())
     partial = out_dir / ".run.partial.npz"
     np.savez_compressed(partial, **run.record.arrays())  # type: ignore[arg-type]
     partial.replace(out_dir / "run.npz")
-    console = Console()
-    console.print(_summary_table(summary))
-    console.print(
-        f"figures {out_dir / 'run.json'}, targets {out_dir / 'run.npz'}", highlight=False, markup=False, soft_wrap=True
-    )
 
 
 def _replace(path: Path, content: bytes) -> None:

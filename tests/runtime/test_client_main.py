@@ -5,6 +5,7 @@ The robot is a stand-in, and the server is a real one on loopback.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import time
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from openpi.serving.background import serve_in_thread
 from openpi.serving.websocket_policy_server import WebsocketPolicyServer
@@ -27,7 +29,7 @@ from realman import cli
 from realman import spec
 from realman.data.raw.episode import open_episode
 from realman.errors import DatasetError
-from realman.errors import EpisodeError
+from realman.errors import FlagError
 from realman.errors import RejectedError
 from realman.errors import ServerError
 from realman.errors import SiteError
@@ -319,7 +321,9 @@ def test_recording_needs_a_task_and_a_place_before_the_robot_is_touched(example,
         local = dataclasses.replace(site, server=ServerSettings(port=server.port))
         with pytest.raises(RejectedError, match=r"no task text is known\. Pass --prompt"):
             start(example, server, tmp_path, robot, local, record=tmp_path / "rollouts")
-        with pytest.raises(EpisodeError, match="cannot be written"):
+        with pytest.raises(
+            FlagError, match=r"rollouts: cannot be written \(.*\)\. Choose another folder with --record$"
+        ):
             start(example, server, tmp_path, robot, record=tmp_path / "file/rollouts")
     assert robot.calls == []
 
@@ -379,3 +383,53 @@ def test_the_client_needs_nothing_that_the_robot_pcs_lock_lacks(repo_root):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=repo_root)
     assert {"numpy", "h5py", "websockets", "rich"} <= set(done.stdout.split())
     assert set(done.stdout.split()) - locked - {"realman-openpi"} == set()
+
+
+@pytest.mark.parametrize("place", ["/proc/run", "file/run", "file"])
+def test_a_place_for_the_report_is_tried_before_the_robot_is_touched(example, tmp_path, place):
+    robot = FakeRobot()
+    (tmp_path / "file").touch()
+    folder = tmp_path / place
+    with serving(Ramp()) as server:
+        with pytest.raises(
+            FlagError, match=rf"^{folder}: cannot be written \(.*\)\. Choose another folder with --out-dir$"
+        ):
+            start(example, server, tmp_path, robot, out_dir=folder)
+        assert robot.calls == []
+        assert start(example, server, tmp_path, robot, out_dir=tmp_path / "other/run") == 0
+    assert (tmp_path / "other/run/run.json").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_run_says_why_it_ended_also_when_its_report_cannot_be_written(
+    example, tmp_path, monkeypatch, capsys, caplog, number
+):
+    def refuse(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(np, "savez_compressed", refuse)
+    with serving(Ramp()) as server:
+        assert start(example, server, tmp_path, FakeRobot()) == 1
+    assert re.search(r"ended by +. 12 steps done", capsys.readouterr().out)
+    assert f"the report could not be written ({os.strerror(number)})" in caplog.text
+
+
+def test_the_error_of_a_run_is_not_replaced_by_that_of_its_report(example, tmp_path, monkeypatch, capsys, caplog):
+    def refuse(*args, **kwargs):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    class Broken(FakeRobot):
+        def send(self, target):
+            if len(self.calls) > 5:
+                raise RejectedError("left arm: collision")
+            return super().send(target)
+
+    monkeypatch.setattr(np, "savez_compressed", refuse)
+    with serving(Ramp()) as server, pytest.raises(RejectedError, match="left arm: collision"):
+        start(example, server, tmp_path, Broken())
+    assert re.search(r"ended by +. left arm: collision", capsys.readouterr().out)
+    # A terminal that is gone leaves the log.
+    monkeypatch.setattr(Console, "print", refuse)
+    with serving(Ramp()) as server, pytest.raises(RejectedError, match="left arm: collision"):
+        start(example, server, tmp_path, Broken())
+    assert "could not be printed (Broken pipe). The run ended by: left arm: collision" in caplog.text

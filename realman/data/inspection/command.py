@@ -15,6 +15,7 @@ from typing import Annotated
 from rich.console import Console
 import tyro
 
+from realman import cli
 from realman import spec
 from realman.data.inspection import report
 from realman.data.inspection import summary
@@ -59,6 +60,7 @@ class Args(ReadingFlags):
 def main(args: Args) -> int:
     """Inspect recordings or a dataset and write a report."""
     started = time.monotonic()
+    cli.check_place(args.out_dir, "--out-dir")
     data = open_data(args.data, args.options)
     norm_stats = None if args.norm_stats is None else read_state_stats(args.norm_stats)
     episodes = tuple(measure_all(data, args.cameras, args.workers))

@@ -23,6 +23,7 @@ from typing import Annotated
 
 from tqdm import tqdm
 
+from realman import cli
 from realman import spec
 from realman.errors import RealmanError
 from realman.ranges import Count
@@ -150,6 +151,7 @@ def _prepare_worker() -> None:
 
 def main(args: Args) -> None:
     """Record simulated pick-and-place episodes of both arms as HDF5 files."""
+    cli.check_place(args.out_dir, "--out-dir")
     began = time.monotonic()
     # Keep the episodes of an earlier run. Counting their frames also shows a damaged file before any work is done.
     jobs = plan_jobs(args)

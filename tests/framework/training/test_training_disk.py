@@ -1,8 +1,13 @@
 """Disk space: the checks before a run and before each save, and what remains when a disk fills up anyway."""
 
+import errno
+import fcntl
 import logging
+import os
 import pathlib
 import resource
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from openpi.training.host import free_space
+from openpi.training.host import run_lock
 
 MIB = 2**20
 
@@ -97,3 +103,65 @@ def test_space_is_claimed_on_the_disk_of_the_checkpoints_only(tmp_path):
     assert claim.size == 26 * MIB
     assert claim.on_disk_of(tmp_path / "dataset") == 26 * MIB
     assert claim.on_disk_of(pathlib.Path("/proc")) == 0
+
+
+def test_a_run_is_locked_until_it_is_released(tmp_path):
+    first, second = run_lock.RunLock(tmp_path), run_lock.RunLock(tmp_path)
+    first.take()
+    first.take()
+    words = (
+        f"{tmp_path}: process {os.getpid()} on .* trains this run. Wait for it or stop it, or choose another --exp-name"
+    )
+    with pytest.raises(run_lock.RunInUseError, match=words) as e:
+        second.take()
+    assert "\n" not in str(e.value)
+    first.release()
+    assert list(tmp_path.iterdir()) == []
+    second.take()
+    second.release()
+
+
+def test_a_lock_in_a_deleted_folder_is_taken_again(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lock = run_lock.RunLock(folder)
+    lock.take()
+    (folder / run_lock.FILE_NAME).unlink()
+    lock.take()
+    with pytest.raises(run_lock.RunInUseError):
+        run_lock.RunLock(folder).take()
+    lock.release()
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    code = (
+        "import pathlib, sys\n"
+        "from openpi.training.host import run_lock\n"
+        "lock = run_lock.RunLock(pathlib.Path(sys.argv[1]))\n"
+        "lock.take()\n"
+        "print('taken', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "taken\n"
+        lock = run_lock.RunLock(tmp_path)
+        with pytest.raises(run_lock.RunInUseError, match=f"process {process.pid} on "):
+            lock.take()
+        process.kill()
+    assert (tmp_path / run_lock.FILE_NAME).exists()
+    lock.take()
+    lock.release()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_disk_without_locks_is_said_once_and_used(tmp_path, monkeypatch, caplog, number):
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    lock = run_lock.RunLock(tmp_path)
+    lock.take()
+    lock.take()
+    assert caplog.text.count("this disk has no locks") == 1
+    lock.release()

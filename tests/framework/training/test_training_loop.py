@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ from openpi.training import config as _config
 from openpi.training import weight_loaders
 from openpi.training.host import free_space
 from openpi.training.reports import divergence
+from openpi.training.reports import run_log
 from openpi.training.reports.divergence import DivergedError
 from openpi.training.run import train_loop
 from openpi.training.stats import norm_stats
@@ -236,6 +238,33 @@ def test_a_diverging_run_stops_and_keeps_the_last_checkpoint_and_the_batch(tmp_p
         assert batch["image/base_0_rgb"].shape == (2, 224, 224, 3)
     assert divergence.main(kept) == 0
     assert "not finite" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_disk_that_takes_no_reports_costs_neither_the_run_nor_its_reason(tmp_path, monkeypatch, caplog):
+    """Every report and the batch of a diverged step meet a full disk. The checkpoints do not."""
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("_append", "_rewrite"):
+        monkeypatch.setattr(run_log.Table, name, refuse)
+    monkeypatch.setattr(run_log.RunLog, "draw_curves", refuse)
+    monkeypatch.setattr(run_log, "save_camera_views", refuse)
+    monkeypatch.setattr(divergence, "save_batch", refuse)
+    summary = train_loop.train(debug_config(tmp_path, save_interval=2))
+    assert (summary.checkpoint / "params").is_dir()
+    assert caplog.text.count("curves.png: could not be written (") == 1
+    assert caplog.text.count("the log of training: could not be written (") == 1
+    # A run that diverges says why, although its batch cannot be kept.
+    monkeypatch.setattr(train_loop.StepMeter, "settle", lambda self: raise_diverged(self._pending))
+    with pytest.raises(DivergedError, match=r"step 0: loss nan\. .*could not be written \(No space left on device\)"):
+        train_loop.train(debug_config(tmp_path, exp_name="other"))
+
+
+def raise_diverged(pending):
+    if pending:
+        raise DivergedError(pending[0], "loss nan", pending[2])
 
 
 def test_a_realman_run_stores_its_statistics_next_to_the_parameters(tmp_path, monkeypatch):

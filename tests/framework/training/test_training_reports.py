@@ -2,7 +2,10 @@
 
 import csv
 import dataclasses
+import errno
+import json
 import math
+import pathlib
 import struct
 import sys
 import types
@@ -205,3 +208,44 @@ def test_wandb_never_ends_a_run(tmp_path, monkeypatch, caplog, where):
 def test_wandb_is_not_used_unless_it_is_enabled(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=None))
     wandb_log.WandbLog(_config.get_config("pi0_realman"), tmp_path, resuming=False).write(0, LINE)
+
+
+class FullDisk:
+    """A disk that refuses every file below a folder while it is full."""
+
+    def __init__(self, monkeypatch, folder):
+        self.is_full = True
+        self.open = pathlib.Path.open
+
+        def open_(path, mode="r", *args, **kwargs):
+            if self.is_full and set(mode) & set("wax") and path.is_relative_to(folder):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.open(path, mode, *args, **kwargs)
+
+        monkeypatch.setattr(pathlib.Path, "open", open_)
+        monkeypatch.setattr(run_log.RunLog, "draw_curves", lambda self: open_(folder / run_log.CURVES_NAME, "w"))
+
+
+def test_reports_that_cannot_be_written_never_end_a_run_and_are_written_later(tmp_path, monkeypatch, caplog):
+    config = dataclasses.replace(_config.get_config("debug"), wandb_enabled=False)
+    reports = run_reports.RunReports(config, tmp_path, 0)
+    disk = FullDisk(monkeypatch, tmp_path)
+    row = {"loss": 1.0, "grad_norm": 1.0, "param_norm": 1.0, "samples_per_s": 1.0, "loader_wait": 0.0}
+    for step in range(3):
+        reports.write(step, row)
+        reports.write_validation(step, {"valid_loss": 1.0})
+        reports.draw_curves()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 3
+    assert all("No space left on device" in line and line.endswith("Training continues without it") for line in said)
+    disk.is_full = False
+    reports.write(3, row)
+    reports.write_validation(3, {"valid_loss": 1.0})
+    reports.draw_curves()
+    reports.finish()
+    for name in (run_log.LOG_NAME, run_log.VALIDATION_LOG_NAME):
+        lines = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert [line["step"] for line in lines] == [0, 1, 2, 3]
+        with (tmp_path / name).with_suffix(".csv").open() as file:
+            assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+    assert [line["step"] for line in reports.lines] == [0, 1, 2, 3]

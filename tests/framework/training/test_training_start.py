@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ from openpi.models import gemma_config
 from openpi.shared import errors
 from openpi.training import config as _config
 from openpi.training import sharding
+from openpi.training.host import run_lock
 from openpi.training.run import train_loop
 from openpi.training.stats import norm_stats
 from openpi.training.step import checkpoint_tree
@@ -153,3 +155,39 @@ def test_statistics_other_than_those_of_the_checkpoint_are_refused_with_the_flag
     assert refusal(dataclasses.replace(saved, data=data)) == "would be compiled now"
     # A new run may use the new statistics.
     assert refusal(dataclasses.replace(saved, resume=False, overwrite=True)) == "would be compiled now"
+
+
+@pytest.mark.parametrize("place", ["/proc/checkpoints", "file/below", "file"])
+def test_a_folder_that_cannot_be_written_is_reported_before_anything_is_compiled(tiny_model, tmp_path, compiles, place):
+    (tmp_path / "file").touch()
+    folder = tmp_path / place
+    message = refusal(debug_config(tmp_path, tiny_model, checkpoint_base_dir=str(folder)))
+    assert re.match(
+        r"/.*/debug/debug: cannot be written \(.+\)\. Choose another folder with --checkpoint-base-dir$", message
+    )
+    assert compiles == []
+    # The remedy helps.
+    assert refusal(debug_config(tmp_path, tiny_model)) == "would be compiled now"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("flags", [{"overwrite": True}, {"overwrite": False, "resume": True}], ids=str)
+def test_a_run_that_another_process_trains_is_left_alone(tiny_model, tmp_path, older_run, compiles, flags):
+    config = debug_config(tmp_path, tiny_model, **flags)
+    other = run_lock.RunLock(config.checkpoint_dir)
+    other.take()
+    message = refusal(config)
+    assert message.startswith(f"{config.checkpoint_dir}: process ")
+    assert "trains this run. Wait for it or stop it, or choose another --exp-name" in message
+    assert older_run.exists()
+    # Both remedies help.
+    assert refusal(dataclasses.replace(config, exp_name="other")) == "would be compiled now"
+    other.release()
+    assert refusal(config) == "would be compiled now"
+    assert not (config.checkpoint_dir / run_lock.FILE_NAME).exists()
+
+
+def test_statistics_that_could_not_be_written_are_not_computed(tmp_path, home, tiny_model):
+    config = dataclasses.replace(_config.get_config("debug_realman"), model=tiny_model, assets_base_dir="/proc/assets")
+    with pytest.raises(errors.ConfigError, match=r"^/proc/assets/.*: cannot be written \(.*--assets-base-dir$"):
+        norm_stats.compute_norm_stats(config)

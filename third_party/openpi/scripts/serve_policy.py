@@ -34,6 +34,7 @@ from openpi.serving.websocket_policy_server import ServerOptions
 from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi.shared import cli
 from openpi.shared import compile_cache
+from openpi.shared import places
 from openpi.shared import ranges
 from openpi.shared.errors import ConfigError
 from openpi.shared.normalize import NormStats
@@ -174,6 +175,8 @@ def main(args: Args) -> None:
     _set_up_jax(args)
     # The port is taken first, so that a wrong one is reported before the minutes of loading.
     with listening_socket.bind(args.host, args.port) as sock:
+        if args.record or args.record_dir is not None:
+            places.check(args.record_dir or RECORD_DIR, "--record-dir")
         served = load_replay(args, args.policy) if isinstance(args.policy, Replay) else load_checkpoint(args)
         if not options.api_keys and not access.is_loopback(args.host):
             logger.warning(

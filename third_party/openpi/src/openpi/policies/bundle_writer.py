@@ -24,6 +24,7 @@ from openpi.policies import step_settings
 from openpi.shared import array_typing as at
 from openpi.shared import errors
 from openpi.shared import normalize
+from openpi.shared import places
 from openpi.training.configs.data_config import DataConfig
 from openpi.training.configs.train_config import TrainConfig
 
@@ -68,6 +69,7 @@ def export(
         raise errors.DataError(f"{step_dir}: found a bundle, expected a checkpoint. Use the folder of a checkpoint")
     if out.exists() and not overwrite:
         raise BundleExistsError(f"{out}: already exists. Choose another folder, or replace it with --overwrite")
+    places.check(out.parent, "--out")
     settings = policy_config.trained_settings(config, step_dir)
     config, data_config = settings.train_config, settings.data_config
     files = _other_files(step_dir, data_config)

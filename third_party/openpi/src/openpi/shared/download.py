@@ -49,8 +49,15 @@ _STALE_BEFORE = {
 
 def get_cache_dir() -> pathlib.Path:
     """Return the cache folder, and create it if it is missing."""
-    cache_dir = pathlib.Path(os.environ.get(CACHE_ENV) or _DEFAULT_CACHE_DIR).expanduser().resolve()
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cache_dir = pathlib.Path(os.environ.get(CACHE_ENV) or _DEFAULT_CACHE_DIR).expanduser().resolve()
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as e:  # a container's user may have no home, or may not write there
+        reason = getattr(e, "strerror", None) or "no home directory"
+        raise errors.UserError(
+            f"{os.environ.get(CACHE_ENV) or _DEFAULT_CACHE_DIR}: downloads cannot be kept there ({reason}). "
+            f"Set {CACHE_ENV} to a folder that you can write"
+        ) from e
     return cache_dir
 
 

@@ -52,13 +52,18 @@ class Table:
         self._csv_path = path.with_suffix(".csv")
         self._writes = writes
         self._columns: list[str] = []
+        # Whether the files lack rows, because a full disk refused them.
+        self._is_behind = False
         self.rows = [row for row in self._read() if row["step"] < first_step]
         if writes and path.exists():
-            # A process that is killed here must leave the old rows or the new ones.
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            partial.replace(path)
-            self._rewrite_csv()
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        # A process that is killed here must leave the old rows or the new ones.
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        partial.replace(self._path)
+        self._rewrite_csv()
 
     def _read(self) -> list[dict[str, float]]:
         if not self._path.exists():
@@ -74,10 +79,21 @@ class Table:
         return rows
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Add a row and write it to the disk at once."""
+        """Add a row and write it to the disk at once.
+
+        Rows that the disk refused are written with the next one.
+        """
         self.rows.append(dict(row))
         if not self._writes:
             return
+        if self._is_behind:
+            self._rewrite()
+        else:
+            self._is_behind = True
+            self._append(row)
+        self._is_behind = False
+
+    def _append(self, row: Mapping[str, float]) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if set(row) - set(self._columns):

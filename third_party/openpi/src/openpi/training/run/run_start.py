@@ -14,6 +14,7 @@ from openpi.policies import checkpoint_folder
 from openpi.shared import errors
 from openpi.shared import nnx_utils
 from openpi.shared import normalize
+from openpi.shared import places
 from openpi.training import checkpoints
 from openpi.training import sharding as _sharding
 from openpi.training.configs.data_config import DataConfig
@@ -22,6 +23,7 @@ from openpi.training.data_loader import DataLoader
 from openpi.training.data_loader import LoaderState
 from openpi.training.host import distributed
 from openpi.training.host import free_space
+from openpi.training.host.run_lock import RunLock
 from openpi.training.run import run_config
 from openpi.training.step import train_state as _train_state
 from openpi.training.step.train_state import TrainState
@@ -44,14 +46,20 @@ def check_batch(config: TrainConfig) -> None:
         )
 
 
-def check_folder(config: TrainConfig) -> None:
-    """Check that the run's folder may be used with this config.
+def check_folder(config: TrainConfig, lock: RunLock) -> None:
+    """Check and lock the run's folder.
+
+    A folder that is missing is locked by `begin`.
 
     Raises:
         CheckpointExistsError: The run exists, and no flag says what to do with it.
-        ConfigError: The run was started with another config, or has done all its steps.
+        ConfigError: The folder cannot be written, the run was started with another config, or has done all its steps.
+        RunInUseError: Another process trains this run.
     """
     checkpoints.check_usable(config.checkpoint_dir, overwrite=config.overwrite, resume=config.resume)
+    places.check(config.checkpoint_dir, "--checkpoint-base-dir")
+    if config.checkpoint_dir.exists():
+        lock.take()
     if config.resume:
         run_config.check_resume(config, config.checkpoint_dir)
         steps = checkpoint_folder.complete_steps(config.checkpoint_dir)
@@ -131,7 +139,7 @@ def check_weights(config: TrainConfig) -> None:
 
 
 def begin(
-    config: TrainConfig, mesh: jax.sharding.Mesh, loader: DataLoader, *, keep_best: bool
+    config: TrainConfig, mesh: jax.sharding.Mesh, loader: DataLoader, lock: RunLock, *, keep_best: bool
 ) -> tuple[ocp.CheckpointManager, TrainState]:
     """Prepare the run's folder and return its checkpoints and first state.
 
@@ -149,6 +157,8 @@ def begin(
         resume=config.resume,
         keep_best=keep_best,
     )
+    # A fresh folder, and one that was deleted by --overwrite, is not locked yet.
+    distributed.first_then_others(lock.take, lambda: None)
     if resuming:
         state = _resume(config, mesh, manager, loader)
     else:

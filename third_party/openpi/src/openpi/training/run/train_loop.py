@@ -25,6 +25,7 @@ from openpi.training.data_loader import DataLoader
 from openpi.training.host import distributed
 from openpi.training.host import free_space
 from openpi.training.host import host_memory
+from openpi.training.host.run_lock import RunLock
 from openpi.training.host.stop_signal import StopSignal
 from openpi.training.memory import budget as memory
 from openpi.training.reports import divergence
@@ -66,12 +67,20 @@ def train(config: TrainConfig) -> Summary:
     Raises:
         UserError: The run cannot start or continue. The message says what to do.
     """
+    lock = RunLock(config.checkpoint_dir)
+    try:
+        return _train(config, lock)
+    finally:
+        lock.release()
+
+
+def _train(config: TrainConfig, lock: RunLock) -> Summary:
     start_s = time.perf_counter()
 
     # Checks that need no data: config, folder, memory and disk.
     run_start.check_batch(config)
     # The other processes do not check the folder, because process 0 may be ahead of them and have created it.
-    distributed.first_then_others(lambda: run_start.check_folder(config), lambda: None)
+    distributed.first_then_others(lambda: run_start.check_folder(config, lock), lambda: None)
     run_reports.check_installed(config)
     mesh = _sharding.make_mesh(config.fsdp_devices)
     need = memory.check_fits(config, mesh)
@@ -90,7 +99,7 @@ def train(config: TrainConfig) -> Summary:
     memory.check_program(config, mesh, need, program)
 
     # From here on, the run's folder changes.
-    manager, state = run_start.begin(config, mesh, loader, keep_best=validation is not None)
+    manager, state = run_start.begin(config, mesh, loader, lock, keep_best=validation is not None)
     loop = _TrainLoop(config, mesh, manager, loader, validation, program, first_step=int(state.step))
     try:
         with StopSignal() as stop, tqdm.contrib.logging.logging_redirect_tqdm():
@@ -140,7 +149,11 @@ class _TrainLoop:
         except divergence.DivergedError as e:
             if e.batch is None:
                 raise
-            path, extremes = divergence.save_batch(self._directory, e.step, e.batch)
+            try:
+                path, extremes = divergence.save_batch(self._directory, e.step, e.batch)
+            except OSError as error:  # a full disk must not hide why the run ends
+                place = f"Its batch could not be written ({error.strerror or error}). "
+                raise divergence.DivergedError(e.step, e.reason, place=place) from e
             command = f"python -m openpi.training.reports.divergence {shlex.quote(str(path))}"
             place = f"Its batch is in {path} ({extremes}). Look at it with '{command}'. "
             raise divergence.DivergedError(e.step, e.reason, place=place) from e

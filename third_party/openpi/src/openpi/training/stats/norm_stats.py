@@ -17,6 +17,7 @@ import tqdm
 
 from openpi.shared import errors
 from openpi.shared import normalize
+from openpi.shared import places
 from openpi.training.configs import mixture
 from openpi.training.configs.data_config import FAKE_REPO_ID
 from openpi.training.configs.data_config import DataConfig
@@ -88,6 +89,7 @@ def compute_norm_stats(config: TrainConfig, *, max_frames: int | None = None, mi
     if not 0 <= min_range < np.inf:
         raise errors.ConfigError(f"min_range: found {min_range}, expected a range of 0 or more")
     target = _target_dir(config)
+    places.check(target, "--assets-base-dir")
     data_config = config.data.create(None, config.model)
     sources = _open_sources(data_config, max_frames)
     num_frames = sum(len(source.frames) for source in sources)
