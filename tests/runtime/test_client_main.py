@@ -17,10 +17,10 @@ import subprocess
 import sys
 import termios
 import time
+import types
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from openpi.serving.background import serve_in_thread
 from openpi.serving.websocket_policy_server import WebsocketPolicyServer
@@ -429,7 +429,7 @@ def test_the_error_of_a_run_is_not_replaced_by_that_of_its_report(example, tmp_p
         start(example, server, tmp_path, Broken())
     assert re.search(r"ended by +. left arm: collision", capsys.readouterr().out)
     # A terminal that is gone leaves the log.
-    monkeypatch.setattr(Console, "print", refuse)
+    monkeypatch.setattr("realman.station.report.Console", lambda: types.SimpleNamespace(print=refuse))
     with serving(Ramp()) as server, pytest.raises(RejectedError, match="left arm: collision"):
         start(example, server, tmp_path, Broken())
     assert "could not be printed (Broken pipe). The run ended by: left arm: collision" in caplog.text
