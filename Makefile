@@ -46,7 +46,7 @@ endef
 # $(call need,VAR,example): stop unless VAR was given.
 need = $(if $(value $(1)),,$(error $@ needs $(1): make $@ $(1)=$(2)))
 # $(call quote,VAR): the text of a setting as one word of the shell.
-quote = '$(subst $(newline),'$$'\n'',$(subst ','\'',$(call text,$(1))))'
+quote = "$(subst $(newline),"$$'\n'",$(subst `,\`,$(subst $$,\$$,$(subst ",\",$(subst \,\\,$(call text,$(1)))))))"
 # $(call flag,--name,VAR): the flag, only when VAR was given.
 flag = $(if $(value $(2)),$(1) $(call quote,$(2)))
 # $(call typed,--name,VAR): the flag, only when VAR is on make's command line. A default must not overrule a file.
