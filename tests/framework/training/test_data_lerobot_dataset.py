@@ -14,6 +14,7 @@ import pytest
 
 from openpi.shared import errors
 from openpi.training.lerobot import columns as lerobot_columns
+from openpi.training.lerobot import encoded_images
 from openpi.training.lerobot.dataset import LeRobotDataset
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
@@ -253,6 +254,72 @@ def test_a_file_that_is_not_parquet_is_named(damaged):
     (damaged / "data/chunk-000/episode_000001.parquet").write_bytes(b"not a parquet file at all")
     with pytest.raises(errors.DataError, match=r"episode_000001.parquet: episode 1 cannot be read"):
         LeRobotDataset("x", root=damaged)
+
+
+def test_a_flipped_byte_anywhere_in_a_table_is_refused_or_read(damaged):
+    path = damaged / "data/chunk-000/episode_000001.parquet"
+    whole = path.read_bytes()
+    refused = set()
+    # Structure is at the end, and at the beginning of each page.
+    offsets = {*range(4, len(whole), len(whole) // 30), *range(len(whole) - 3000, len(whole), 60)}
+    for offset in sorted(offsets):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0xFF]) + whole[offset + 1 :])
+        try:
+            LeRobotDataset("x", root=damaged, image_keys=CAMERAS[:1])[LENGTHS[0]]
+        except errors.UserError as e:
+            refused.add(str(e))
+    assert refused
+    assert not [line for line in refused if "\n" in line]
+
+
+@pytest.mark.parametrize("error", [OSError("Received invalid number of bytes"), pa.ArrowInvalid("bad\nmore")])
+def test_a_damaged_page_is_named_for_columns_and_for_images(damaged, monkeypatch, error):
+    dataset = LeRobotDataset("x", root=damaged, image_keys=CAMERAS[:1])
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(pq.ParquetFile, "read", fail)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", fail)
+    monkeypatch.setattr(encoded_images, "find", lambda *args: None)
+    says = r"episode_000000.parquet: episode 0 cannot be read \((Received|bad)"
+    with pytest.raises(errors.DataError, match=says):
+        dataset[0]
+    with pytest.raises(errors.DataError, match=says):
+        LeRobotDataset("x", root=damaged)
+
+
+def write_h264(path, num_frames):
+    """A video of moving stripes, whose frames after the first refer to earlier ones."""
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("h264", rate=50, options={"g": "100", "bf": "0", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for t in range(num_frames):
+            picture = image(0, 1, 3 * t).transpose(1, 2, 0)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        file.mux(stream.encode())
+
+
+def test_what_a_decoder_invents_for_a_damaged_frame_is_not_an_image(tmp_path):
+    root = pathlib.Path(shutil.copytree(GOLDEN / "lerobot_v21_video", tmp_path / "dataset"))
+    path = root / "videos/chunk-000" / CAMERAS[0] / "episode_000001.mp4"
+    write_h264(path, LENGTHS[1])
+    first = LENGTHS[0]
+    whole = LeRobotDataset("x", root=root, image_keys=CAMERAS[:1])
+    expected = [whole[first + t][CAMERAS[0]] for t in range(LENGTHS[1])]
+    with av.open(str(path)) as file:
+        packet = [packet for packet in file.demux(video=0) if packet.size][4]
+        start, stop = packet.pos + packet.size // 2, packet.pos + packet.size
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + bytes(stop - start) + data[stop:])
+    dataset = LeRobotDataset("x", root=root, image_keys=CAMERAS[:1])
+    for t in (0, 3, 1):
+        np.testing.assert_array_equal(dataset[first + t][CAMERAS[0]], expected[t])
+    # Later frames refer to the damaged one.
+    for t in (4, 6, 4):
+        with pytest.raises(errors.DataError, match=rf"episode 1, frame {t}, .* cannot be decoded"):
+            dataset[first + t]
+    np.testing.assert_array_equal(dataset[first + 2][CAMERAS[0]], expected[2])
 
 
 def test_a_truncated_episode_is_refused(damaged):

@@ -3,8 +3,9 @@
 No image is touched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 from typing import Any
@@ -62,14 +63,33 @@ def open_parquet(path: pathlib.Path, what: str) -> pq.ParquetFile:
         MissingFileError: The file does not exist.
         DataError: It is not a parquet file.
     """
-    try:
+    with damage_named(path, what):
         return pq.ParquetFile(path)
+
+
+@contextlib.contextmanager
+def damage_named(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Name a parquet file that cannot be read.
+
+    Put nothing but its reading inside.
+
+    Args:
+        path: The file.
+        what: What it holds, for the messages.
+
+    Raises:
+        MissingFileError: The file does not exist.
+        DataError: It is damaged, or not a parquet file.
+    """
+    try:
+        yield
     except FileNotFoundError as e:
         raise errors.MissingFileError(
             f"{path}: {what} is missing. Copy the file back, or convert the recordings again with 'make convert'"
         ) from e
-    except pa.ArrowInvalid as e:
-        reason = str(e).splitlines()[0]
+    # A damaged page is any of these to pyarrow.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
         raise errors.DataError(
             f"{path}: {what} cannot be read ({reason}). Convert the recordings again with 'make convert'"
         ) from e
@@ -81,12 +101,15 @@ def _read_episode(metadata: LeRobotMetadata, episode: Episode, keys: Sequence[st
         absent = [key for key in keys if key not in file.schema_arrow.names]
         if absent:
             raise errors.DataError(f"{path}: columns {absent} are missing, found {file.schema_arrow.names}")
-        table = file.read(columns=list(keys), use_threads=False)
+        with damage_named(path, f"episode {episode.index}"):
+            table = file.read(columns=list(keys), use_threads=False)
     if table.num_rows != episode.length:
         raise errors.DataError(
             f"{path}: found {table.num_rows} frames, expected {episode.length} (meta/episodes.jsonl)"
         )
-    columns = {key: _to_numpy(table[key], metadata.shape(key), f"{path}: '{key}'") for key in keys}
+    # Texts are decoded here.
+    with damage_named(path, f"episode {episode.index}"):
+        columns = {key: _to_numpy(table[key], metadata.shape(key), f"{path}: '{key}'") for key in keys}
     for key in INDEX_KEYS:
         if key in columns and table[key].null_count:
             raise errors.DataError(f"{path}: '{key}' has {table[key].null_count} empty cells. Copy the dataset again")

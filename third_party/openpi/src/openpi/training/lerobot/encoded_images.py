@@ -5,7 +5,7 @@ parquet file. Other writers (LeRobot's own) put a whole episode into one compres
 once, into a file in the dataset's folder.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import logging
 import os
@@ -203,7 +203,7 @@ def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> EncodedI
     part = packed.with_name(f"{packed.name}.{mark}")
     try:
         with pq.ParquetFile(path) as file, part.open("wb") as target:
-            for batch in file.iter_batches(_UNPACK_ROWS, columns=[key], use_threads=False):
+            for batch in _batches(file, path, key):
                 for cell in batch.column(0):
                     data = cell_bytes(cell, metadata.root) or b""
                     spans.append([end, len(data)])
@@ -215,6 +215,11 @@ def _unpack(metadata: LeRobotMetadata, path: pathlib.Path, key: str) -> EncodedI
     np.save(part_index, np.array(spans, np.int64))
     part_index.replace(index)
     return EncodedImages(packed, np.array(spans[1:], np.int64), is_chunk=False)
+
+
+def _batches(file: pq.ParquetFile, path: pathlib.Path, key: str) -> Iterator[pa.RecordBatch]:
+    with lerobot_columns.damage_named(path, f"the images '{key}'"):
+        yield from file.iter_batches(_UNPACK_ROWS, columns=[key], use_threads=False)
 
 
 def weigh(images: Mapping[str, EncodedImages] | None) -> int:

@@ -151,9 +151,8 @@ class _EpisodeFile:
     """An open parquet file that finds row groups by frame."""
 
     def __init__(self, metadata: LeRobotMetadata, episode_index: int) -> None:
-        self._file: pq.ParquetFile = lerobot_columns.open_parquet(
-            metadata.data_path(episode_index), f"episode {episode_index}"
-        )
+        self._place = metadata.data_path(episode_index), f"episode {episode_index}"
+        self._file: pq.ParquetFile = lerobot_columns.open_parquet(*self._place)
         rows = [self._file.metadata.row_group(i).num_rows for i in range(self._file.num_row_groups)]
         self._ends = np.cumsum(rows)
         # A ParquetFile is not safe for concurrent reads.
@@ -165,7 +164,7 @@ class _EpisodeFile:
         return group, frame - (int(self._ends[group - 1]) if group else 0)
 
     def read_group(self, group: int, keys: Sequence[str]) -> pa.Table:
-        with self._lock:
+        with self._lock, lerobot_columns.damage_named(*self._place):
             return self._file.read_row_group(group, columns=list(keys), use_threads=False)
 
 
@@ -198,11 +197,15 @@ class VideoImages:
             raise errors.MissingFileError(
                 f"{place}: the video file is missing. Copy it back, convert this recording again, or remove the episode"
             ) from e
-        except av.FFmpegError as e:
+        except (av.FFmpegError, _DamagedFrameError) as e:
             raise errors.DataError(f"{place}: the video cannot be decoded ({e}). {_REMEDY}") from e
         if image is None:
             raise errors.DataError(f"{place}: the video has no frame at this time. {_REMEDY}")
         return image
+
+
+class _DamagedFrameError(Exception):
+    """The decoder has invented a part of a frame."""
 
 
 class _Video:
@@ -219,6 +222,7 @@ class _Video:
         self._frames: Iterator[av.VideoFrame] = iter(())
         # Time of the last frame that the decoder returned, s. Infinite: seek before the next read.
         self._shown_s = math.inf
+        self._has_key_frame = False
 
     def read(self, time_s: float, tolerance_s: float) -> np.ndarray | None:
         """Return the frame at a time, uint8 (h, w, 3).
@@ -232,6 +236,11 @@ class _Video:
             # After an error or a missing frame, the next call seeks.
             self._shown_s = math.inf
             for frame in self._frames:
+                # Frames before the first key frame may lack what they refer to. After it, what a decoder has invented
+                # spoils this frame and those that refer to it, and differs between decoders.
+                self._has_key_frame |= bool(frame.key_frame)
+                if frame.is_corrupt and self._has_key_frame:
+                    raise _DamagedFrameError("a frame is damaged")
                 shown_s = float((frame.pts - self._start) * self._time_base)
                 if shown_s > time_s + tolerance_s:
                     return None
@@ -248,3 +257,4 @@ class _Video:
         first = max(int(time_s / self._time_base), 0) + self._start
         self._container.seek(first, stream=self._stream, backward=True)
         self._frames = self._container.decode(self._stream)
+        self._has_key_frame = False
