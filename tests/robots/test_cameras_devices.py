@@ -11,6 +11,7 @@ import pytest
 from realman.errors import RobotError
 from realman.errors import RobotTimeoutError
 from realman.errors import SiteError
+from realman.robots.cameras import devices
 from realman.robots.cameras.frozen import FrozenCheck
 from realman.robots.cameras.opencv import OpenCvSource
 from realman.robots.cameras.realsense import RealSenseSource
@@ -251,4 +252,48 @@ def test_a_stream_of_another_size_says_what_to_set(video):
     source.open()
     with pytest.raises(RobotError, match=r"frame of 48x64x3, expected 480x640x3\. Set 'width_px' and 'height_px'"):
         source.grab()
+    source.close()
+
+
+def describe_camera(folder, port: str, number: int, name: str, serial: str | None = None) -> None:
+    """Describe a USB camera as Linux does."""
+    usb = folder / "usb" / port
+    (usb / "1.0").mkdir(parents=True, exist_ok=True)
+    if serial is not None:
+        (usb / "serial").write_text(f"{serial}\n")
+    node = folder / f"video{number}"
+    node.mkdir(exist_ok=True)
+    (node / "name").write_text(f"{name}\n")
+    (node / "device").unlink(missing_ok=True)
+    (node / "device").symlink_to(usb / "1.0")
+
+
+def test_a_camera_is_recognized_by_its_serial_number_or_its_port(tmp_path):
+    describe_camera(tmp_path, "1-1", 0, "HD Webcam", "A77")
+    describe_camera(tmp_path, "1-2", 1, "HD Webcam")
+    assert devices.identify("/dev/video0", tmp_path) == "HD Webcam, serial number A77"
+    assert devices.identify(1, tmp_path) == "HD Webcam at 1-2"
+    for unknown in ("rtsp://camera/stream", "clip.mp4", "/dev/video7", 9, str(tmp_path / "video0")):
+        assert devices.identify(unknown, tmp_path) is None
+
+
+@pytest.mark.parametrize("device", [0, "/dev/video0"])
+def test_a_device_number_that_passed_to_another_camera_is_refused(tmp_path, device):
+    describe_camera(tmp_path, "1-1", 0, "HD Webcam", "A77")
+    source = OpenCvSource(
+        *("cam_high", device, 6, 4, 30),
+        open_capture=lambda _device: FakeCapture(),
+        identify=lambda named: devices.identify(named, tmp_path),
+    )
+    for _ in range(2):  # The same camera may come back.
+        source.open()
+        source.close()
+    describe_camera(tmp_path, "1-1", 0, "HD Webcam", "B12")
+    for _ in range(2):
+        with pytest.raises(
+            RobotError, match=r"another camera, found HD Webcam, serial number B12, expected .* A77\. Name"
+        ):
+            source.open()
+    describe_camera(tmp_path, "1-3", 0, "HD Webcam", "A77")  # in another port
+    source.open()
     source.close()

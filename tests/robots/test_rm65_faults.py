@@ -161,6 +161,22 @@ def test_a_connection_reset_while_driving_stops_both_arms_and_connecting_again_r
     np.testing.assert_allclose(cell.robot.send(state), state)
 
 
+@pytest.mark.own_process
+def test_an_arm_that_comes_back_as_another_one_is_refused_until_the_program_starts_again(cell):
+    cell.robot.connect()
+    cell.robot.connect()  # The same arms may come back.
+    arm = cell.arm("left")
+    arm.settings = dataclasses.replace(arm.settings, product="RM65-6F")
+    for _ in range(2):
+        with pytest.raises(
+            RejectedError, match=r"left arm .*another arm: software was RM65-BI, .*, is RM65-6F, .*\. Start"
+        ):
+            cell.robot.connect()
+    restarted = Rm65Robot(cell.settings)
+    restarted.connect()
+    restarted.disconnect()
+
+
 def test_a_controller_error_while_driving_is_named(cell):
     cell.robot.connect()
     cell.emulator.call(lambda: cell.arm("left").fail(ERR_COLLISION))

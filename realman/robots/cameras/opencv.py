@@ -7,6 +7,7 @@ import numpy as np
 
 from realman.arrays import Image
 from realman.errors import RobotError
+from realman.robots.cameras import devices
 
 
 class OpenCvSource:
@@ -22,6 +23,7 @@ class OpenCvSource:
         *,
         color: Literal["bgr", "rgb"] = "bgr",
         open_capture: Callable[[int | str], Any] | None = None,
+        identify: Callable[[int | str], str | None] = devices.identify,
     ) -> None:
         """Describe the camera. `open` opens it.
 
@@ -33,6 +35,7 @@ class OpenCvSource:
             fps: Rate to request, Hz. Devices round it.
             color: Channel order that the device delivers.
             open_capture: Opens the device. None means `cv2.VideoCapture`.
+            identify: Says which camera is behind the device now.
         """
         self.names: tuple[str, ...] = (name,)
         self._device = device
@@ -40,14 +43,17 @@ class OpenCvSource:
         self._fps = fps
         self._color = color
         self._open_capture = open_capture
+        self._identify = identify
+        self._identity: str | None = None
         self._capture: Any = None
 
     def open(self) -> None:
         """Open the device.
 
         Raises:
-            RobotError: The device cannot be opened.
+            RobotError: The device cannot be opened, or is another camera than the last time.
         """
+        self._check_same_camera()
         # Imported late, like every device library: only users with such a camera pay for it.
         import cv2
 
@@ -63,6 +69,19 @@ class OpenCvSource:
         # Deliver the newest frame, not the oldest of a queue.
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         self._capture = capture
+
+    def _check_same_camera(self) -> None:
+        """Refuse another camera behind the same device file.
+
+        Numbers pass on when cameras are unplugged, and a left wrist would be shown as a right one.
+        """
+        found = self._identify(self._device)
+        before, self._identity = self._identity, self._identity or found
+        if None not in (before, found) and found != before:
+            raise RobotError(
+                f"{self._where}: came back as another camera, found {found}, expected {before}. "
+                "Name it by its link in /dev/v4l/by-id/, and start the program again"
+            )
 
     def grab(self) -> dict[str, Image]:
         """Wait for the next image, RGB.

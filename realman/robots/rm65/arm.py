@@ -57,6 +57,7 @@ class Arm:
         self.name = f"{side} arm {self._host}"
         self.results: list[CheckResult] = []
         self.range: preflight.JointRange | None = None
+        self._identity: dict[str, str] = {}
         self.address = ""
         self.feed = StateFeed(self.name, settings.max_state_age_s)
         self.gripper: GripperWorker | None = None
@@ -92,6 +93,9 @@ class Arm:
             for result in self.results:
                 logger.info("%s: %s: %s", result.arm, result.check, result.found)
             preflight.refuse_if_any(self.results)
+            now = preflight.identity(self.address, self.results, self.range)
+            preflight.refuse_another(self.name, self._identity, now)
+            self._identity = now
             self._set_collision_stage()
             self._open_gripper()
         except BaseException:

@@ -78,6 +78,25 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[CheckResult], Jo
     return results, joint_range
 
 
+def identity(address: str, results: list[CheckResult], joint_range: JointRange) -> dict[str, str]:
+    """Return by what an arm is recognized. The SDK does not know its serial number."""
+    ends = [", ".join(f"{end:.1f}" for end in np.rad2deg(values)) for values in joint_range]
+    known = {result.check: result.found for result in results if result.check in ("model", "software")}
+    return {"address": address, **known, "joint range": f"{ends[0]} to {ends[1]} deg, {ends[2]} deg/s"}
+
+
+def refuse_another(name: str, before: dict[str, str], now: dict[str, str]) -> None:
+    """Refuse an arm that is another one than at the last connect.
+
+    Raises:
+        RejectedError: It is. The message names what differs.
+    """
+    if changed := [f"{key} was {before[key]}, is {now[key]}" for key in now if before.get(key, now[key]) != now[key]]:
+        raise RejectedError(
+            f"{name}: came back as another arm: {'; '.join(changed)}. Start the program again to accept it"
+        )
+
+
 def refuse_if_any(results: list[CheckResult]) -> None:
     """Refuse the arm if any check failed.
 
