@@ -82,6 +82,13 @@ def test_ctrl_c_prints_the_table_closes_everything_and_has_its_own_exit_code(tmp
     assert runner.losses == 0
 
 
+def test_the_last_row_adds_everything_up(tmp_path, capsys):
+    verdicts = ["survived", "undetectable", "lost"]
+    torture(tmp_path / "w", *(Fake(f"kind {verdict}", [verdict]) for verdict in verdicts), seconds=0.0)
+    (row,) = [line.split() for line in capsys.readouterr().out.splitlines() if " all " in line]
+    assert [word for word in row if word.isdigit()] == ["5", "3", "1", "1"]
+
+
 def test_a_loss_is_kept_with_the_command_that_repeats_it(tmp_path):
     code, said, runner = torture(tmp_path / "w", Fake(verdicts=["survived", "lost"]), seed=7)
     assert code == 1

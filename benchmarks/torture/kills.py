@@ -31,8 +31,9 @@ _TIMEOUT_S = 400.0
 _CONFIG = "debug_realman"
 _REPO_ID = "torture/set"
 _STEPS = 6
-_SLOW_FROM_S = 300.0
+_SLOW_FROM_S = 600.0
 """Training compiles for minutes, so it is attacked only in runs of at least this length."""
+_LOGS = ("killed.log", "stdout.txt", "stderr.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Kills:
         self._jobs: list[Job] = []
         self._truth: dict[str, Any] = {}
         self._seconds: dict[str, float] = {}
+        # How long each command takes from its first write to its end.
+        self._work_s: dict[str, float] = {}
 
     def open(self, folder: Path, seconds: float) -> None:
         """Make the inputs and run each command once without a kill."""
@@ -115,22 +118,27 @@ class Kills:
         """Kill a command at a random moment and return what is wrong."""
         command = job.command if is_first or not (folder / job.product).exists() else job.resume
         number = rng.choice(_SIGNALS)
-        # Most of the time passes while packages are imported, and only the rest can leave something half-written.
-        at_s = self._seconds[job.name] * rng.uniform(0.3, 1.05)
+        # Most of the time passes while packages are imported. Most kills come after that, while files are written.
+        waits_for_work = rng.random() < 0.8
+        at_s = rng.uniform(0, 1.2 * self._work_s[job.name] if waits_for_work else self._seconds[job.name])
         is_whole_group = rng.random() < 0.7
+        began_ns = time.time_ns()
         with (
             (folder / "killed.log").open("a") as log,
             started(command, folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_env(folder)) as process,
         ):
+            if waits_for_work:
+                _wait_for_work(process, job, folder, began_ns)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(at_s)
             is_late = process.poll() is not None
-            with contextlib.suppress(ProcessLookupError):
+            if not is_late:
                 (os.killpg if is_whole_group else os.kill)(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_TIMEOUT_S)
             is_gone = is_group_gone(process)
-        done.append(f"{number.name} after {at_s:.2f} s{' (had ended)' if is_late else ''}")
+        since = "the first write" if waits_for_work else "the start"
+        done.append(f"{number.name} {at_s:.2f} s after {since}{' (had ended)' if is_late else ''}")
         if not is_gone:
             return "a process outlived it"
         product = folder / job.product
@@ -161,7 +169,8 @@ class Kills:
         """Return how long each command takes without a kill."""
         if not self._seconds:
             return []
-        return ["kills, uninterrupted: " + ", ".join(f"{name} {s:.1f} s" for name, s in self._seconds.items())]
+        spent = (f"{name} {s:.1f} s ({self._work_s[name]:.1f} s of work)" for name, s in self._seconds.items())
+        return ["kills, uninterrupted: " + ", ".join(spent)]
 
     def close(self) -> None:
         """Do nothing, as every command ends with its attack."""
@@ -171,13 +180,31 @@ class Kills:
         folder.mkdir()
         for name in job.inputs:
             (folder / name).symlink_to(self._base / name)
-        began_s = time.monotonic()
-        ended = run(job.command, folder, _TIMEOUT_S, env=_env(folder))
-        if ended.code != 0:
-            raise RuntimeError(f"{job.name} does not run: {ended.tail}")
+        began_s, began_ns = time.monotonic(), time.time_ns()
+        with (
+            (folder / "killed.log").open("w") as log,
+            started(job.command, folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_env(folder)) as process,
+        ):
+            _wait_for_work(process, job, folder, began_ns)
+            worked_s = time.monotonic()
+            code = process.wait(_TIMEOUT_S)
+        if code != 0:
+            raise RuntimeError(f"{job.name} does not run: {(folder / 'killed.log').read_text()[-500:]}")
         self._seconds[job.name] = time.monotonic() - began_s
+        self._work_s[job.name] = time.monotonic() - worked_s
         self._truth[job.name] = job.read(folder / job.product)
         self._jobs.append(job)
+
+
+def _wait_for_work(process: subprocess.Popen, job: Job, folder: Path, since_ns: int) -> None:
+    """Wait until a command writes something, or ends."""
+    while process.poll() is None:
+        for name in (entry.name for entry in folder.iterdir() if entry.name not in (*job.inputs, *_LOGS)):
+            # A file may vanish while it is looked up.
+            with contextlib.suppress(OSError):
+                if any(path.stat().st_mtime_ns > since_ns for path in [folder / name, *(folder / name).rglob("*")]):
+                    return
+        time.sleep(0.005)
 
 
 def _env(folder: Path) -> dict[str, str]:

@@ -32,6 +32,8 @@ _START_S = 90.0
 _END_S = 40.0
 _REST_S = 5.0
 _STEPS = 250
+_MANY_STEPS = 1500
+"""More steps than a fault that must end the run may take to be noticed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +102,8 @@ def main(args: Args) -> None:
     server.start()
     log_path = args.folder / "client.log"
     with Emulator(two_arms(port, push_port), physics) as emulator, log_path.open("w") as log:
-        flags = ["--tcp-port", port, "--push-port", push_port, "--server-port", server.port, "--steps", _STEPS]
+        steps = _STEPS if fault.expected in ("done", "either") else _MANY_STEPS
+        flags = ["--tcp-port", port, "--push-port", push_port, "--server-port", server.port, "--steps", steps]
         flags += ["--follow", args.follow, "--execution", args.execution, "--folder", args.folder]
         with started(["-m", "benchmarks.torture.robot_client", *flags], args.folder, stdout=log, stderr=log) as client:
             cell = robot_faults.Cell(emulator, client, server, policy, args.folder, rng)

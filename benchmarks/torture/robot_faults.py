@@ -175,7 +175,7 @@ FAULTS: dict[str, Fault] = {
     "motion refused": Fault(_commands("rejected", "movej_canfd"), "ends"),
     "slow replies": Fault(_slow_replies, "either"),
     "policy late once": Fault(_late_once, "either"),
-    "policy silent": Fault(lambda cell: setattr(cell.policy, "delay_s", 30.0), "ends"),
+    "policy silent": Fault(lambda cell: setattr(cell.policy, "delay_s", 12.0), "ends"),
     "server killed": Fault(lambda cell: cell.server.stop(), "ends"),
     "server swapped": Fault(lambda cell: cell.server.swap(), "ends"),
     "chunk not finite": Fault(_spoil(_not_finite), "ends"),

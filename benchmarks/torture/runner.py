@@ -156,4 +156,10 @@ class Runner:
                     ", ".join(f"{name} {count}" for name, count in how.most_common()),
                 )
             table.add_section()
+        # All kinds together.
+        total = Counter[str]()
+        for outcome in (o for tally in self.tallies for o in tally.outcomes):
+            total[outcome.verdict] += outcome.count
+        counts_of = (str(total[verdict]) for verdict in ("survived", "undetectable", "lost"))
+        table.add_row("all", "", str(total.total()), *counts_of)
         return table

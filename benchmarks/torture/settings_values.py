@@ -11,9 +11,12 @@ import tomllib
 
 from realman.station.site_config import Site
 
+_NUMBERS = (
+    "nan", "inf", "-inf", "-1", "-0.5", "0", "-0.0", "0.001", "0.5", "1", "3", "25.0", "50", "60.0", "100", "250.0", "8001",
+    "65536", "1e308", "1e-308", "4294967296",
+)  # fmt: skip
 _VALUES = (
-    "nan", "inf", "-inf", "-1", "0", "-0.0", "1", "3", "0.5", "60.0", "1e308", "1e-308", "4294967296", "true", '""',
-    '"x"', '"nan"', "[]", "[1, 2, 3]", "{}", "1979-05-27", '"rm65"', '"emulated"', '"high"', '"async"', "65536", "50",
+    *_NUMBERS, "true", '""', '"x"', '"nan"', "[]", "[1, 2, 3]", "{}", "1979-05-27", '"rm65"', '"emulated"', '"high"', '"async"',
 )  # fmt: skip
 _POSITIVE = ("_s", "_ms", "_hz", "_deg_s", "_deg_s2", "_per_s", "fps", "port", "_ticks")
 """Endings of names whose value must be above 0, because 0 or less switches something off."""
@@ -21,9 +24,11 @@ _POSITIVE = ("_s", "_ms", "_hz", "_deg_s", "_deg_s2", "_per_s", "fps", "port", "
 
 def write(path: Path, rng: random.Random) -> str:
     """Write random values for one to four keys, and return them."""
-    keys = list(_keys(Site, ""))
-    chosen = rng.sample(keys, rng.randint(1, 4))
-    lines = [f"{key} = {rng.choice(_VALUES)}" for key in chosen]
+    keys = dict(_keys(Site, ""))
+    chosen = rng.sample(sorted(keys), rng.choice((1, 1, 2, 4)))
+    # Most values have the right type, or nothing but types would be tried.
+    values = {key: _NUMBERS if _is_number(keys[key]) and rng.random() < 0.8 else _VALUES for key in chosen}
+    lines = [f"{key} = {rng.choice(values[key])}" for key in chosen]
     text = "\n".join(lines) + "\n"
     if rng.random() < 0.1:
         # A typing error: one character is gone, or one is too many.
@@ -44,20 +49,24 @@ def problems(path: Path, found: Mapping[str, Any]) -> list[str]:
     for key, value in _leaves(found):
         if isinstance(value, float) and not math.isfinite(value):
             wrong.append(f"{key} = {value} was accepted")
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and value <= 0 and key.endswith(_POSITIVE):
+        if _is_number(value) and value <= 0 and key.endswith(_POSITIVE):
             wrong.append(f"{key} = {value} was accepted")
     return wrong
 
 
-def _keys(settings: type, prefix: str) -> Iterator[str]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _keys(settings: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield every dotted key and its default."""
     for field in dataclasses.fields(settings):
         if isinstance(field.default_factory, type) and dataclasses.is_dataclass(field.default_factory):
             yield from _keys(field.default_factory, f"{prefix}{field.name}.")
         elif dataclasses.is_dataclass(field.default):
             yield from _keys(type(field.default), f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name
+            yield prefix + field.name, field.default
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
