@@ -89,7 +89,8 @@ class Watchdogs:
 
 
 def _check(what: str, found_s: float, limit_s: float | None, remedy: str, *, adjective: str = "old") -> None:
-    if limit_s is not None and found_s > limit_s:
+    # Written so that an age or a limit that is not a number fails the check.
+    if limit_s is not None and not found_s <= limit_s:
         raise RobotTimeoutError(
             f"{what}: {found_s * 1000:.0f} ms {adjective}, expected at most {limit_s * 1000:.0f} ms. {remedy}"
         )

@@ -11,11 +11,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 from openpi_client import ranges
+from realman.errors import RobotTimeoutError
 from realman.errors import SiteError
 from realman.ranges import OnRealArms
+from realman.robots.cameras.frozen import FrozenCheck
+from realman.runtime.watchdogs import Watchdogs
 from realman.station.site_config import Site
 from realman.station.site_config import load_site
 
@@ -227,3 +231,33 @@ def test_numbers_that_do_not_fit_together_are_refused(text, message, tmp_path):
     with pytest.raises(SiteError, match=message) as caught:
         load_site(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_check_whose_limit_or_age_is_not_a_number_fails():
+    # Programs may make these checks without settings.
+    for check in (
+        Watchdogs(max_observation_age_s=math.nan).check_observation_age,
+        Watchdogs(max_policy_age_s=math.nan).check_policy_age,
+        Watchdogs(max_overrun_s=math.nan).check_lateness,
+    ):
+        with pytest.raises(RobotTimeoutError, match="expected at most nan ms"):
+            check(0.0)
+    with pytest.raises(RobotTimeoutError, match="nan ms old"):
+        Watchdogs(max_observation_age_s=1.0).check_observation_age(math.nan)
+
+
+def test_a_frozen_camera_without_a_limit_that_is_a_number_is_refused():
+    class Still:
+        names = ("cam_high",)
+
+        def open(self) -> None: ...
+
+        def grab(self) -> dict[str, np.ndarray]:
+            return {"cam_high": np.zeros((2, 2, 3), np.uint8)}
+
+        def close(self) -> None: ...
+
+    camera = FrozenCheck(Still(), math.nan)
+    camera.grab()
+    with pytest.raises(RobotTimeoutError, match="has not changed"):
+        camera.grab()

@@ -50,7 +50,7 @@ class FrozenCheck:
             before = self._last.get(name)
             if before is None or not np.array_equal(before[0], image):
                 self._last[name] = (image, now_s)
-            elif now_s - before[1] > self._max_frozen_s:
+            elif not now_s - before[1] <= self._max_frozen_s:
                 raise RobotTimeoutError(
                     f"camera '{name}': the image has not changed for {now_s - before[1]:.1f} s, "
                     f"expected a change within {self._max_frozen_s:g} s. Reconnect the camera"

@@ -92,7 +92,7 @@ class StateFeed:
         """
         state = self._state
         age_s = time.monotonic() - state.time_s if state else float("inf")
-        if state is None or age_s > self._max_age_s:
+        if state is None or not age_s <= self._max_age_s:
             limit_ms = self._max_age_s * 1000
             found = f"the state is {age_s * 1000:.0f} ms old, expected at most {limit_ms:.0f} ms"
             if state is None:

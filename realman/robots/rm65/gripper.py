@@ -217,7 +217,7 @@ class GripperWorker:
         """
         opening, time_s = self._measured
         age_s = time.monotonic() - time_s
-        if age_s > self._settings.max_age_s:
+        if not age_s <= self._settings.max_age_s:
             limit_s = self._settings.max_age_s
             raise self._error or RobotTimeoutError(
                 f"{self._name}: the gripper was last read {age_s:.1f} s ago, expected at most {limit_s:g} s"

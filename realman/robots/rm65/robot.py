@@ -157,7 +157,7 @@ class Rm65Robot:
         now_s, limit_s = time.monotonic(), self._settings.max_camera_age_s
         for name, frame in frames.items():
             age_s = now_s - frame.time_s
-            if age_s > limit_s:
+            if not age_s <= limit_s:
                 raise RobotTimeoutError(
                     f"camera '{name}': the newest frame is {age_s * 1000:.0f} ms old, "
                     f"expected at most {limit_s * 1000:.0f} ms. Check its cable"

@@ -19,6 +19,7 @@ from openpi.models import tokenizer as _tokenizer
 from openpi.shared import download as _download
 from openpi.shared import errors
 from openpi.shared import normalize as _normalize
+from openpi.shared import ranges
 from openpi.training.configs.mixture import MixedDataset
 from openpi.training.configs.mixture import MixedDatasetFlag
 from openpi.training.configs.validation_split import ValidationSplit
@@ -83,7 +84,12 @@ class DataConfig:
     action_space: Any | None = None
     datasets: Sequence[Any] = ()
     # Frames per second of the datasets. None until they are opened.
-    fps: float | None = None
+    fps: (
+        Annotated[float, ranges.Range(0.01, 10_000.0, "from one frame in minutes to a camera for slow motion")] | None
+    ) = None
+
+    def __post_init__(self) -> None:
+        ranges.check(self, "data")
 
     def members(self) -> Sequence[MixedDataset]:
         """Return the datasets of the mixture, or the one named `repo_id`."""
