@@ -1,4 +1,7 @@
-"""Recognize a camera device of Linux, whose number may pass to another camera."""
+"""Recognize a camera device of Linux.
+
+Its number may pass to another camera.
+"""
 
 from pathlib import Path
 

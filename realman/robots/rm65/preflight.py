@@ -79,7 +79,10 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[CheckResult], Jo
 
 
 def identity(address: str, results: list[CheckResult], joint_range: JointRange) -> dict[str, str]:
-    """Return by what an arm is recognized. The SDK does not know its serial number."""
+    """Return by what an arm is recognized.
+
+    The SDK does not know its serial number.
+    """
     ends = [", ".join(f"{end:.1f}" for end in np.rad2deg(values)) for values in joint_range]
     known = {result.check: result.found for result in results if result.check in ("model", "software")}
     return {"address": address, **known, "joint range": f"{ends[0]} to {ends[1]} deg, {ends[2]} deg/s"}
