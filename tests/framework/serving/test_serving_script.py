@@ -336,3 +336,15 @@ def test_a_recording_is_replayed_at_its_own_rate(tiny_config, tmp_path, monkeypa
     metadata = serve_policy.load_replay(serve_policy.Args(policy=replay), replay).metadata
     assert metadata["fps"] == fps
     assert metadata["dim_names"] == list(realman_policy.DIM_NAMES)
+
+
+def test_a_place_for_records_is_tried_before_anything_is_loaded(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(serve_policy, "load_checkpoint", loaded.append)
+    monkeypatch.setattr(serve_policy, "_set_up_jax", lambda args: None)
+    args = serve_policy.Args(host=HOST, port=0, record_dir=pathlib.Path("/proc/records"))
+    with pytest.raises(
+        UserError, match=r"^/proc/records: cannot be written \(.*\)\. Choose another folder with --record-dir$"
+    ):
+        serve_policy.main(args)
+    assert loaded == []
