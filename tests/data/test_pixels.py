@@ -11,6 +11,7 @@ import pytest
 
 from openpi.policies import realman_policy
 from openpi.training.lerobot import dim_names
+from openpi.training.lerobot import jpeg as training_jpeg
 from openpi.training.lerobot.dataset import LeRobotDataset
 from openpi.training.lerobot.images import ParquetImages
 from realman import spec
@@ -77,6 +78,18 @@ def test_without_its_note_a_jpeg_looks_the_same_to_readers_that_turn_images(orie
 def test_bytes_that_are_no_image_stay_as_they_are(data):
     assert exif.without_orientation(np.frombuffer(data, np.uint8)).tobytes() == data
     assert pixels.decode(data) is None
+
+
+@pytest.mark.parametrize("behind", [b"", b"\0" * 600, b"\x01 of the encoder", b"\xff\xd8 another \xff\xd9"])
+def test_bytes_behind_a_jpeg_change_nothing_and_a_cut_is_seen_by_training_and_inspection(behind):
+    data = encoded(scene(), "JPEG", quality=95)
+    thumbnail = encoded(scene(8, 8), "JPEG")
+    whole = data[:2] + b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail + data[2:]
+    np.testing.assert_array_equal(decode_small(whole + behind), pixels.decode(data))
+    cut = whole[: len(whole) - len(data) // 4]
+    assert training_jpeg.is_whole(np.frombuffer(whole + behind, np.uint8))
+    assert not training_jpeg.is_whole(np.frombuffer(cut, np.uint8))
+    assert pixels.decode(cut) is None
 
 
 @pytest.mark.parametrize("orientation", [3, 6])

@@ -29,8 +29,8 @@ def decode(data: bytes, factor: int = 1) -> Image | None:
         The image, or None if it is damaged or cut off.
     """
     content = np.frombuffer(data, np.uint8)
-    # The decoder would invent the missing part of a JPEG.
-    if content[:2].tobytes() == b"\xff\xd8" and not jpeg.is_whole(jpeg.without_padding(content)):
+    # The decoder would invent the missing part of a JPEG. What recorders write behind it does no harm.
+    if content[:2].tobytes() == b"\xff\xd8" and not jpeg.is_whole(jpeg.without_rest(content)):
         return None
     try:
         bgr = cv2.imdecode(content, _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION) if len(content) else None
