@@ -54,7 +54,7 @@ typed = $(if $(call is_typed,$(2)),$(call flag,$(1),$(2)))
 
 .PHONY: help setup sample convert inspect verify norm-stats train export serve offline client emulator demo support \
   patches check-patches apply-patches test test-all test-compat test-312 test-robot-pc check check-wheels \
-  bench-convert bench-serve bench-model bench-client bench-train bench-readability torture docs lint fmt types lock clean
+  bench-convert bench-serve bench-hostile bench-model bench-client bench-train bench-readability torture docs lint fmt types lock clean
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -150,12 +150,15 @@ check-wheels: $(READY) ## Build the wheels and use them in an empty environment
 test-compat: $(READY) ## Run the framework's tests with the versions that the original openpi pins
 	bash requirements/compat.sh $(value ARGS)
 
-bench-convert bench-serve bench-model bench-client bench-train bench-readability torture: $(READY)
+bench-convert bench-serve bench-hostile bench-model bench-client bench-train bench-readability torture: $(READY)
 bench-convert: ## Time the converter next to the official writer and cp
 	$(PY) benchmarks/bench_convert.py $(value ARGS)
 
 bench-serve: ## Time the policy server: overhead, fairness, memory
 	$(PY) benchmarks/bench_serve.py $(value ARGS)
+
+bench-hostile: ## Time the policy server's health check while hostile requests arrive
+	$(PY) benchmarks/bench_hostile.py $(value ARGS)
 
 bench-model: ## Time a training step and sampling, and count operations
 	$(PY) benchmarks/bench_model.py $(value ARGS)

@@ -228,6 +228,8 @@ def memory_use(port: int, process: psutil.Process, count: int) -> dict[str, floa
 def serve(model_ms: float) -> None:
     """Run as the server: print the port and serve until killed."""
     memory.keep_freed_memory()  # As scripts/serve_policy.py does.
+    # Health checks and other clients wait for the thread that reads a heavy request. Python's default is 5 ms each time.
+    sys.setswitchinterval(0.001)
     logging.getLogger("openpi").setLevel(logging.ERROR)  # A bad request is part of the benchmark.
     import jax.numpy as jnp
 

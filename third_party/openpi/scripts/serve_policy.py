@@ -14,6 +14,7 @@ import logging
 import os
 import pathlib
 import socket
+import sys
 from typing import Annotated, Any
 
 from openpi.models import model as _model
@@ -165,6 +166,8 @@ def main(args: Args) -> None:
     for chatty in ("absl", "websockets.server"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     memory.keep_freed_memory()
+    # Health checks and other clients wait for the thread that reads a heavy request. Python's default is 5 ms each time.
+    sys.setswitchinterval(0.001)
     options = ServerOptions(
         debug=args.debug,
         max_message_bytes=args.max_message_mb * 2**20,

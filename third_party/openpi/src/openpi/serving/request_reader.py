@@ -17,7 +17,7 @@ from openpi.serving.requests import Request
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Job:
-    message: bytes | str
+    message: bytes | memoryview | str
     future: "concurrent.futures.Future[Request]" = dataclasses.field(default_factory=concurrent.futures.Future)
 
 
@@ -31,7 +31,7 @@ class RequestReader:
         self._thread = threading.Thread(target=self._work, name="requests", daemon=True)
         self._thread.start()
 
-    def submit(self, message: bytes | str, client: Hashable) -> "concurrent.futures.Future[Request]":
+    def submit(self, message: bytes | memoryview | str, client: Hashable) -> "concurrent.futures.Future[Request]":
         """Queue a message of a client.
 
         Returns:

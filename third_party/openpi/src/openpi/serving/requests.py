@@ -43,12 +43,12 @@ class Request:
     """Memory that the message and the images decoded from it take, roughly."""
 
 
-def is_light(message: bytes | str) -> bool:
+def is_light(message: bytes | memoryview | str) -> bool:
     """Return whether the event loop may `read` a message itself."""
     if isinstance(message, str):
         return True
     # These bytes may appear in pixels, too. Then the message is only handed over for nothing.
-    if len(message) > _LIGHT_BYTES or image_tools.JPEG_START in message:
+    if isinstance(message, memoryview) or len(message) > _LIGHT_BYTES or image_tools.JPEG_START in message:
         return False
     try:
         message_budget.check(message, max_values=_LIGHT_VALUES)
@@ -57,7 +57,7 @@ def is_light(message: bytes | str) -> bool:
     return True
 
 
-def read(message: bytes | str, contract: ObservationContract) -> Request:
+def read(message: bytes | memoryview | str, contract: ObservationContract) -> Request:
     """Decode and check a message.
 
     Raises:

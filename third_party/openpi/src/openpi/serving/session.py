@@ -11,13 +11,13 @@ import time
 import traceback
 from typing import Any
 
-from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosedError
 from websockets.frames import CloseCode
 
 from openpi.serving import endpoints
 from openpi.serving import request_errors
 from openpi.serving import requests
+from openpi.serving.fair_connection import FairConnection
 from openpi.serving.inference_worker import Inference
 from openpi.serving.metrics import PHASES
 from openpi.serving.observation_contract import check_finite
@@ -63,7 +63,7 @@ class _Exchange:
 class Session:
     """Serves one connected client until it leaves."""
 
-    def __init__(self, websocket: ServerConnection, service: Service) -> None:
+    def __init__(self, websocket: FairConnection, service: Service) -> None:
         self._websocket = websocket
         self._service = service
         self._peer = peer_name(websocket)
@@ -102,7 +102,7 @@ class Session:
     async def _receive(self) -> None:
         while True:
             waited_from_s = time.monotonic()
-            message = await self._websocket.recv()
+            message = await self._websocket.receive()
             exchange = _Exchange(waited_from_s, time.monotonic())
             self._service.metrics.num_requests += 1
             self._service.num_under_way += 1
@@ -121,7 +121,7 @@ class Session:
         self._service.bytes_under_way += num_bytes - exchange.num_bytes
         exchange.num_bytes = num_bytes
 
-    async def _read(self, message: bytes | str) -> Request:
+    async def _read(self, message: bytes | memoryview | str) -> Request:
         if self._service.is_draining:
             raise StoppingError("server: stopping. Connect again when it is back")
         if self._service.bytes_under_way > _MAX_BYTES_UNDER_WAY:
@@ -258,7 +258,7 @@ class Session:
             await self._send(details or message)
 
 
-def peer_name(websocket: ServerConnection) -> str:
+def peer_name(websocket: FairConnection) -> str:
     """Return the address of the client, for log lines."""
     host, port = (websocket.remote_address or ("unknown client", "?"))[:2]
     return f"{host}:{port}"

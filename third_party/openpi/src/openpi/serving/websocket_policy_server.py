@@ -25,6 +25,8 @@ from openpi.serving import endpoints
 from openpi.serving import listening_socket
 from openpi.serving import session
 from openpi.serving.access import KeyCheck
+from openpi.serving.fair_connection import FairConnection
+from openpi.serving.fair_connection import ReceiveTurns
 from openpi.serving.inference_worker import InferenceWorker
 from openpi.serving.metrics import Metrics
 from openpi.serving.observation_contract import ObservationContract
@@ -32,14 +34,13 @@ from openpi.serving.observation_contract import RobotLimits
 from openpi.serving.request_reader import RequestReader
 from openpi.serving.service import Service
 from openpi.shared import ranges
-from openpi.shared.printable import PrintableRecords
+from openpi.shared.printable import StrangerRecords
 from openpi_client.base_policy import BasePolicy
 
 logger = logging.getLogger(__name__)
 
-# The library reports requests that are none together with what they hold.
 _library_logger = logging.getLogger(f"{__name__}.websockets")
-_library_logger.addFilter(PrintableRecords())
+_library_logger.addFilter(StrangerRecords())
 
 # How long a stop waits for requests under way, and for a warm-up, which may be a compilation of several minutes.
 _DRAIN_S = 5.0
@@ -204,6 +205,7 @@ class WebsocketPolicyServer:
                 origins=[None],
                 ssl=self.options.tls,
                 logger=_library_logger,
+                create_connection=FairConnection.of(ReceiveTurns(), self.options.max_message_bytes),
                 process_request=endpoints.make_request_hook(self._service),
                 process_response=endpoints.promise_to_survive_errors,
             )
@@ -222,6 +224,7 @@ class WebsocketPolicyServer:
 
     async def _handle(self, websocket: ServerConnection) -> None:
         """Serve one client until it leaves."""
+        assert isinstance(websocket, FairConnection), "made by `create_connection`"
         peer = session.peer_name(websocket)
         logger.info("%s connected", peer)
         self._service.num_clients += 1

@@ -5,6 +5,7 @@ of that kind passes through here before it reaches a log.
 """
 
 import logging
+import time
 import traceback
 
 MAX_CHARS = 500
@@ -39,3 +40,30 @@ class PrintableRecords(logging.Filter):
             lines = "".join(traceback.format_exception(record.exc_info[1])).splitlines()
             record.exc_text = "\n".join(f"  {printable(line)}" for line in lines)
         return True
+
+
+class StrangerRecords(PrintableRecords):
+    """Keeps strangers from filling a log.
+
+    Add it to a logger that reports connections that are none of a client, with all that they sent. It lets one line per
+    second pass, without a traceback.
+    """
+
+    def __init__(self) -> None:
+        """Begin without a record."""
+        super().__init__()
+        self._next_s = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Shorten the record, and let one per second pass."""
+        if record.levelno < logging.WARNING:
+            return super().filter(record)
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return False
+        self._next_s = now_s + 1.0
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            record.msg, record.args = f"{record.getMessage()} ({type(error).__name__}: {error})", ()
+            record.exc_info = None
+        return super().filter(record)

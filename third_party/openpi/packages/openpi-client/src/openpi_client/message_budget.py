@@ -47,7 +47,7 @@ _HAS_HEADER = -1
 _FIXED_BYTES_OF = tuple(_NUM_FIXED_BYTES.get(kind, _HAS_HEADER) for kind in range(0x100))
 
 
-def check(message: bytes, max_values: int = MAX_VALUES) -> int:
+def check(message: bytes | memoryview, max_values: int = MAX_VALUES) -> int:
     """Refuse a message that would take too much work to decode.
 
     Whether the message is well-formed beyond that is left to its decoder.
@@ -89,7 +89,7 @@ def check(message: bytes, max_values: int = MAX_VALUES) -> int:
     return num_values
 
 
-def _read_header(message: bytes, kind: int, place: int) -> tuple[int, int, int]:
+def _read_header(message: bytes | memoryview, kind: int, place: int) -> tuple[int, int, int]:
     """Return the number of values and of bytes inside, and their place."""
     if 0x80 <= kind <= 0x8F:
         return 2 * (kind & 0x0F), 0, place

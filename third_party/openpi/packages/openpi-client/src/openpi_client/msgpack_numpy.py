@@ -82,7 +82,7 @@ def unpack_array(obj: dict[Any, Any], *, writable: bool = False) -> Any:
     return obj
 
 
-def unpackb(data: bytes, *, writable: bool = False) -> Any:
+def unpackb(data: bytes | memoryview, *, writable: bool = False) -> Any:
     """Decode one whole message.
 
     Args:
