@@ -9,6 +9,7 @@ import shutil
 import sys
 
 import h5py
+import numpy as np
 import pytest
 
 from realman import spec
@@ -111,6 +112,21 @@ def test_the_recordings_are_read_as_they_were_for_the_conversion(tmp_path, recor
     make(recordings, tmp_path / "out", **options)
     code, out = verify(recordings, tmp_path / "out")
     assert code == 0, out
+
+
+def test_numbers_left_out_and_units_of_commands_are_compared_as_converted(tmp_path, write_recording, verify):
+    for i in range(2):
+        path = write_recording(tmp_path / "raw" / f"episode{i}" / "data.hdf5", num_frames=3, seed=i).path
+        with h5py.File(path, "r+") as file:
+            action = file["action"][()]
+            action[:, list(spec.GRIPPER_DIMS)] *= 1000
+            file["action"][...] = action
+    with h5py.File(path, "r+") as file:
+        file["observations/effort"][0, 0] = np.nan
+    target = make(tmp_path / "raw", tmp_path / "out", action_gripper_range="0:1000")
+    code, out = verify(tmp_path / "raw", tmp_path / "out")
+    assert code == 0, out
+    assert spec.EFFORT_KEY not in json.loads((target / layout.INFO).read_text())["features"]
 
 
 def test_tasks_of_a_file_are_compared_too(tmp_path, write_recording, verify):
