@@ -114,6 +114,7 @@ def main(args: Args) -> None:
             code = client.poll()
         problems = robot_motion.problems(emulator, physics, args.follow)
         figures = robot_motion.figures(emulator, physics, args.follow)
+        robot_motion.save(emulator, args.folder / "commands.json")
     server.stop()
     if not at_rest:
         problems.append("an arm did not come to rest")

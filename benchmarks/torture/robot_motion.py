@@ -1,7 +1,9 @@
 """What the emulated arms were made to do, measured on their side."""
 
 from collections.abc import Iterator
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -71,6 +73,15 @@ def figures(emulator: Emulator, physics: Sampled, follow: str) -> dict[str, floa
         for name, values, _, _ in _rates(_stream(arm), follow):
             largest[name] = max(largest.get(name, 0.0), float(values.max(initial=0.0)))
     return largest
+
+
+def save(emulator: Emulator, path: Path) -> None:
+    """Write every command as it arrived, to look into a loss."""
+    found = {
+        side: [(r.time_s, r.command, r.is_accepted, r.request) for r in arm.records]
+        for side, arm in emulator.controllers.items()
+    }
+    path.write_text(json.dumps(found))
 
 
 def _stream(arm: Controller) -> np.ndarray:
