@@ -54,7 +54,7 @@ typed = $(if $(call is_typed,$(2)),$(call flag,$(1),$(2)))
 
 .PHONY: help setup sample convert inspect verify norm-stats train export serve offline client emulator demo support \
   patches check-patches apply-patches test test-all test-compat test-312 test-robot-pc check check-wheels \
-  bench-convert bench-serve bench-hostile bench-model bench-client bench-train bench-readability torture docs lint fmt types lock clean
+  bench-convert bench-serve bench-hostile bench-model bench-client bench-motion bench-train bench-readability torture docs lint fmt types lock clean
 
 help: ## Show this list
 	@echo "make TARGET [VARIABLE=value ...]"
@@ -150,7 +150,7 @@ check-wheels: $(READY) ## Build the wheels and use them in an empty environment
 test-compat: $(READY) ## Run the framework's tests with the versions that the original openpi pins
 	bash requirements/compat.sh $(value ARGS)
 
-bench-convert bench-serve bench-hostile bench-model bench-client bench-train bench-readability torture: $(READY)
+bench-convert bench-serve bench-hostile bench-model bench-client bench-motion bench-train bench-readability torture: $(READY)
 bench-convert: ## Time the converter next to the official writer and cp
 	$(PY) benchmarks/bench_convert.py $(value ARGS)
 
@@ -165,6 +165,9 @@ bench-model: ## Time a training step and sampling, and count operations
 
 bench-client: ## Time the robot client: loop jitter, seams, stopping, size of its environment
 	$(PY) benchmarks/bench_client.py $(value ARGS)
+
+bench-motion: ## Measure the largest speed and acceleration at the arms' controllers, with late commands
+	$(PY) benchmarks/bench_motion.py $(value ARGS)
 
 bench-train: ## Time norm stats and the data loader next to the official lerobot, and the train loop
 	$(PY) benchmarks/bench_train.py $(value ARGS)

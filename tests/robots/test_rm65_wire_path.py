@@ -1,5 +1,6 @@
 """What is sent at the rate of the wire keeps the limits, whatever comes late."""
 
+import dataclasses
 import itertools
 import threading
 import time
@@ -17,6 +18,7 @@ from realman.robots.limits import MotionLimits
 from realman.robots.limits import StepLimits
 from realman.robots.limits import limit_target
 from realman.robots.rm65.stream import CommandStream
+from realman.robots.rm65.wire_path import RESOLUTION_RAD
 from realman.robots.rm65.wire_path import WirePath
 
 FPS, RATE_HZ = 50.0, 100.0
@@ -26,9 +28,9 @@ JOINTS = list(spec.JOINT_DIMS)
 EPS = 1e-9
 
 
-def limited(wanted: np.ndarray, fps: float = FPS) -> np.ndarray:
+def limited(wanted: np.ndarray, fps: float = FPS, allowed: MotionLimits = MOTION) -> np.ndarray:
     """Return the targets that the control loop makes of what a policy wants."""
-    limits, motion, targets = MOTION.per_tick(fps), CommandedMotion.at_rest(np.zeros(14)), []
+    limits, motion, targets = allowed.per_tick(fps), CommandedMotion.at_rest(np.zeros(14)), []
     for target in wanted:
         sent = limit_target(target, motion, limits).target
         motion = CommandedMotion(sent, sent - motion.position, target)
@@ -51,8 +53,8 @@ def assert_limits_hold(commands: np.ndarray, limits: StepLimits) -> None:
     steps = np.diff(commands, axis=0, prepend=np.zeros((1, 14)))
     assert (np.abs(steps) <= limits.max_step + EPS).all()
     assert (np.abs(np.diff(steps, axis=0, prepend=np.zeros((1, 14)))) <= limits.max_step_change + EPS).all()
-    assert (commands >= limits.lower - EPS).all()
-    assert (commands <= limits.upper + EPS).all()
+    assert (commands >= limits.lower - 2 * RESOLUTION_RAD).all()
+    assert (commands <= limits.upper + 2 * RESOLUTION_RAD).all()
 
 
 @settings(max_examples=15, deadline=None)
@@ -79,7 +81,8 @@ def test_the_limits_hold_whatever_comes_late_and_the_arms_end_at_the_last_target
     way_s = np.abs(last - commands[-1]) / (limits.max_step * rate_hz)
     for _ in range(int((way_s.max() + 0.5) * rate_hz)):
         path.step()
-    np.testing.assert_allclose(path.position, last, atol=1e-12)
+    # As exactly as the wire counts.
+    np.testing.assert_allclose(path.position, last, atol=RESOLUTION_RAD / 2 + EPS)
     np.testing.assert_array_equal(path.step(), path.step())
 
 
@@ -91,7 +94,8 @@ def test_the_limits_hold_whatever_comes_late_and_the_arms_end_at_the_last_target
 )
 def test_targets_inside_the_limits_that_come_in_time_are_followed_without_a_deviation(wanted, rates, phase):
     fps, rate_hz = rates
-    targets = limited(np.cumsum(wanted, axis=0), fps)
+    # Rounding to the unit of the wire needs a little of the acceleration.
+    targets = limited(np.cumsum(wanted, axis=0), fps, dataclasses.replace(MOTION, max_joint_acceleration_rad_s2=8.0))
     limits = MOTION.per_tick(rate_hz)
     ratio = round(rate_hz / fps)
     commands = send(
@@ -101,10 +105,10 @@ def test_targets_inside_the_limits_that_come_in_time_are_followed_without_a_devi
     ends = np.concatenate([np.zeros((1, 14)), targets])
     legs = np.concatenate([a + (b - a) * np.arange(1, ratio + 1)[:, None] / ratio for a, b in itertools.pairwise(ends)])
     rounded = np.array([np.mean(legs[max(0, i - ratio + 1) : i + 1], axis=0) for i in range(ratio - 1, len(legs))])
-    np.testing.assert_allclose(commands[ratio - 1 :], rounded, atol=1e-7)
+    np.testing.assert_allclose(commands[ratio - 1 :], rounded, atol=5 * RESOLUTION_RAD)
     # Each target is reached within a leg and a half of its arrival, as far as the arm still heads for it.
     after_leg = commands[ratio - 1 :: ratio]
-    np.testing.assert_array_less(np.abs(after_leg - targets), np.abs(targets - ends[:-1]) / 2 + EPS)
+    np.testing.assert_array_less(np.abs(after_leg - targets), np.abs(targets - ends[:-1]) / 2 + 5 * RESOLUTION_RAD)
 
 
 @pytest.mark.parametrize("late_s", [0.0, 0.03, 0.12, 0.5])
@@ -118,7 +122,7 @@ def test_a_target_that_brakes_within_the_limits_is_never_passed_however_late_it_
     limits = MOTION.per_tick(RATE_HZ)
     commands = send(WirePath(np.zeros(14), limits, FPS, RATE_HZ), targets, times_s, RATE_HZ, 0.004)
     assert_limits_hold(commands, limits)
-    assert commands[:, 1].max() <= targets[:, 1].max() + 1e-6
+    assert commands[:, 1].max() <= targets[:, 1].max() + 5 * RESOLUTION_RAD
 
 
 def test_lost_time_is_made_up_for():
@@ -150,7 +154,7 @@ class Wire:
         """Wait until the last two commands are at a position."""
         with self._changed:
             assert self._changed.wait_for(
-                lambda: len(self.sent) > 2 and np.abs(np.array(self.sent[-2:]) - position).max() < EPS, 20
+                lambda: len(self.sent) > 2 and np.abs(np.array(self.sent[-2:]) - position).max() < RESOLUTION_RAD, 20
             )
 
 

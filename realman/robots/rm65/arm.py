@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _NO_FORCE_SENSOR = -1
 _GATE_WAIT_S = 0.1
 """How long a stop waits for a command in flight."""
+_UNIT_MIDDLE = 0.3
+"""Added to a whole number of units, so that both cutting and rounding give this number."""
 _RELEASE_TIMEOUT_S = 1.0
 _STANDSTILL_TIMEOUT_S = 1.0
 """How long an arm may take to come to rest after an acknowledged stop. A longer `stop_timeout_s` replaces it."""
@@ -150,7 +152,9 @@ class Arm:
             RejectedError: A number is not finite. The SDK would send -2147483 deg.
             RobotError: The target could not be sent.
         """
-        degrees = np.rad2deg(joints).tolist()
+        thousandths = np.round(np.rad2deg(joints) * 1000)
+        # The SDK cuts single-precision degrees to thousandths. The middle of a unit keeps them as they are.
+        degrees = ((thousandths + np.sign(thousandths) * _UNIT_MIDDLE) / 1000).tolist()
         if not np.isfinite(joints).all():
             raise RejectedError(f"{self.name}: target is not finite, so nothing was sent: {degrees} deg")
         with self._gate:

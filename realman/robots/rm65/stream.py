@@ -19,8 +19,8 @@ _CLOSE_WAIT_S = 1.0
 _LOCK_WAIT_S = 0.1
 _GRACE_PERIODS = 0.4
 """How much later than a period a target may come before the arms brake, in periods."""
-_SILENT_PERIODS = 5.0
-"""After so many periods without a command the arms stand still at the last one, in periods."""
+_SILENT_S = 0.25
+"""After so long without a command the arms stand still at the last one. A shorter silence is a busy machine's."""
 
 
 class CommandStream:
@@ -108,7 +108,7 @@ class CommandStream:
     def _next(self) -> JointVec:
         """Return the next command. The caller holds the lock and sends it."""
         now_s = self._clock.monotonic()
-        if now_s - self._sent_s > _SILENT_PERIODS / self._rate_hz:
+        if now_s - self._sent_s > _SILENT_S:
             self._path.stand()
         self._sent_s = now_s
         return self._path.step()

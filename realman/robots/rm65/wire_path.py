@@ -4,9 +4,11 @@ No threads and no clock: time passes by one period of the commands at each `step
 """
 
 import collections
+import dataclasses
 
 import numpy as np
 
+from realman import spec
 from realman.arrays import JointVec
 from realman.robots.limits import CommandedMotion
 from realman.robots.limits import StepLimits
@@ -19,6 +21,9 @@ _ARRIVALS_WATCHED = 25
 _CATCH_UP_SHARE = 0.05
 """How much faster the path is walked to use up spare time."""
 _ROUNDING = 1e-9
+RESOLUTION_RAD = float(np.deg2rad(0.001))
+"""Unit of the joints on the wire."""
+_JOINTS = list(spec.JOINT_DIMS)
 
 
 class WirePath:
@@ -40,6 +45,10 @@ class WirePath:
             rate_hz: Rate of the commands, Hz, at least `fps`.
         """
         self._limits = limits
+        # Rounding to the unit of the wire changes a step by up to one unit, so as much is kept free for it.
+        spared = limits.max_step_change.copy()
+        spared[_JOINTS] = np.maximum(spared[_JOINTS] - RESOLUTION_RAD, spared[_JOINTS] / 2)
+        self._spared_limits = dataclasses.replace(limits, max_step_change=spared)
         self._share = fps / rate_hz
         self._leg_start = self._leg_end = np.array(start)
         self._done = 1.0
@@ -61,8 +70,13 @@ class WirePath:
     def is_at_rest(self) -> bool:
         """Whether further steps would change nothing."""
         is_walked = self._done >= 1.0 and not self._waiting
-        apart = np.abs(self._points[0] - self._leg_end).max() + np.abs(self._motion.position - self._leg_end).max()
-        return is_walked and not self._motion.is_moving and bool(apart <= _ROUNDING)
+        is_there = all(np.abs(point - self._leg_end).max() <= _ROUNDING for point in self._points)
+        is_still = not self._motion.is_moving and np.abs(self._motion.position - self._last).max() <= RESOLUTION_RAD
+        return is_walked and is_there and bool(is_still)
+
+    @property
+    def _last(self) -> JointVec:
+        return np.minimum(np.maximum(self._leg_end, self._limits.lower), self._limits.upper)
 
     def add(self, target: JointVec) -> None:
         """Take the next target."""
@@ -79,9 +93,24 @@ class WirePath:
         self._walk(self._share)
         self._points.append(self._leg_start + self._done * (self._leg_end - self._leg_start))
         wanted = np.mean(self._points, axis=0)
-        command = limit_target(wanted, self._motion, self._limits).target
+        command = self._on_grid(limit_target(wanted, self._motion, self._spared_limits).target)
         self._motion = CommandedMotion(command, command - self._motion.position, wanted)
         return command
+
+    def _on_grid(self, command: JointVec) -> JointVec:
+        """Round the joints to the unit of the wire, within the limits.
+
+        Rounding after the limits would change the acceleration by up to 20 deg/s^2 at 100 Hz.
+        """
+        rounded = command.copy()
+        rounded[_JOINTS] = np.round(command[_JOINTS] / RESOLUTION_RAD) * RESOLUTION_RAD
+        step = rounded - self._motion.position
+        change = step - self._motion.step
+        is_too_much = np.abs(change) > self._limits.max_step_change + _ROUNDING
+        is_too_fast = np.abs(step) > self._limits.max_step + _ROUNDING
+        back = np.where(is_too_fast, np.sign(step), np.where(is_too_much, np.sign(change), 0.0)) * RESOLUTION_RAD
+        rounded[_JOINTS] -= back[_JOINTS]
+        return rounded
 
     def stand(self) -> None:
         """Continue from rest, because the arms stopped at the last command."""
