@@ -12,7 +12,7 @@ import pytest
 import realman
 from realman import __main__ as command
 from realman import _moved
-from realman.errors import FlagError
+from realman.errors import RealmanError
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -139,5 +139,7 @@ def test_packages_of_another_python_do_not_replace_ours_and_can_still_be_importe
 def test_a_place_that_cannot_be_written_is_one_line_before_any_work(name, flags, flag):
     module = importlib.import_module(command.COMMANDS[name].module)
     paths = {key: Path(value) if isinstance(value, str) else value for key, value in flags.items()}
-    with pytest.raises(FlagError, match=rf"^/proc/x.*: cannot be written \(.*\)\. Choose another folder with {flag}$"):
+    with pytest.raises(
+        RealmanError, match=rf"^/proc/x.*: cannot be written \(.*\)\. Choose another folder with {flag}$"
+    ):
         module.main(module.Args(**paths))

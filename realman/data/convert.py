@@ -43,6 +43,7 @@ from realman.data.raw.flags import ReadingFlags
 from realman.data.raw.folder import choose_episodes
 from realman.data.raw.plausible import Doubt
 from realman.errors import DatasetError
+from realman.errors import FlagError
 from realman.ranges import Index
 from realman.ranges import Range
 from realman.ranges import Workers
@@ -121,7 +122,7 @@ def main(args: Args) -> int:
     _check_args(args)
     check_target(args.target, overwrite=args.overwrite)
     if not args.dry_run:
-        cli.check_place(args.target.parent, "--root")
+        _check_place(args.target.parent)
     started = time.monotonic()
     try:
         outcome = _upgrade(args) if upgrade.is_dataset(args.raw_dir) else _convert(args)
@@ -132,6 +133,13 @@ def main(args: Args) -> int:
     if not args.dry_run:
         sys.stdout.write(f"{outcome.path}\n")
     return 0
+
+
+def _check_place(folder: Path) -> None:
+    try:
+        cli.check_place(folder, "--root")
+    except FlagError as e:
+        raise DatasetError(str(e)) from e
 
 
 def _check_args(args: Args) -> None:
