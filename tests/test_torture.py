@@ -239,9 +239,10 @@ def test_limits_are_measured_at_the_rate_of_the_wire():
     # 60 deg/s at 50 Hz are 1.2 deg per command, reached in five commands of 600 deg/s^2.
     steps = np.minimum(np.arange(1, 20) * 0.24, 1.2)
     stream = np.concatenate([[0.0], np.cumsum(steps)])[:, None] * np.ones(6)
-    for name, values, limit, _ in robot_motion._rates(stream, "low"):
+    times_s = np.arange(19) / 50
+    for name, values, limit, _ in robot_motion._rates(stream, times_s, "low"):
         assert values.max() == pytest.approx(limit), name
     stream[10:] += 1.0
-    over = {name: values.max() / limit for name, values, limit, _ in robot_motion._rates(stream, "low")}
+    over = {name: values.max() / limit for name, values, limit, _ in robot_motion._rates(stream, times_s, "low")}
     assert over["speed deg/s"] == pytest.approx(110 / 60)
     assert over["acceleration deg/s2"] > 4

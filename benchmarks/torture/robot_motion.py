@@ -20,6 +20,7 @@ from realman.robots.emulator.physics import KinematicPhysics
 _WIRE_DEG = 0.001
 """Joints travel in units of this."""
 _TOLERANCE = 1.01
+_REST_PERIODS = 4.0
 
 
 class Sampled:
@@ -52,12 +53,12 @@ def problems(emulator: Emulator, physics: Sampled, follow: str) -> list[str]:
     """Return every limit that was not kept."""
     found = []
     for side, arm in emulator.controllers.items():
-        stream = _stream(arm)
+        stream, times_s = _stream(arm)
         if not np.isfinite(stream).all() or not np.isfinite(physics.samples[side]).all():
             found.append(f"{side} arm: a command or a position is not finite")
             continue
         found += [f"{side} arm: {text}" for text in _range_problems(stream, arm)]
-        for name, values, limit, rounding in _rates(stream, follow):
+        for name, values, limit, rounding in _rates(stream, times_s, follow):
             largest = float(values.max(initial=0.0))
             if largest > limit * _TOLERANCE + rounding:
                 found.append(f"{side} arm: {name} {largest:.1f}, the site allows {limit:g}")
@@ -70,7 +71,7 @@ def figures(emulator: Emulator, physics: Sampled, follow: str) -> dict[str, floa
     del physics
     largest: dict[str, float] = {}
     for arm in emulator.controllers.values():
-        for name, values, _, _ in _rates(_stream(arm), follow):
+        for name, values, _, _ in _rates(*_stream(arm), follow):
             largest[name] = max(largest.get(name, 0.0), float(values.max(initial=0.0)))
     return largest
 
@@ -84,24 +85,27 @@ def save(emulator: Emulator, path: Path) -> None:
     path.write_text(json.dumps(found))
 
 
-def _stream(arm: Controller) -> np.ndarray:
+def _stream(arm: Controller) -> tuple[np.ndarray, np.ndarray]:
     """Return the streamed targets (n, 6), deg, up to the first stop.
 
-    The first row is the start.
+    The first row is the start. With them comes when each of the others arrived, s.
     """
     stops = [r.time_s for r in arm.records if "stop" in r.command]
     until_s = min(stops, default=math.inf)
     sent = [r for r in arm.records if r.command == "movej_canfd" and r.time_s <= until_s]
     rows = [[float(value) * _WIRE_DEG for value in r.request["joint"]] for r in sent]
-    return np.array([np.rad2deg(arm.settings.home), *rows])
+    return np.array([np.rad2deg(arm.settings.home), *rows]), np.array([r.time_s for r in sent])
 
 
-def _rates(stream: np.ndarray, follow: str) -> Iterator[tuple[str, np.ndarray, float, float]]:
+def _rates(stream: np.ndarray, times_s: np.ndarray, follow: str) -> Iterator[tuple[str, np.ndarray, float, float]]:
     """Yield (name, values, limit, error by rounding) at the wire's rate."""
     rate_hz = HIGH_RATE_HZ if follow == "high" else FPS
     steps = np.diff(stream, axis=0)
     yield "speed deg/s", np.abs(steps) * rate_hz, SAFETY.max_joint_speed_deg_s, _WIRE_DEG * rate_hz
     change = np.diff(steps, axis=0, prepend=np.zeros((1, 6)))
+    # A client that the machine kept from sending has let the arm come to rest. It may start from there.
+    has_rested = np.diff(times_s, prepend=times_s[:1]) > _REST_PERIODS / rate_hz
+    change = np.where(has_rested[:, None], np.minimum(np.abs(change), np.abs(steps)), change)
     allowed = SAFETY.max_joint_acceleration_deg_s2
     yield "acceleration deg/s2", np.abs(change) * rate_hz**2, allowed, 2 * _WIRE_DEG * rate_hz**2
 
