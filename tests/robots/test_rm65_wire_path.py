@@ -13,10 +13,17 @@ import numpy as np
 import pytest
 
 from realman import spec
+from realman.robots.emulator import Emulator
+from realman.robots.emulator.settings import HOSTS
+from realman.robots.emulator.settings import free_ports
+from realman.robots.emulator.settings import two_arms
 from realman.robots.limits import CommandedMotion
 from realman.robots.limits import MotionLimits
 from realman.robots.limits import StepLimits
 from realman.robots.limits import limit_target
+from realman.robots.rm65 import GripperSettings
+from realman.robots.rm65 import Rm65Robot
+from realman.robots.rm65 import Rm65Settings
 from realman.robots.rm65.stream import CommandStream
 from realman.robots.rm65.wire_path import RESOLUTION_RAD
 from realman.robots.rm65.wire_path import WirePath
@@ -208,3 +215,37 @@ def test_after_a_silence_the_arms_start_from_rest():
     path.stand()
     change = MOTION.per_tick(RATE_HZ).max_step_change
     assert (np.abs(path.step() - before)[JOINTS] <= change[JOINTS] + EPS).all()
+
+
+@pytest.mark.parametrize("follow", ["low", "high"])
+def test_the_controllers_receive_no_command_beyond_the_limits_when_targets_are_late(follow):
+    pytest.importorskip("Robotic_Arm", reason="needs the vendor's SDK: pip install Robotic_Arm")
+    port, push_port = free_ports()
+    settings_ = Rm65Settings(
+        *HOSTS.values(),
+        tcp_port=port,
+        push_port=push_port,
+        follow=follow,
+        max_state_age_s=20.0,
+        connect_timeout_s=60.0,
+        gripper=GripperSettings(kind="none"),
+    )
+    rate_hz = settings_.high_follow_rate_hz if follow == "high" else settings_.fps
+    with Emulator(two_arms(port, push_port)) as emulator:
+        robot = Rm65Robot(settings_, limits=MOTION)
+        robot.connect()
+        try:
+            start = robot.observe().state
+            for k, target in enumerate(limited(0.02 * np.arange(40)[:, None] * np.ones(14) * (np.arange(14) < 1))):
+                robot.send(start + target)
+                time.sleep(1 / settings_.fps + (0.06 if k == 20 else 0.0))
+        finally:
+            robot.stop()
+            robot.disconnect()
+        records = emulator.controllers["right"].records
+    sent = np.array([r.request["joint"][0] for r in records if r.command == "movej_canfd"])
+    steps = np.diff(sent, prepend=sent[0])
+    # In units of the wire, 0.001 deg.
+    assert steps.max() > 0.9 * 60_000 / rate_hz
+    assert np.abs(steps).max() <= 60_000 / rate_hz
+    assert np.abs(np.diff(steps)).max() <= 600_000 / rate_hz**2
