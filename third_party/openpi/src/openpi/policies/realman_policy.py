@@ -199,10 +199,11 @@ class RealmanInputs(transforms.DataTransformFn):
             names: The names of each key of a sample. Empty where the dataset states none.
 
         Returns:
-            What is assumed, if the names do not say. None if they agree.
+            What is assumed, if the names do not say or an order other than the default overrules them. None if they
+            agree.
 
         Raises:
-            ValueError: They contradict the arm order or each other.
+            ValueError: They contradict the default order or each other.
         """
         # Find the order of each key. All that state one must agree.
         remedy = "Correct the names in the file, or convert the recordings again"
@@ -218,15 +219,18 @@ class RealmanInputs(transforms.DataTransformFn):
                 f"the names of the numbers do not say which arm comes first, so arm_order '{self.arm_order}' is assumed. "
                 "If it is the other one, give --data.arm-order"
             )
-        # Compare it with the config's.
+        # Compare it with the config's. The other order than the default is your word, and it overrules the file.
         (found,) = known
-        if found != self.arm_order:
-            arms = [order.partition("_")[0] for order in (found, self.arm_order)]
-            raise ValueError(
-                f"the names of the numbers put the {arms[0]} arm first, the config expects the {arms[1]} arm. "
-                f"Give --data.arm-order {found}"
-            )
-        return None
+        if found == self.arm_order:
+            return None
+        arms = [order.partition("_")[0] for order in (found, self.arm_order)]
+        difference = f"the names of the numbers put the {arms[0]} arm first"
+        if self.arm_order == RealmanInputs.arm_order:
+            raise ValueError(f"{difference}, the config expects the {arms[1]} arm. Give --data.arm-order {found}")
+        return (
+            f"{difference}, and arm_order '{self.arm_order}' overrules them. "
+            "If the names are right, leave --data.arm-order out"
+        )
 
     def _check_presence(self, data: Mapping[str, Any]) -> None:
         """Report all missing keys and wrong camera names together."""
