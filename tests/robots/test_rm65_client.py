@@ -98,7 +98,8 @@ def test_the_client_moves_emulated_arms_through_the_vendors_sdk_and_stops_them(e
     assert summary["late_steps"] is not None
     for side in spec.SIDES:
         streamed = [r for r in motion_commands(robot.records[side], 0.0) if r.command == "movej_canfd"]
-        assert len(streamed) == 25
+        # Also those that brake the arms, while they wait or a busy machine is late.
+        assert len(streamed) >= 25
         assert robot.commands_after_the_stop(side) == []
     table = capsys.readouterr().err
     assert "RM_65" in table

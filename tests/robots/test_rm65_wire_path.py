@@ -205,6 +205,49 @@ def test_in_low_follow_two_targets_are_never_sent_within_one_period():
     assert np.diff(sent_s).min() >= 0.99 / FPS - EPS
 
 
+def test_a_target_that_waits_for_its_period_and_a_braking_command_are_never_sent_together():
+    wire = Wire()
+
+    class LateClock:
+        """Its sleeps end as soon as a command has left, or late: what a busy machine may do."""
+
+        monotonic = staticmethod(time.monotonic)
+
+        def sleep(self, seconds: float, /) -> None:
+            num_before, until_s = len(wire.sent), time.monotonic() + seconds + 4 / FPS
+            while time.monotonic() < until_s and len(wire.sent) == num_before:
+                time.sleep(0.001)
+
+    stream = CommandStream(wire.send, np.zeros(14), MOTION, fps=FPS, clock=LateClock())
+    try:
+        for k in range(4):
+            num_before = len(wire.sent)
+            stream.set_target(np.full(14, 0.004 * (k + 1)))
+            # Without a pause between two targets, each of them is early and waits.
+            assert len(wire.sent) == num_before + 1
+    finally:
+        stream.halt()
+
+
+@pytest.mark.parametrize("rate_hz", [None, RATE_HZ])
+def test_after_a_send_that_was_held_up_the_next_command_comes_a_period_later(rate_hz):
+    times_s: list[tuple[float, float]] = []
+
+    def send(_: np.ndarray) -> None:
+        begin_s = time.monotonic()
+        time.sleep(3 / FPS if len(times_s) == 2 else 0.0)
+        times_s.append((begin_s, time.monotonic()))
+
+    stream = CommandStream(send, np.zeros(14), MOTION, fps=FPS, rate_hz=rate_hz)
+    try:
+        for k in range(6):
+            stream.set_target(np.full(14, 0.004 * (k + 1)))
+            time.sleep(1 / FPS)
+    finally:
+        stream.halt()
+    assert times_s[3][0] - times_s[2][1] >= 0.98 / (rate_hz or FPS)
+
+
 def test_after_a_silence_the_arms_start_from_rest():
     # A process that was halted at speed: the controllers hold the last command meanwhile.
     path = WirePath(np.zeros(14), MOTION.per_tick(RATE_HZ), FPS, RATE_HZ)

@@ -284,12 +284,12 @@ class Rm65Robot:
     def _close_gates(self) -> None:
         self._is_stopped = True
         # Shut all gates before waiting at any: one arm's slow gripper must not let the other arm keep moving.
+        if self._stream:
+            self._stream.shut()
         for arm in self._arms.values():
             arm.shut()
         for arm in self._arms.values():
             arm.close_gate()
-        if self._stream:
-            self._stream.halt()
 
     def disconnect(self) -> None:
         """Release arms, grippers and cameras. Safe to call twice.

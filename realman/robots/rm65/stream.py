@@ -19,6 +19,8 @@ _CLOSE_WAIT_S = 1.0
 _LOCK_WAIT_S = 0.1
 _GRACE_PERIODS = 0.4
 """How much later than a period a target may come before the arms brake, in periods."""
+_SLOW_SEND_PERIODS = 0.1
+"""A send that takes longer was held up, so its command left when it returned, in periods."""
 _SILENT_S = 0.25
 """After so long without a command the arms stand still at the last one. A shorter silence is a busy machine's."""
 
@@ -76,28 +78,33 @@ class CommandStream:
         Raises:
             RobotError: A command could not be sent, now or since the last call.
         """
-        if not self._is_steady:
-            # Two targets in one period would be twice the speed.
-            early_s = self._sent_s + MIN_PERIOD_SHARE / self._rate_hz - self._clock.monotonic()
-            if early_s > 0:
-                self._clock.sleep(early_s)
         with self._changed:
             if self._error:
                 raise self._error
+            if not self._is_steady:
+                # Two commands in one period would be twice the speed. The lock keeps the thread from sending meanwhile.
+                early_s = self._sent_s + MIN_PERIOD_SHARE / self._rate_hz - self._clock.monotonic()
+                if early_s > 0:
+                    self._clock.sleep(early_s)
             self._path.add(target)
             sent = target
             if not self._is_steady:
                 sent = self._next()
                 self._send(sent)
+                self._note_slow_send()
                 self._grace_periods = _GRACE_PERIODS
                 self._changed.notify_all()
         if not self._thread.is_alive() and not self._is_halted.is_set():
             self._thread.start()
         return sent
 
+    def shut(self) -> None:
+        """Start no further command, and return at once."""
+        self._is_halted.set()
+
     def halt(self) -> None:
         """Send no further command and wait for the thread to end."""
-        self._is_halted.set()
+        self.shut()
         # A send that hangs keeps the lock. A stop must not wait for it.
         if self._changed.acquire(timeout=_LOCK_WAIT_S):
             self._changed.notify_all()
@@ -114,15 +121,18 @@ class CommandStream:
         return self._path.step()
 
     def _run_steadily(self) -> None:
-        pacer = Pacer(self._rate_hz, self._clock)
+        pacer, num_slow = Pacer(self._rate_hz, self._clock), 0
         while not self._is_halted.is_set():
             with self._changed:
                 command = self._next()
             # Without the lock: a send that hangs must not hold up the loop, whose watchdogs notice it.
             if not self._try_send(command):
                 return
+            if self._note_slow_send():
+                num_slow += 1
+                pacer.restart()
             pacer.wait()
-            self.num_late = pacer.late_ticks
+            self.num_late = pacer.late_ticks + num_slow
 
     def _run_when_late(self) -> None:
         with self._changed:
@@ -133,9 +143,18 @@ class CommandStream:
                 elif due_s > 0:
                     self._changed.wait(due_s)
                 elif self._try_send(self._next()):
+                    self._note_slow_send()
                     self._grace_periods = 0.0
                 else:
                     return
+
+    def _note_slow_send(self) -> bool:
+        """Return whether the send took long, and then count the next period from its end."""
+        now_s = self._clock.monotonic()
+        is_slow = now_s - self._sent_s > _SLOW_SEND_PERIODS / self._rate_hz
+        if is_slow:
+            self._sent_s = now_s
+        return is_slow
 
     def _try_send(self, command: JointVec) -> bool:
         try:
