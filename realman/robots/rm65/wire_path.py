@@ -23,7 +23,9 @@ _CATCH_UP_SHARE = 0.05
 _ROUNDING = 1e-9
 RESOLUTION_RAD = float(np.deg2rad(0.001))
 """Unit of the joints on the wire."""
-_JOINTS = list(spec.JOINT_DIMS)
+_MIN_CHANGE_UNITS = 10
+"""Steps that may change by fewer units are not rounded here. Keeping a unit free would take too much of the acceleration: a tenth
+or more, and all of it at a limit of 240 deg/s^2 and 500 Hz, where the arms would never move."""
 
 
 class WirePath:
@@ -47,7 +49,8 @@ class WirePath:
         self._limits = limits
         # Rounding to the unit of the wire changes a step by up to one unit, so as much is kept free for it.
         spared = limits.max_step_change.copy()
-        spared[_JOINTS] = np.maximum(spared[_JOINTS] - RESOLUTION_RAD, spared[_JOINTS] / 2)
+        self._rounded = [i for i in spec.JOINT_DIMS if spared[i] >= _MIN_CHANGE_UNITS * RESOLUTION_RAD]
+        spared[self._rounded] -= RESOLUTION_RAD
         self._spared_limits = dataclasses.replace(limits, max_step_change=spared)
         self._share = fps / rate_hz
         self._leg_start = self._leg_end = np.array(start)
@@ -102,14 +105,14 @@ class WirePath:
 
         Rounding after the limits would change the acceleration by up to 20 deg/s^2 at 100 Hz.
         """
-        rounded = command.copy()
-        rounded[_JOINTS] = np.round(command[_JOINTS] / RESOLUTION_RAD) * RESOLUTION_RAD
+        rounded, joints = command.copy(), self._rounded
+        rounded[joints] = np.round(command[joints] / RESOLUTION_RAD) * RESOLUTION_RAD
         step = rounded - self._motion.position
         change = step - self._motion.step
         is_too_much = np.abs(change) > self._limits.max_step_change + _ROUNDING
         is_too_fast = np.abs(step) > self._limits.max_step + _ROUNDING
         back = np.where(is_too_fast, np.sign(step), np.where(is_too_much, np.sign(change), 0.0)) * RESOLUTION_RAD
-        rounded[_JOINTS] -= back[_JOINTS]
+        rounded[joints] -= back[joints]
         return rounded
 
     def stand(self) -> None:
