@@ -293,6 +293,35 @@ def test_a_link_is_never_written_through(tiny_recordings, tmp_path, behind):
     convert.main(args)
 
 
+@pytest.mark.parametrize("how", ["plain", "behind a link"])
+def test_recordings_inside_the_dataset_that_is_replaced_are_never_deleted(tiny_recordings, tmp_path, how):
+    data = tmp_path / "out" / "realman" / "dual_arm"
+    convert.main(arguments(tiny_recordings, tmp_path / "out"))
+    raw = data / "raw"
+    shutil.copytree(tiny_recordings, raw)
+    source = raw
+    if how == "behind a link":
+        source = tmp_path / "link"
+        source.symlink_to(raw)
+    before = content(data)
+    with pytest.raises(DatasetError, match=r"is inside .*Move it out, or choose another --repo-id or --root"):
+        convert.main(arguments(source, tmp_path / "out", overwrite=True))
+    assert content(data) == before
+    # The remedy.
+    shutil.move(raw, tmp_path / "moved")
+    assert convert.main(arguments(tmp_path / "moved", tmp_path / "out", overwrite=True)) == 0
+
+
+def test_a_dataset_inside_the_one_that_is_replaced_is_never_deleted(tiny_recordings, tmp_path):
+    out = tmp_path / "out" / "realman" / "dual_arm"
+    convert.main(arguments(tiny_recordings, tmp_path / "out"))
+    shutil.copytree(out, tmp_path / "copy")
+    shutil.move(tmp_path / "copy", out / "old")
+    with pytest.raises(DatasetError, match="is inside"):
+        convert.main(arguments(out / "old", tmp_path / "out", overwrite=True))
+    assert (out / "old" / "meta" / "info.json").is_file()
+
+
 def test_a_disk_that_is_too_small_is_found_out_first(tiny_recordings, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(free=1000))
     with pytest.raises(DatasetError, match=r"disk has 0\.0 GB free"):

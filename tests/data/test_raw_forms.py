@@ -22,6 +22,7 @@ from realman.data.raw import find_episodes
 from realman.data.raw import open_episode
 from realman.data.raw import rows
 from realman.data.raw.camera import CameraStream
+from realman.data.raw.folder import choose_episodes
 from realman.errors import EpisodeError
 
 IMAGES = "observations/images"
@@ -96,6 +97,25 @@ def test_a_broken_camera_has_a_veto_only_where_it_is_asked_for(tmp_path, write_r
     assert layout.camera_keys(data) == ["observation.images.cam_high"]
     code, _ = run(monkeypatch, capsys, inspection.main, inspection.Args, "--data", path, "--out-dir", tmp_path / "r")
     assert code == 1
+
+
+def test_another_file_next_to_the_frames_of_a_camera_has_no_veto(tmp_path, write_recording):
+    truth = write_recording(tmp_path / "episode_0.hdf5")
+    with h5py.File(truth.path, "r+") as file:
+        images = file[IMAGES]
+        images.move("cam_high", "moved")
+        images.move("moved", "cam_high/color")
+        images["cam_high/depth"] = h5py.ExternalLink("depth.hdf5", "/depth")
+    report = check_episode(truth.path, RawOptions(), spec.CAMERAS)
+    assert report.problem is None
+    assert [name for name, _ in report.facts.left_out] == [f"{IMAGES}/cam_high/depth"]
+    with open_episode(truth.path) as episode:
+        np.testing.assert_array_equal(episode.image("cam_high", 5), truth.frames["cam_high"][5])
+
+
+def test_a_single_folder_has_its_number_too(tmp_path, write_recording):
+    path = write_recording(tmp_path / "episode_3" / "data.hdf5").path
+    assert choose_episodes(find_episodes(tmp_path), [3]) == [path]
 
 
 @pytest.mark.parametrize("name", ["color", "rgb", "data", "anything"])

@@ -14,6 +14,7 @@ from realman.data.raw import open_episode
 from realman.data.raw.options import parse_camera_map
 from realman.data.raw.options import parse_gripper_range
 from realman.data.raw.plausible import CameraWatch
+from realman.data.raw.plausible import clock_rate
 from realman.data.raw.plausible import is_black
 from realman.data.raw.plausible import jump_problems
 from realman.data.raw.plausible import timestamp_problems
@@ -167,6 +168,22 @@ def test_an_assumed_rate_that_the_clock_contradicts_is_refused_with_the_rate(tmp
     assert f"and no frame rate is stated. Give --fps {round(rate)}" in problem
     facts = check_episode(path, RawOptions(fps=round(rate)), spec.CAMERAS, accept=()).facts
     assert (facts.fps, facts.has_fps) == (round(rate), True)
+
+
+@pytest.mark.parametrize("fault", [np.nan, 0.0])
+def test_a_fault_of_the_clock_does_not_hide_its_rate(tmp_path, write_recording, fault):
+    path = write_recording(tmp_path / "episode_0.hdf5", fps=None, num_frames=20).path
+    with h5py.File(path, "r+") as file:
+        times = np.arange(20) / 30
+        times[7] = fault
+        file["timestamps"] = times
+    accept = ("timestamps",)
+    assert "Give --fps 30" in check_episode(path, RawOptions(), spec.CAMERAS, accept=accept).problem
+    assert check_episode(path, RawOptions(fps=30), spec.CAMERAS, accept=accept).facts.fps == 30
+
+
+def test_a_clock_that_is_too_coarse_shows_no_rate():
+    assert clock_rate(np.floor(np.arange(100) / 30), 50) is None
 
 
 def test_a_stated_rate_that_the_clock_contradicts_is_a_doubt_with_two_remedies(tmp_path, write_recording):

@@ -65,6 +65,13 @@ def into_groups(file):
         file[f"{path}/right"] = file[f"{path}/left"][()]
 
 
+def rates_in_a_list(file):
+    del file.attrs["fps"]
+    rates = np.empty(1, object)
+    rates[0] = np.array([50, 50])
+    file.attrs.create("fps", rates, dtype=h5py.vlen_dtype(np.int64))
+
+
 DEG = 180 / np.pi
 MAP = " ".join(f"{camera}/left={camera}" for camera in spec.CAMERAS)
 
@@ -91,6 +98,7 @@ CASES = {
     "a rate as bytes": (attribute(fps=np.bytes_("about 20")), "attribute 'fps' is 'about 20', {}", "--fps 20"),
     "several rates": (attribute(fps=[30, 60]), "attribute 'fps' is 30, 60, {}", "--fps 30"),
     "a rate far too high": (attribute(fps=50_000), "attribute 'fps' is 50000, {}", "--fps and the true rate"),
+    "rates in a list": (rates_in_a_list, "attribute 'fps' is 'neither number nor text', {}", "--fps and the true rate"),
     "no number": (attribute(fps=np.nan), "attribute 'fps' is nan, {}", "--fps and the true rate"),
     "no task": (without_task(), "has no task text", "--task 'what the robot does'"),
     "an empty task": (attribute(language_instruction="  "), "has no task text", "--task 'what the robot does'"),
@@ -102,6 +110,11 @@ CASES = {
     ),
     "a task in another encoding": (
         attribute(language_instruction=np.bytes_("\u53e0\u6bdb\u5dfe".encode("gbk"))),
+        "'language_instruction' is not text in UTF-8",
+        "--task 'what the robot does'",
+    ),
+    "zeros inside a task": (
+        attribute(language_instruction=np.void(b"fold\0it")),
         "'language_instruction' is not text in UTF-8",
         "--task 'what the robot does'",
     ),
@@ -194,6 +207,22 @@ def test_inspection_and_conversion_name_the_same_flags(tmp_path, write_recording
     remedies = " ".join(f.remedy for f in findings)
     assert "--angle-unit deg --action-angle-unit rad" in remedies
     assert "--gripper-range 0:1000 --action-gripper-range 0:1" in remedies
+
+
+def test_the_remedy_for_a_group_keeps_the_wanted_name_and_can_be_typed(tmp_path, write_recording):
+    path = write_recording(tmp_path / "episode_0.hdf5").path
+    with h5py.File(path, "r+") as file:
+        images = file["observations/images"]
+        images.move("cam_high", "moved")
+        images.move("moved", "top view/left")
+        images["top view/right"] = images["top view/left"][()]
+    flags = "--camera-map 'top view=cam_high'"
+    problem = check(path, flags).problem
+    remedy = "--camera-map 'top view/left=cam_high'"
+    assert problem.endswith(f"Choose one with {remedy}")
+    report = check(path, remedy)
+    assert report.problem is None
+    assert [camera for camera, _, _ in report.facts.image_sizes] == list(spec.CAMERAS)
 
 
 def test_a_task_file_replaces_any_task(tmp_path, write_recording):

@@ -35,6 +35,7 @@ from realman.data.dataset.progress import FramesBar
 from realman.data.dataset.staging import EpisodeRecord
 from realman.data.dataset.staging import Shard
 from realman.data.dataset.staging import Staging
+from realman.data.dataset.staging import check_outside
 from realman.data.dataset.staging import find_shards
 from realman.data.raw.folder import read_task_texts
 from realman.data.raw.folder import recording_name
@@ -100,6 +101,7 @@ def convert(request: ConversionRequest, pool: WorkerPool) -> Outcome:
         DatasetError: The dataset cannot be written.
     """
     # Check all that can be checked before anything is written. The staging folder notes what it may replace.
+    check_outside(request.paths, request.target)
     staging = Staging(request.target, request.shard)
     facts, rejected = _check(request, pool)
     shards = find_shards(request.target) if request.merge else []
@@ -136,6 +138,8 @@ def upgrade_dataset(source: Path, target: Path, robot_type: str | None, pool: Wo
         EpisodeError: Episodes are damaged.
         DatasetError: The dataset cannot be read or written.
     """
+    if source.resolve() != target.resolve():
+        check_outside([source], target)
     plan = upgrade.plan_upgrade(source, robot_type)
     long_episodes.report(plan.jobs, plan.fps)
     staging = Staging(target)

@@ -137,6 +137,23 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise DatasetError(f"{target}: dataset already exists. Give --overwrite to replace it, or another --repo-id")
 
 
+def check_outside(sources: Sequence[Path], target: Path) -> None:
+    """Refuse sources inside the folder that is going to be replaced.
+
+    They would be deleted with the old dataset.
+
+    Raises:
+        DatasetError: One of them is, by its own path or behind links.
+    """
+    folder = target.resolve()
+    inside = next((path for path in sources if path.resolve().is_relative_to(folder)), None)
+    if inside is not None:
+        raise DatasetError(
+            f"{inside}: is inside '{target}', expected it outside of the folder that is written. "
+            "Move it out, or choose another --repo-id or --root"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """A part of the episodes, built by one of several machines."""

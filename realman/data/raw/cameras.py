@@ -3,6 +3,8 @@
 A camera is a dataset of frames, or a group with one such dataset: `cam_high`, or `cam_high/color`.
 """
 
+import shlex
+
 import h5py
 
 from realman import spec
@@ -46,10 +48,16 @@ def find_cameras(file: h5py.File, options: RawOptions, place: str) -> dict[str, 
     return {camera: f"{IMAGES}/{recorded_as[camera]}" for camera in names_in_order}
 
 
-def frames_of(file: h5py.File, path: str, place: str) -> tuple[h5py.Dataset, str, list[str]]:
+def frames_of(file: h5py.File, path: str, place: str, wanted: str | None = None) -> tuple[h5py.Dataset, str, list[str]]:
     """Return the dataset of a camera's frames.
 
     Its path follows, and the paths next to it in the camera's group.
+
+    Args:
+        file: The recording.
+        path: The camera's dataset or group.
+        place: The recording's name, for messages.
+        wanted: The name that the camera should have. None means that of its path.
 
     Raises:
         EpisodeError: There is no such dataset, or several may be meant.
@@ -60,12 +68,13 @@ def frames_of(file: h5py.File, path: str, place: str) -> tuple[h5py.Dataset, str
     if isinstance(node, h5py.Group):
         with hdf5.reading(f"{place}: '{path}'"):
             names = sorted(node)
-        found = [name for name in names if isinstance(hdf5.find(file, f"{path}/{name}", place), h5py.Dataset)]
+        found = [name for name in names if _is_dataset(file, f"{path}/{name}", place)]
         known = [name for name in found if name.lower() in _FRAME_NAMES]
         chosen = known if len(known) == 1 else found
         if len(chosen) != 1:
             camera = path.removeprefix(f"{IMAGES}/")
-            remedy = f". Choose one with --camera-map {camera}/{found[0]}={camera}" if found else ""
+            pair = shlex.quote(f"{camera}/{found[0]}={wanted or camera}") if found else ""
+            remedy = f". Choose one with --camera-map {pair}" if found else ""
             raise EpisodeError(
                 f"{place}: '{path}' is a group of {', '.join(names) or 'nothing'}, expected frames, or one dataset of "
                 f"frames, such as color{remedy}"
@@ -76,3 +85,11 @@ def frames_of(file: h5py.File, path: str, place: str) -> tuple[h5py.Dataset, str
     if not isinstance(node, h5py.Dataset):
         raise EpisodeError(f"{place}: '{path}' is not a dataset, expected frames. Record the episode again")
     return node, path, beside
+
+
+def _is_dataset(file: h5py.File, path: str, place: str) -> bool:
+    """Return whether this is data of the file itself. What is not is no choice, and has no veto."""
+    try:
+        return isinstance(hdf5.find(file, path, place), h5py.Dataset)
+    except EpisodeError:
+        return False

@@ -297,7 +297,7 @@ class Episode:
         }
 
     def _open_camera(self, camera: str, lengths: np.ndarray | None) -> CameraStream:
-        dataset, path, beside = _cameras.frames_of(self._file, self._recorded_as[camera], self.name)
+        dataset, path, beside = _cameras.frames_of(self._file, self._recorded_as[camera], self.name, camera)
         self._recorded_as[camera] = path
         self.left_out |= {other: f"'{other}' is next to the frames of a camera" for other in beside}
         place = f"{self.name}: '{path}'"

@@ -24,11 +24,13 @@ def without_orientation(data: Bytes) -> Bytes:
 
     No other byte differs. Without such a note, or if `data` is not a JPEG, it is returned as it is.
     """
-    content = data.tobytes()
-    if _EXIF not in content and b"tiff:Orientation" not in content:
+    # Most frames have no such segment, and are not copied.
+    segments = list(_app1_segments(memoryview(data)))
+    if not segments:
         return data
+    content = data.tobytes()
     changed = bytearray(content)
-    for start, stop in _app1_segments(content):
+    for start, stop in segments:
         segment = content[start:stop]
         if segment.startswith(_EXIF):
             _clear_exif(changed, start + len(_EXIF), segment[len(_EXIF) :])
@@ -37,7 +39,7 @@ def without_orientation(data: Bytes) -> Bytes:
     return data if changed == content else np.frombuffer(bytes(changed), np.uint8)
 
 
-def _app1_segments(content: bytes) -> Iterator[tuple[int, int]]:
+def _app1_segments(content: memoryview) -> Iterator[tuple[int, int]]:
     """Yield where the content of each APP1 segment starts and stops."""
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != _SCAN:

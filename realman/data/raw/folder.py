@@ -71,7 +71,8 @@ def choose_episodes(paths: Sequence[Path], numbers: Sequence[int] | None) -> lis
     by_number: dict[int, list[Path]] = {}
     in_folders = len({path.parent for path in paths}) > 1
     for path in paths:
-        if match := re.search(r"\d+$", path.parent.name if in_folders else path.stem):
+        names = [path.parent.name] if in_folders else [path.stem, path.parent.name]
+        if match := next(filter(None, (re.search(r"\d+$", name) for name in names)), None):
             by_number.setdefault(int(match.group()), []).append(path)
     if unknown := sorted(set(numbers) - set(by_number)):
         raise EpisodeError(

@@ -84,16 +84,18 @@ def jump_problems(name: str, values: Traj, fps: int) -> Iterator[str]:
 def clock_rate(times: Float64[np.ndarray, " t"], fps: int) -> float | None:
     """Return the frames per second of a clock, or None.
 
-    None means that it shows no rate.
+    None means that it shows no rate. A few times that are lost or repeat each other do not hide it.
 
     Args:
         times: Time of each frame, in s, ms, us or ns.
         fps: About how many to expect. This decides between the units.
     """
-    if len(times) < 2 or not np.isfinite(times).all():
-        return None
     steps = np.diff(times)
-    return None if steps.min() <= 0 else 1 / (float(np.median(steps)) * _unit_s(steps, fps))
+    growing = steps[np.isfinite(steps) & (steps > 0)]
+    # A clock that mostly stands still is too coarse to say anything.
+    if not len(growing) or 2 * len(growing) < len(steps):
+        return None
+    return 1 / (float(np.median(growing)) * _unit_s(growing, fps))
 
 
 def contradicts(rate: float | None, fps: float) -> bool:

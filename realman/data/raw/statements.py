@@ -26,6 +26,9 @@ TASK_NAMES = ("language_instruction", "instruction", "task", "language_raw", "ta
 TASK_REMEDY = "Give --task 'what the robot does', or --task-file for a text per recording"
 
 
+_NO_RATE = "neither number nor text"
+
+
 class Statement(NamedTuple):
     """A value that a recording states, or why it cannot be used."""
 
@@ -48,7 +51,7 @@ def read_fps(file: h5py.File, options: RawOptions, place: str) -> tuple[int | No
         if options.fps is not None:
             return options.fps, None, None
         return None, f"{str(e).removeprefix(f'{place}: ')}, or give --fps and the true rate", None
-    recorded = set() if value is None else set(value.reshape(-1).tolist())
+    recorded = set() if value is None else {_comparable(v) for v in value.reshape(-1).tolist()}
     number = _number(next(iter(recorded))) if len(recorded) == 1 else None
     is_rate = number is not None and number == round(number) and 1 <= number <= MAX_FPS
     shown = f"{number:g}" if number is not None else ", ".join(_shown(v) for v in sorted(recorded, key=str)[:3])
@@ -64,7 +67,7 @@ def read_fps(file: h5py.File, options: RawOptions, place: str) -> tuple[int | No
     if not recorded:
         return None, None, None
     # Name the rate that is probably meant, if the text or number is close to one.
-    guess = number if number is not None else _first_number(shown)
+    guess = number if number is not None else _first_number(shown) if recorded - {_NO_RATE} else None
     flag = f"--fps {round(guess)}" if guess is not None and 1 <= round(guess) <= MAX_FPS else "--fps and the true rate"
     problem = f"attribute '{FPS}' is {shown}, expected a whole number of frames per second, 1..{MAX_FPS}. Give {flag}"
     return None, problem, None
@@ -148,7 +151,16 @@ def _text(value: object) -> str:
         raise TypeError(f"{type(value).__name__} is not text")
     # h5py hides bytes that are not UTF-8 in a text that cannot be written.
     value.encode("utf-8")
-    return value.strip().strip("\0").strip()
+    text = value.strip().strip("\0").strip()
+    # Zeros inside are another encoding, or what an older text has left in a buffer.
+    if "\0" in text:
+        raise UnicodeError("zeros in a text")
+    return text
+
+
+def _comparable(value: object) -> str | bytes | int | float:
+    """Return a number or text. Recorders can also store lists, links and structures."""
+    return value if isinstance(value, str | bytes | int | float) else _NO_RATE
 
 
 def _number(value: object) -> float | None:
