@@ -19,7 +19,20 @@ _LATE_SHARE = 0.1
 _MAX_SUSPENDED_S = 0.05
 """A suspend takes at least some tenths of a second. This is far above the resolution of the clocks."""
 
-_BOOT_CLOCK: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
+def _find_boot_clock() -> int | None:
+    clock: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+    if clock is None:
+        return None
+    try:
+        time.clock_gettime(clock)
+    except OSError:
+        # Some sandboxes and emulated kernels have the name, but not the clock.
+        return None
+    return clock
+
+
+_BOOT_CLOCK = _find_boot_clock()
 
 MIN_PERIOD_SHARE = 0.99
 """Shortest time between two ticks, as a share of a period.

@@ -93,29 +93,38 @@ def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequenc
         ServerError: The policy does not fit. The message names every difference.
     """
     problems: list[str] = []
+    # An array does not compare to a single bool, and its values are meant.
+    said = {key: _as_list(value) for key, value in metadata.items()}
 
-    def number(key: str) -> float:
-        value = metadata.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            problems.append(f"'{key}' is {value!r}, expected a positive number")
+    def number(key: str, *, is_whole: bool = True) -> float:
+        value = said.get(key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+        if not is_number or (is_whole and value != int(value)):
+            problems.append(f"'{key}' is {value!r:.80}, expected a positive {'whole ' if is_whole else ''}number")
             return 0.0
         return value
 
-    if metadata.get("robot") != ROBOT_NAME:
-        problems.append(f"'robot' is {metadata.get('robot')!r}, expected '{ROBOT_NAME}'")
-    problems += _dim_name_problems(metadata.get("dim_names"))
+    if said.get("robot") != ROBOT_NAME:
+        problems.append(f"'robot' is {said.get('robot')!r:.80}, expected '{ROBOT_NAME}'")
+    problems += _dim_name_problems(said.get("dim_names"))
     # An older server does not send these keys.
     ours = {"units": _UNITS, "state_dim": spec.NUM_DIMS, "image_size": [IMAGE_SIZE_PX, IMAGE_SIZE_PX]}
     problems += [
-        f"'{key}' is {metadata[key]!r}, expected {value!r}"
+        f"'{key}' is {said[key]!r:.80}, expected {value!r}"
         for key, value in ours.items()
-        if key in metadata and metadata[key] != value
+        if key in said and said[key] != value
     ]
     # Cameras and rates are compared with what this side can do.
-    asked = tuple(metadata.get("cameras") or cameras)
-    if missing := [name for name in asked if name not in cameras]:
+    asked = _names(said.get("cameras") or list(cameras))
+    if asked is None:
+        problems.append(f"'cameras' is {said['cameras']!r:.80}, expected a list of names")
+    elif missing := [name for name in asked if name not in cameras]:
         problems.append(f"'cameras' asks for {', '.join(missing)}, this side has {', '.join(cameras) or 'none'}")
-    chunk, horizon, server_fps = int(number("action_chunk")), int(number("action_horizon")), float(number("fps"))
+    chunk, horizon, server_fps = (
+        int(number("action_chunk")),
+        int(number("action_horizon")),
+        number("fps", is_whole=False),
+    )
     if chunk > horizon > 0:
         problems.append(f"'action_chunk' is {chunk}, more than 'action_horizon' {horizon}")
     remedy = "Serve a checkpoint trained for this robot"
@@ -125,13 +134,23 @@ def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequenc
         problems.append(f"'fps' is {server_fps:g}, this side runs at {fps:g}")
     if problems:
         raise ServerError(f"policy server {address} does not fit: {'; '.join(problems)}. {remedy}")
-    return ServerInfo(address, asked, chunk, horizon, metadata)
+    return ServerInfo(address, asked or (), chunk, horizon, metadata)
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _names(value: object) -> tuple[str, ...] | None:
+    """Return a list of names, or None for anything else."""
+    is_list = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
+    return tuple(value) if is_list else None
 
 
 def _dim_name_problems(names: object) -> list[str]:
     if not isinstance(names, Sequence) or len(names) != spec.NUM_DIMS:
         return [
-            f"'dim_names' is {names!r}, expected the {spec.NUM_DIMS} names {spec.DIM_NAMES[0]}..{spec.DIM_NAMES[-1]}"
+            f"'dim_names' is {names!r:.80}, expected the {spec.NUM_DIMS} names {spec.DIM_NAMES[0]}..{spec.DIM_NAMES[-1]}"
         ]
     different = [
         f"[{i}] '{found}' for '{ours}'"
@@ -182,9 +201,13 @@ def read_reply(reply: Mapping[str, Any], *, address: str, min_steps: int) -> Joi
             f"policy server {address}: the reply has {', '.join(map(str, reply)) or 'no keys'}, expected 'actions'"
         )
     try:
-        actions = np.array(reply["actions"], dtype=np.float64)
+        numbers = np.asarray(reply["actions"])
     except (TypeError, ValueError) as e:
         raise ServerError(f"policy server {address}: 'actions' are not an array of numbers ({e})") from e
+    # Texts, dates and truth values would become numbers, too.
+    if numbers.dtype.kind not in "iuf":
+        raise ServerError(f"policy server {address}: 'actions' hold {numbers.dtype}, expected numbers")
+    actions = np.array(numbers, dtype=np.float64)
     if actions.ndim != 2 or actions.shape[1] != spec.NUM_DIMS or actions.shape[0] < min_steps:
         raise ServerError(
             f"policy server {address}: 'actions' have shape {actions.shape}, "
@@ -287,10 +310,10 @@ class PolicyClient:
         Raises:
             ServerError: The server does not announce real-time chunking.
         """
-        features = (self.info.metadata.get(protocol.PROTOCOL_KEY) or {}).get("features") or []
+        features = protocol.features(self.info.metadata)
         if protocol.FEATURE_RTC not in features:
             raise ServerError(
-                f"policy server {self.info.address}: its features are {', '.join(map(str, features)) or 'none'}, "
+                f"policy server {self.info.address}: its features are {', '.join(features) or 'none'}, "
                 f"expected real-time chunking ('{protocol.FEATURE_RTC}'). Serve a pi0 or pi0.5 checkpoint with "
                 "'make serve', or choose the execution 'blend' or 'async'"
             )
@@ -324,8 +347,7 @@ class PolicyClient:
         except PolicyClientError as e:
             raise ServerError(_first_line(e)) from e
         actions = read_reply(reply, address=self.info.address, min_steps=self.action_chunk)
-        infer_ms = (reply.get("server_timing") or {}).get("infer_ms")
-        return Prediction(actions, time.monotonic() - start, None if infer_ms is None else float(infer_ms) / 1000)
+        return Prediction(actions, time.monotonic() - start, _infer_s(reply))
 
     def close(self) -> None:
         """Close the connection."""
@@ -340,9 +362,19 @@ class PolicyClient:
         self.close()
 
 
+def _infer_s(reply: Mapping[str, Any]) -> float | None:
+    """Return the server's inference time, s.
+
+    It is only a figure for reports, so anything but a time counts as none.
+    """
+    timing = reply.get(protocol.SERVER_TIMING_KEY)
+    infer_ms = _as_list(timing.get("infer_ms")) if isinstance(timing, Mapping) else None
+    is_number = isinstance(infer_ms, int | float) and not isinstance(infer_ms, bool)
+    return infer_ms / 1000 if is_number and 0 <= infer_ms < math.inf else None
+
+
 def _require_jpeg(info: ServerInfo) -> None:
-    features = (info.metadata.get(protocol.PROTOCOL_KEY) or {}).get("features") or []
-    if protocol.FEATURE_JPEG_IMAGES not in features:
+    if protocol.FEATURE_JPEG_IMAGES not in protocol.features(info.metadata):
         raise ServerError(f"policy server {info.address}: does not accept JPEG images. Remove 'jpeg_quality'")
 
 

@@ -30,8 +30,8 @@ from realman.runtime.safety import SafetyLayer
 from realman.runtime.steering import Steering
 from realman.runtime.watchdogs import Watchdogs
 
-_MAX_BRAKE_TICKS = 200
-"""Braking from full speed takes a few ticks. A driver that alters every target must not make braking endless."""
+_EXTRA_BRAKE_TICKS = 50
+"""Ticks beyond those of braking from full speed. A driver that alters every target must not make braking endless."""
 
 
 class StopRequested(KeyboardInterrupt):
@@ -314,7 +314,7 @@ class _Loop:
 
         With `send_rest` the last command is sent twice.
         """
-        for _ in range(_MAX_BRAKE_TICKS):
+        for _ in range(self._safety.max_brake_ticks + _EXTRA_BRAKE_TICKS):
             if not self._safety.is_moving if send_rest else self._safety.can_hold:
                 return
             self._record.note_braking(self._send(self._safety.brake()))

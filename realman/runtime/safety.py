@@ -241,6 +241,11 @@ class SafetyLayer:
         return self._motion.is_moving
 
     @property
+    def max_brake_ticks(self) -> int:
+        """Ticks of braking from the largest speed, with the limit of acceleration."""
+        return int(np.ceil(self._limits.max_step / self._limits.max_step_change).max())
+
+    @property
     def can_hold(self) -> bool:
         """Whether the limit of acceleration allows a stop at the last command."""
         return bool((np.abs(self._motion.step) <= self._limits.max_step_change + ROUNDING).all())

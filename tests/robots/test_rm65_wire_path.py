@@ -133,15 +133,14 @@ def test_a_target_that_brakes_within_the_limits_is_never_passed_however_late_it_
     assert commands[:, 1].max() <= targets[:, 1].max() + 50 * RESOLUTION_RAD
 
 
-@pytest.mark.parametrize("rate_hz", [50.0, 100.0, 200.0, 500.0])
-@pytest.mark.parametrize("acceleration_deg_s2", [5.0, 50.0, 240.0])
+@pytest.mark.parametrize(("rate_hz", "acceleration_deg_s2"), [(50.0, 20.0), (100.0, 10.0), (500.0, 240.0)])
 def test_arms_with_a_low_limit_of_acceleration_go_where_they_should_at_every_rate(rate_hz, acceleration_deg_s2):
     # A change of a step that is smaller than the wire's unit: rounding must not stop the arms.
     allowed = dataclasses.replace(MOTION, max_joint_acceleration_rad_s2=float(np.deg2rad(acceleration_deg_s2)))
     targets = limited(np.minimum(np.arange(300)[:, None] * 0.004, 0.1) * np.ones(14), FPS, allowed)
     path = WirePath(np.zeros(14), allowed.per_tick(rate_hz), FPS, rate_hz)
     commands = send(path, targets, np.arange(300) / FPS, rate_hz, 0.004)
-    commands = np.concatenate([commands, [path.step() for _ in range(int(6 * rate_hz))]])
+    commands = np.concatenate([commands, [path.step() for _ in range(int(4 * rate_hz))]])
     np.testing.assert_allclose(commands[-1], targets[-1], atol=RESOLUTION_RAD)
     limits = allowed.per_tick(rate_hz)
     changes = np.diff(commands, n=2, axis=0, prepend=np.zeros((2, 14)))

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from realman import pacing
 from realman import spec
 from realman.errors import RobotTimeoutError
 from realman.pacing import Pacer
@@ -124,6 +125,19 @@ def test_the_arms_brake_within_the_limits_before_each_wait_and_before_the_end(ex
     assert len(arrays["braking_time_s"]) == len(robot.sent) - 30 > 0
 
 
+def test_arms_that_need_long_to_brake_are_braked_to_the_end():
+    # From 60 deg/s with 10 deg/s^2, braking takes 300 ticks.
+    limits = Limits.per_tick(SafetySettings(max_joint_acceleration_deg_s2=10), fps=50)
+    robot = FakeRobot()
+    client = FastClient(robot)
+    with connected(robot):
+        player = chunks.make_player("async", client, None)
+        control.run(robot, player, limits, control.RunRecord(), max_steps=290, pacer=Pacer(50.0, FakeClock()))
+    steps = np.diff(robot.sent, axis=0)
+    assert np.abs(steps).max() > 200 * limits.max_step_change[0]
+    assert (np.abs(steps[-1]) <= limits.max_step_change + 1e-9).all()
+
+
 def test_a_pause_that_ends_while_the_arms_still_brake_does_not_stop_them_at_once():
     robot, record, steering = FakeRobot(), control.RunRecord(), Steering()
     client = FastClient(robot)
@@ -203,6 +217,14 @@ def test_a_pause_between_reading_the_two_clocks_is_not_taken_for_a_suspend(pause
     watch = SuspendWatch(slow_clock, slow_clock)
     for _ in range(5):
         assert watch.suspended_s() == 0.0
+
+
+def test_a_clock_that_has_a_name_only_is_not_used(monkeypatch):
+    def refuse(_: int) -> float:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(pacing.time, "clock_gettime", refuse)
+    assert pacing._find_boot_clock() is None
 
 
 def test_the_real_clocks_do_not_differ_while_this_machine_is_awake():

@@ -1,6 +1,7 @@
 import contextlib
 import re
 import socket
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from openpi.serving.background import serve_in_thread
 from openpi.serving.websocket_policy_server import WebsocketPolicyServer
 from openpi.training.misc import realman_config
 from openpi_client import base_policy
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from realman import spec
 from realman.errors import ServerError
 from realman.runtime.client import PolicyClient
@@ -193,6 +195,51 @@ def test_a_reply_without_usable_actions_is_refused(reply):
         read_reply(reply, address="here:1", min_steps=25)
 
 
+@pytest.mark.parametrize("kind", ["U4", "S4", "?", "m8[s]"])
+def test_texts_dates_and_truth_values_are_not_taken_for_positions(kind):
+    with pytest.raises(ServerError, match=r"here:1: 'actions' hold .*, expected numbers"):
+        read_reply({"actions": np.zeros((50, 14)).astype(kind)}, address="here:1", min_steps=25)
+
+
+# What another program may say under a key of this protocol.
+FOREIGN = [5, 0.5, True, "x", b"x", [1], ["x", None], [[1]], {"a": 1}, float("nan"), np.array([1, 2]), np.array(["a"])]
+
+
+@pytest.mark.parametrize("value", FOREIGN, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize(
+    "key", ["robot", "dim_names", "units", "state_dim", "image_size", "cameras", "action_chunk", "action_horizon"]
+)
+def test_metadata_of_another_type_is_refused_by_its_key(key, value):
+    if key == "action_chunk" and value is FOREIGN[0]:
+        value = -value
+    with pytest.raises(ServerError, match=f"'{key}'"):
+        read_metadata({**METADATA, key: value}, address="here:1", cameras=spec.CAMERAS, fps=50.0)
+
+
+@pytest.mark.parametrize("value", FOREIGN, ids=lambda value: repr(value)[:20])
+def test_features_of_another_type_are_none(value):
+    for protocol in (value, {"features": value}):
+        info = read_metadata({**METADATA, "protocol": protocol}, address="here:1", cameras=spec.CAMERAS, fps=50.0)
+        with pytest.raises(ServerError, match="expected real-time chunking"):
+            PolicyClient(mock.create_autospec(WebsocketClientPolicy, instance=True), info, 25).require_rtc()
+
+
+@pytest.mark.parametrize(
+    "value", [*FOREIGN, {"infer_ms": "x"}, {"infer_ms": float("nan")}, {"infer_ms": [1]}], ids=repr
+)
+def test_a_time_that_is_none_does_not_end_a_run(value):
+    server = mock.create_autospec(WebsocketClientPolicy, instance=True)
+    server.infer.return_value = {"actions": np.zeros((50, 14)), "server_timing": value}
+    info = read_metadata(METADATA, address="here:1", cameras=spec.CAMERAS, fps=50.0)
+    assert PolicyClient(server, info, 25).infer(np.zeros(14), frames()).infer_s is None
+
+
+def test_names_as_an_array_are_names():
+    said = {**METADATA, "dim_names": np.array(spec.DIM_NAMES), "cameras": np.array(["cam_high"]), "fps": np.float32(50)}
+    info = read_metadata(said, address="here:1", cameras=spec.CAMERAS, fps=50.0)
+    assert info.cameras == ("cam_high",)
+
+
 def test_an_error_of_the_policy_arrives_as_one_line_and_the_next_request_is_answered():
     class Moody(EchoPolicy):
         def infer(self, obs):
@@ -270,5 +317,5 @@ def test_a_policy_of_another_rate_is_accepted_by_a_robot_that_runs_at_it(fps):
 
 @pytest.mark.parametrize("key", ["action_chunk", "action_horizon", "fps"])
 def test_a_number_without_an_end_is_refused(key):
-    with pytest.raises(ServerError, match=f"'{key}' is inf, expected a positive number"):
+    with pytest.raises(ServerError, match=rf"'{key}' is inf, expected a positive (whole )?number"):
         read_metadata({**METADATA, key: float("inf")}, address="here:1", cameras=spec.CAMERAS, fps=50.0)

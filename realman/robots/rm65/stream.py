@@ -149,7 +149,10 @@ class CommandStream:
                     return
 
     def _note_slow_send(self) -> bool:
-        """Return whether the send took long, and then count the next period from its end."""
+        """Return whether the send was held up.
+
+        If it was, the next period counts from its end.
+        """
         now_s = self._clock.monotonic()
         is_slow = now_s - self._sent_s > _SLOW_SEND_PERIODS / self._rate_hz
         if is_slow:

@@ -263,7 +263,16 @@ def test_replies_are_tied_to_requests_by_a_number_that_never_comes_twice(serve):
     assert 99 not in seen
 
 
-@pytest.mark.parametrize("reply_id", [lambda n: n - 1, lambda n: None, lambda n: str(n)], ids=["older", "none", "text"])
+OTHER_IDS = {
+    "older": lambda n: n - 1,
+    "none": lambda n: None,
+    "text": str,
+    "true": lambda n: True,
+    "array": lambda n: np.array([n, n]),
+}
+
+
+@pytest.mark.parametrize("reply_id", OTHER_IDS.values(), ids=OTHER_IDS)
 def test_the_answer_to_another_request_is_refused(serve, reply_id):
     with _connect(serve(_numbering_server(reply_id, []))) as client:
         with pytest.raises(errors.ProtocolError, match="expected the answer to request 1"):

@@ -4,6 +4,9 @@ A connection starts with one binary message from the server, its metadata. Then 
 observation) is answered in order by one reply, which is binary for a result and text for an error.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 KEEP_CONNECTION_HEADER = "X-OpenPI-Keep-Connection"
 """Handshake header. A client that sends it with the value `KEEP_CONNECTION_VALUE` asks the server to keep the connection after
 an error reply. A server that agrees echoes it. Without it, the server closes with code 1011 after an error, as openpi always
@@ -77,3 +80,13 @@ TOO_LATE = "too_late"
 SUPERSEDED = "superseded"
 OVERLOADED = "overloaded"
 STOPPING = "stopping"
+
+
+def features(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the features that a server announces.
+
+    Another server may mean something else by the same key. Then it announces none.
+    """
+    announced = metadata.get(PROTOCOL_KEY)
+    names = announced.get("features") if isinstance(announced, Mapping) else None
+    return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list | tuple) else ()

@@ -158,7 +158,7 @@ class WebsocketClientPolicy(BasePolicy):
         logger.info("connected to the policy server at %s again", self._uri)
 
     def _announces(self, feature: str) -> bool:
-        return feature in ((self._metadata.get(protocol.PROTOCOL_KEY) or {}).get("features") or ())
+        return feature in protocol.features(self._metadata)
 
     def _with_options(self, obs: dict[str, Any], request_id: int | None, remaining_s: float | None) -> dict[str, Any]:
         """Add the options of a request that the server announces.
@@ -227,7 +227,7 @@ def _unreachable(uri: str, cause: Exception, waited_s: float | None = None) -> S
 
 def _check_reply_id(uri: str, options: Any, request_id: int) -> None:
     found = options.get(protocol.REQUEST_ID_OPTION) if isinstance(options, dict) else None
-    if found != request_id:
+    if type(found) is not int or found != request_id:
         raise ProtocolError(
             f"policy server at {uri} answered request {found!r:.40}, expected the answer to request {request_id}. "
             "The connection was closed, so that no old reply is taken for a new one"
