@@ -188,6 +188,13 @@ def stats_of_vectors_alone(root: pathlib.Path) -> None:
     write_lines(root, "episodes_stats", [{"episode_index": e, "stats": dict.fromkeys(VECTORS, part)} for e in range(2)])
 
 
+def stats_by_lists_of_one(root: pathlib.Path) -> None:
+    stats_of_vectors_alone(root)
+    for name in ("episodes_stats", "sources"):
+        lines = read_lines(root, "episodes_stats")
+        write_lines(root, name, [{**line, "episode_index": [e], "source": f"{e}.hdf5"} for e, line in enumerate(lines)])
+
+
 def in_form(name: str, **form: Any) -> Callable[[pathlib.Path], None]:
     return lambda root: write_lines(root, name, read_lines(root, name), **form)
 
@@ -211,6 +218,11 @@ DIALECTS: dict[str, Callable[[pathlib.Path], None]] = {
     "tasks with holes": tasks_with_holes,
     "lists of one in lines": lambda root: write_lines(
         root, "episodes", [{**line, "length": [line["length"]]} for line in read_lines(root, "episodes")]
+    ),
+    "statistics by a list of one": stats_by_lists_of_one,
+    "a chunk size as a float": change_info(chunks_size=1000.0),
+    "shapes as numbers": change_features(
+        lambda f: [f[key].update(shape=14) for key in VECTORS] + [f[key].update(shape=1.0) for key in INDEX_KEYS]
     ),
     "no counts": drop_info("total_episodes", "total_frames", "total_tasks", "total_chunks", "total_videos", "splits"),
     "empty counts": change_info(total_episodes=None, total_frames=None, splits=None),

@@ -8,10 +8,12 @@ import pytest
 from openpi.shared.errors import UserError
 from openpi.training.lerobot.dataset import LeRobotDataset
 from realman.data import convert
+from realman.data.dataset import layout
 from realman.errors import RealmanError
 from tests.e2e import dialects
 
 TEXT = "fold the towel"
+PATH = re.escape(layout.DATA_PATH)
 
 
 def lines(name, change):
@@ -93,6 +95,30 @@ CASES = {
         None,
         dialects.change_features(lambda f: f.update(task_index={"dtype": "int64", "shape": [1], "names": None})),
     ),
+    "a shape as text": (
+        feature("action", shape="(14,)"),
+        r"found shape '\(14,\)' of 'action', expected a list of whole numbers\. Write it into the file",
+        r"feature 'action' has shape '\(14,\)', expected a list of whole numbers\. Write it into the file",
+        feature("action", shape=[14]),
+    ),
+    "a chunk size as text": (
+        dialects.change_info(chunks_size="1000"),
+        r"found chunks_size '1000', expected a number\. Write it into the file",
+        r"has chunks_size '1000', expected a whole number\. Write it into the file",
+        dialects.change_info(chunks_size=1000),
+    ),
+    "a path with unknown fields": (
+        dialects.change_info(data_path="data/{episode}.parquet"),
+        rf"found data_path 'data/\{{episode\}}\.parquet', expected one such as '{PATH}'\. Write it into the file",
+        rf"has data_path 'data/\{{episode\}}\.parquet', expected one such as '{PATH}'\. Write it into the file",
+        dialects.change_info(data_path=layout.DATA_PATH),
+    ),
+    "a path outside": (
+        dialects.change_info(data_path=f"../other/{layout.DATA_PATH}"),
+        rf"found data_path '\.\./other/.*', expected one such as '{PATH}'\. Write it into the file",
+        rf"has data_path '\.\./other/.*', expected one such as '{PATH}'\. Write it into the file",
+        dialects.change_info(data_path=layout.DATA_PATH),
+    ),
     "images outside": (
         outside,
         r"one\.png: an image of .* is outside the dataset's folder\. Copy it there, and name it relative to that",
@@ -139,7 +165,9 @@ def test_what_a_refusal_says_to_do_works(tmp_path, case):
     assert train(root) == upgrade(root) == TEXT
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}", b'{"codebase_version": []}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"{}", b"[" * 100_000, b'{"codebase_version": []}']
+)
 @pytest.mark.parametrize("name", ["info.json", "tasks.jsonl", "episodes.jsonl"])
 def test_every_damage_of_the_metadata_is_one_line(tmp_path, name, content):
     root = dialects.make(tmp_path / "towels")

@@ -22,6 +22,8 @@ READABLE_VERSIONS = ("v2.0", "v2.1")
 
 Line = dict[str, Any]
 
+_WRITE = "Write it into the file"
+
 
 @dataclasses.dataclass(frozen=True)
 class ExistingDataset:
@@ -142,7 +144,38 @@ def _read_info(path: Path) -> dict[str, Any]:
     bad = [key for key, feature in features.items() if not isinstance(feature, dict) or "dtype" not in feature]
     if bad:
         raise DatasetError(f"{path}: features {bad} have no dtype. Write it into the file")
-    return info
+    return _plain_info(info, path)
+
+
+def _plain_info(info: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return info.json with its shapes and paths in the format's own form.
+
+    Raises:
+        DatasetError: They have another form, or lead outside of the dataset.
+    """
+    features = {}
+    for key, feature in info["features"].items():
+        shape = feature.get("shape")
+        sizes = [whole(size) for size in (shape if isinstance(shape, list) else [shape])]
+        if shape is not None and not all(isinstance(size, int) for size in sizes):
+            raise DatasetError(
+                f"{path}: feature '{key}' has shape {shape!r}, expected a list of whole numbers. {_WRITE}"
+            )
+        features[key] = feature if shape is None else {**feature, "shape": sizes}
+    # Keys that a writer has left out have the format's own value.
+    chunk_size = whole(info.get("chunks_size") or layout.CHUNK_SIZE)
+    if not isinstance(chunk_size, int) or not chunk_size:
+        raise DatasetError(f"{path}: has chunks_size {info['chunks_size']!r}, expected a whole number. {_WRITE}")
+    for key, default in (("data_path", layout.DATA_PATH), ("video_path", layout.VIDEO_PATH)):
+        template = info.get(key) or default
+        try:
+            found = layout.video_path(0, "camera", template, chunk_size)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            found = None
+        # A dataset does not take in files from elsewhere.
+        if found is None or found.is_absolute() or ".." in found.parts:
+            raise DatasetError(f"{path}: has {key} {template!r}, expected one such as '{default}'. {_WRITE}")
+    return {**info, "features": features} | ({"chunks_size": chunk_size} if info.get("chunks_size") else {})
 
 
 def _version_remedy(version: Any) -> str:
@@ -160,8 +193,8 @@ def _read_table(path: Path, index_key: str, value_key: str, kind: type, expected
     for line in layout.read_json_lines(path):
         if index_key not in line:
             raise DatasetError(f"{path}: is damaged, '{index_key}' is missing in a line. Copy the dataset again")
-        index = _whole(line[index_key])
-        value = line.get(value_key) if kind is str else _whole(line.get(value_key))
+        index = whole(line[index_key])
+        value = line.get(value_key) if kind is str else whole(line.get(value_key))
         if not isinstance(index, int) or not isinstance(value, kind):
             raise DatasetError(
                 f"{path}: {index_key} {line[index_key]} has {value_key} {line.get(value_key)!r}, expected {expected}. "
@@ -176,7 +209,7 @@ def _read_table(path: Path, index_key: str, value_key: str, kind: type, expected
     return dict(sorted(lines.items()))
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """Return a whole number that is written as 3, 3.0 or [3].
 
     Everything else stays.

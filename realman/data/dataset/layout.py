@@ -159,7 +159,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise DatasetError(f"{path}: is damaged ({e}). Copy the dataset again") from e
     if any(not isinstance(line, dict) for line in lines):
         raise DatasetError(f"{path}: is damaged (a line is not a JSON object). Copy the dataset again")

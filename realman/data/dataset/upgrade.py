@@ -192,7 +192,8 @@ def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
     """
     dataset = existing.read(root)
     _report_arm_order(dataset)
-    stats = {line.get("episode_index"): _dict(line.get("stats")) for line in upgraded_metadata.stats_lines(root)}
+    lines = upgraded_metadata.lines_by_episode(root / layout.EPISODES_STATS)
+    stats = {index: _dict(line.get("stats")) for index, line in lines.items()}
     # Workers get what one episode needs, and not the lists of all.
     lean = dataclasses.replace(dataset, tasks=(), episodes=())
     jobs = [

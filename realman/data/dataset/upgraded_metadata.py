@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from realman.data.dataset import existing
 from realman.data.dataset import layout
 from realman.data.dataset.existing import ExistingDataset
 from realman.data.dataset.staging import EpisodeRecord
@@ -20,10 +21,14 @@ _EPISODES = frozenset({"data", "videos"})
 """Folders of tables and videos. Episodes that the dataset does not list are left out."""
 
 
-def stats_lines(root: Path) -> list[dict[str, Any]]:
-    """Return the lines of the statistics per episode, if there are any."""
-    path = root / layout.EPISODES_STATS
-    return layout.read_json_lines(path) if path.is_file() else []
+def lines_by_episode(path: Path) -> dict[int, dict[str, Any]]:
+    """Return the lines of a file by their episode.
+
+    There are none without the file.
+    """
+    lines = layout.read_json_lines(path) if path.is_file() else []
+    indices = [existing.whole(line.get("episode_index")) for line in lines]
+    return {index: line for index, line in zip(indices, lines, strict=True) if isinstance(index, int)}
 
 
 def other_files(dataset: ExistingDataset, *, without: Path | None = None) -> list[Path]:
@@ -60,7 +65,7 @@ def write(dataset: ExistingDataset, root: Path, robot_type: str, records: Sequen
         records: What was built of each episode.
     """
     by_index = {record.episode_index: record for record in records}
-    kept_stats = {line.get("episode_index"): line for line in stats_lines(dataset.root)}
+    kept_stats = lines_by_episode(dataset.root / layout.EPISODES_STATS)
     write_lines = layout.write_json_lines
     write_lines(root / layout.TASKS, dataset.tasks)
     write_lines(
@@ -80,8 +85,7 @@ def _sources(dataset: ExistingDataset, records: dict[int, EpisodeRecord]) -> lis
 
     It is a recording if the dataset knows it, and the old table otherwise.
     """
-    path = dataset.root / layout.SOURCES
-    known = {line.get("episode_index"): line for line in layout.read_json_lines(path)} if path.is_file() else {}
+    known = lines_by_episode(dataset.root / layout.SOURCES)
     return [known.get(i) or {"episode_index": i, "source": r.source} for i, r in sorted(records.items())]
 
 

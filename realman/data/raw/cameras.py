@@ -88,7 +88,10 @@ def frames_of(file: h5py.File, path: str, place: str, wanted: str | None = None)
 
 
 def _is_dataset(file: h5py.File, path: str, place: str) -> bool:
-    """Return whether this is data of the file itself. What is not is no choice, and has no veto."""
+    """Return whether this is data of the file itself.
+
+    A link to another file is not, and has no veto.
+    """
     try:
         return isinstance(hdf5.find(file, path, place), h5py.Dataset)
     except EpisodeError:

@@ -25,7 +25,7 @@ def without_orientation(data: Bytes) -> Bytes:
     No other byte differs. Without such a note, or if `data` is not a JPEG, it is returned as it is.
     """
     # Most frames have no such segment, and are not copied.
-    segments = list(_app1_segments(memoryview(data)))
+    segments = list(_app1_segments(data.data))
     if not segments:
         return data
     content = data.tobytes()

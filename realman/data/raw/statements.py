@@ -159,7 +159,10 @@ def _text(value: object) -> str:
 
 
 def _comparable(value: object) -> str | bytes | int | float:
-    """Return a number or text. Recorders can also store lists, links and structures."""
+    """Return a number or text as it is.
+
+    Recorders can also store lists, links and structures.
+    """
     return value if isinstance(value, str | bytes | int | float) else _NO_RATE
 
 

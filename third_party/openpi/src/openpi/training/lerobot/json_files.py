@@ -52,15 +52,23 @@ def whole_number(line: dict[str, Any], key: str, place: pathlib.Path) -> int:
     Raises:
         DataError: The key is missing or holds anything else.
     """
-    value = line.get(key)
+    value = as_whole(line.get(key))
+    if value is None:
+        found = f"'{key}' {json.dumps(line[key])}" if key in line else f"no '{key}' among {sorted(line)}"
+        raise errors.DataError(f"{place}: found {found}, expected a whole number in each line. {_REMEDY}")
+    return value
+
+
+def as_whole(value: Any) -> int | None:
+    """Return a whole number that is written as 3, 3.0 or [3].
+
+    Everything else gives None.
+    """
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        found = f"'{key}' {json.dumps(value)}" if key in line else f"no '{key}' among {sorted(line)}"
-        raise errors.DataError(f"{place}: found {found}, expected a whole number in each line. {_REMEDY}")
-    return value
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _read_text(path: pathlib.Path) -> str:

@@ -18,6 +18,7 @@ SUPPORTED_VERSIONS = ("v2.0", "v2.1")
 # Columns that every dataset has. They number the frames and say nothing about the robot.
 INDEX_KEYS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _IMAGE_DTYPES = ("image", "video")
+_WRITE = "Write it into the file"
 # Values of keys that a writer has left out of info.json. They are those of the format.
 _DEFAULTS = {
     "chunks_size": 1000,
@@ -149,7 +150,7 @@ def load_metadata(repo_id: str, root: pathlib.Path | str | None = None) -> LeRob
         )
     stated = json_files.read_object(info_path)
     _check_info(stated, info_path)
-    info = _DEFAULTS | {key: value for key, value in stated.items() if value is not None or key not in _DEFAULTS}
+    info = _plain_info(stated, info_path)
     tasks = _read_tasks(directory / "meta" / "tasks.jsonl")
     episodes = _read_episodes(directory / "meta" / "episodes.jsonl")
     _check_totals(info, episodes, directory)
@@ -222,6 +223,8 @@ def _check_info(info: Mapping[str, Any], info_path: pathlib.Path) -> None:
             f"{info_path}: keys {missing} are missing. Copy the dataset again, or write them into the file"
         )
     fps, features = info["fps"], info["features"]
+    if not isinstance(features, dict):
+        raise errors.DataError(f"{info_path}: found features {features!r:.60}, expected an object. {_WRITE}")
     if not isinstance(fps, int | float) or not 0 < fps < np.inf:
         raise errors.DataError(f"{info_path}: found fps {fps!r}, expected frames per second. Write them into the file")
     bad = [key for key, feature in features.items() if not isinstance(feature, dict) or "dtype" not in feature]
@@ -229,6 +232,40 @@ def _check_info(info: Mapping[str, Any], info_path: pathlib.Path) -> None:
         raise errors.DataError(f"{info_path}: features {bad} have no dtype. Write it into the file")
     if absent := [key for key in INDEX_KEYS if key not in features]:
         raise errors.DataError(f"{info_path}: features {absent} are missing, which number the frames. Add them there")
+
+
+def _plain_info(stated: Mapping[str, Any], info_path: pathlib.Path) -> dict[str, Any]:
+    """Return info.json with shapes and paths in the format's form.
+
+    Keys that a writer has left out have the format's own values.
+
+    Raises:
+        DataError: They have another form, or lead outside of the dataset.
+    """
+    info = _DEFAULTS | {key: value for key, value in stated.items() if value or key not in _DEFAULTS}
+    features = {}
+    for key, feature in info["features"].items():
+        shape = feature.get("shape")
+        sizes = [json_files.as_whole(size) for size in (shape if isinstance(shape, list) else [shape])]
+        if shape is not None and None in sizes:
+            raise errors.DataError(
+                f"{info_path}: found shape {shape!r} of '{key}', expected a list of whole numbers. {_WRITE}"
+            )
+        features[key] = feature if shape is None else {**feature, "shape": sizes}
+    chunk_size = json_files.as_whole(info["chunks_size"])
+    if not chunk_size:
+        raise errors.DataError(f"{info_path}: found chunks_size {info['chunks_size']!r}, expected a number. {_WRITE}")
+    for key in ("data_path", "video_path"):
+        try:
+            found = pathlib.Path(info[key].format(episode_index=0, episode_chunk=0, video_key="camera"))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            found = None
+        # A dataset does not take in files from elsewhere.
+        if found is None or found.is_absolute() or ".." in found.parts:
+            raise errors.DataError(
+                f"{info_path}: found {key} {info[key]!r}, expected one such as '{_DEFAULTS[key]}'. {_WRITE}"
+            )
+    return {**info, "features": features, "chunks_size": chunk_size}
 
 
 def _version_remedy(version: Any) -> str:
