@@ -47,7 +47,8 @@ LATE_EVERY = 40
 """Ticks from one late command to the next. An odd number of chunks lies between two, so no seam hides it."""
 PREDICTION_S = 0.08
 SILENCE_S = 0.045
-"""In a longer silence the arms stop at the last command, at any speed."""
+SILENCE_PERIODS = 4.0
+"""In a longer silence of both the arms stop at the last command, at any speed."""
 TOLERANCE = 1.01
 SITE = SafetySettings(max_first_jump_deg=60.0)
 
@@ -190,17 +191,17 @@ def _largest(times_s: np.ndarray, degrees: np.ndarray, rate_hz: float) -> tuple[
     """Return each joint's largest speed and acceleration, and the silences at speed.
 
     A controller executes one command per period, so the period is the nominal one. A sender keeps a period between two
-    commands, so a burst shows that the receiver was late, and its commands are dated back. High follow sends all the
-    time, so a silence there is the machine's, and nothing is measured over it.
+    commands, so a burst shows that the receiver was late, and its commands are dated back. After a silence the arms have
+    stopped, so the next command may also start from rest.
     """
     num = np.arange(len(times_s)) * 0.99 / rate_hz
     sent_s = np.minimum.accumulate((times_s - num)[::-1])[::-1] + num
-    is_silent = np.diff(sent_s) > SILENCE_S
+    is_silent = np.diff(sent_s) > max(SILENCE_S, SILENCE_PERIODS / rate_hz)
     steps = np.diff(degrees, axis=0)
     changes = np.abs(np.diff(steps, axis=0)) * rate_hz**2
     at_speed = np.abs(steps[:-1]).max(axis=1) * rate_hz**2 > TOLERANCE * SITE.max_joint_acceleration_deg_s2
-    if rate_hz == HIGH_FOLLOW_HZ:
-        changes[is_silent[1:]] = 0.0
+    from_rest = np.abs(steps[1:]) * rate_hz**2
+    changes = np.where(is_silent[1:, None], np.minimum(changes, from_rest), changes)
     return np.abs(steps).max(axis=0) * rate_hz, changes.max(axis=0), int((is_silent[1:] & at_speed).sum())
 
 

@@ -21,14 +21,16 @@ _GRACE_PERIODS = 0.4
 """How much later than a period a target may come before the arms brake, in periods."""
 _SLOW_SEND_PERIODS = 0.1
 """A send that takes longer was held up, so its command left when it returned, in periods."""
-_SILENT_S = 0.25
-"""After so long without a command the arms stand still at the last one. A shorter silence is a busy machine's."""
+_SILENT_PERIODS = 4.0
+_SILENT_S = 0.045
+"""After so long without a command, and so many periods, the arms stand still at the last one."""
 
 
 class CommandStream:
     """Sends commands to both arms, and brakes them while no target comes.
 
-    It uses a thread of its own, so a control loop that hangs never leaves the arms at speed. It ends when it is halted or a send fails.
+    It uses a thread of its own, so a control loop that hangs never leaves the arms at speed. It ends when it is halted
+    or a send fails.
     """
 
     def __init__(
@@ -115,7 +117,8 @@ class CommandStream:
     def _next(self) -> JointVec:
         """Return the next command. The caller holds the lock and sends it."""
         now_s = self._clock.monotonic()
-        if now_s - self._sent_s > _SILENT_S:
+        # To continue at the old speed would jerk the arms twice: they have stopped already.
+        if now_s - self._sent_s > max(_SILENT_S, _SILENT_PERIODS / self._rate_hz):
             self._path.stand()
         self._sent_s = now_s
         return self._path.step()
