@@ -98,11 +98,11 @@ def read_metadata(metadata: Mapping[str, Any], *, address: str, cameras: Sequenc
 
     def number(key: str, *, is_whole: bool = True) -> float:
         value = said.get(key)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
-        if not is_number or (is_whole and value != int(value)):
+        found = _number(value)
+        if found is None or not 0 < found < math.inf or (is_whole and found != int(found)):
             problems.append(f"'{key}' is {value!r:.80}, expected a positive {'whole ' if is_whole else ''}number")
             return 0.0
-        return value
+        return found
 
     if said.get("robot") != ROBOT_NAME:
         problems.append(f"'robot' is {said.get('robot')!r:.80}, expected '{ROBOT_NAME}'")
@@ -141,10 +141,16 @@ def _as_list(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _names(value: object) -> tuple[str, ...] | None:
+def _number(value: Any) -> float | None:
+    """Return a number, or None for anything else."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
     """Return a list of names, or None for anything else."""
-    is_list = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-    return tuple(value) if is_list else None
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        return None
+    return tuple(value)
 
 
 def _dim_name_problems(names: object) -> list[str]:
@@ -368,9 +374,8 @@ def _infer_s(reply: Mapping[str, Any]) -> float | None:
     It is only a figure for reports, so anything but a time counts as none.
     """
     timing = reply.get(protocol.SERVER_TIMING_KEY)
-    infer_ms = _as_list(timing.get("infer_ms")) if isinstance(timing, Mapping) else None
-    is_number = isinstance(infer_ms, int | float) and not isinstance(infer_ms, bool)
-    return infer_ms / 1000 if is_number and 0 <= infer_ms < math.inf else None
+    infer_ms = _number(_as_list(timing.get("infer_ms"))) if isinstance(timing, Mapping) else None
+    return infer_ms / 1000 if infer_ms is not None and 0 <= infer_ms < math.inf else None
 
 
 def _require_jpeg(info: ServerInfo) -> None:
@@ -397,6 +402,7 @@ def _open(
 def _first_line(error: BaseException) -> str:
     """Return the first line of an error.
 
-    Further lines may be the server's traceback.
+    Further lines may be the server's traceback. Its text must not steer this side's terminal.
     """
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    line = str(error).strip().partition("\n")[0]
+    return "".join(char if char.isprintable() else "?" for char in line) or type(error).__name__

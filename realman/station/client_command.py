@@ -193,7 +193,9 @@ def _recorder(
             logger.warning("dry run: nothing is recorded")
         yield None
         return
-    steering, default = run.steering, client.info.metadata.get("default_prompt")
+    steering, default = run.steering, client.info.metadata.get("prompt")
+    if not isinstance(default, str):
+        default = None
     if not (steering.prompt or default):
         raise RejectedError("recording: no task text is known. Pass --prompt")
     has_real_time = run.site.has_real_time or run.site.sim.realtime

@@ -116,6 +116,11 @@ def test_without_a_list_of_cameras_all_are_sent_and_without_a_prompt_none():
     assert "prompt" not in policy.requests[0]
 
 
+def test_a_host_with_a_port_is_one_line_that_says_where_the_port_belongs():
+    with pytest.raises(ServerError, match=r"found the host '127.0.0.1:8000', .* its port as a number"):
+        PolicyClient.connect("127.0.0.1:8000", 8000, cameras=spec.CAMERAS, fps=50, connect_timeout_s=0.1)
+
+
 def test_no_server_is_one_line_that_says_how_to_start_one():
     port = free_port()
     with pytest.raises(

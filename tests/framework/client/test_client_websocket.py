@@ -441,6 +441,33 @@ def test_addresses_are_read_as_users_write_them(host, port, uri):
     assert address.server_uri(host, port) == uri
 
 
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("robot:8000", 8000),
+        ("http://robot", 8000),
+        ("ws://robot:99999", None),
+        ("[::1", 8000),
+        ("ws://", 8000),
+        ("", 8000),
+        ("two words", 8000),
+        ("robot\n", 8000),
+        ("x" * 64, 8000),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused_in_one_line(host, port):
+    with pytest.raises(errors.PolicyClientError, match="expected a name or an address") as failure:
+        WebsocketClientPolicy(host, port, connect_timeout_s=0.1)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\0", "\u65e5"])
+def test_a_key_that_no_header_can_hold_is_refused_without_showing_it(end):
+    with pytest.raises(errors.PolicyClientError, match="API key: its character 7 of 7") as failure:
+        WebsocketClientPolicy(HOST, 1, f"secret{end}", connect_timeout_s=0.1)
+    assert "secret" not in str(failure.value)
+
+
 @pytest.mark.parametrize("name", ["policy-server", "policy.example.org", "policy-server.local", HOST])
 @pytest.mark.parametrize("proxy", ["http://", "socks5://", "not an address"])
 def test_a_proxy_in_the_environment_is_never_asked(serve, monkeypatch, name, proxy):

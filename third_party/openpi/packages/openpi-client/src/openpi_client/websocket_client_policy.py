@@ -61,10 +61,12 @@ class WebsocketClientPolicy(BasePolicy):
         Raises:
             ServerUnreachableError: No server came up in time.
             ProtocolError: The program at this address is not a policy server.
+            PolicyClientError: The address or the key cannot be used.
         """
         self._uri = address.server_uri(host, port)
         self._headers = {protocol.KEEP_CONNECTION_HEADER: protocol.KEEP_CONNECTION_VALUE}
         if api_key is not None:
+            _check_key(api_key)
             self._headers[protocol.AUTHORIZATION_HEADER] = f"Api-Key {api_key}"
         self._request_timeout_s = request_timeout_s
         self._lock = threading.Lock()
@@ -196,6 +198,22 @@ class WebsocketClientPolicy(BasePolicy):
                 )
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, _SLOWEST_RETRY_S)
+
+
+def _check_key(api_key: str) -> None:
+    """Refuse a key that no header can hold.
+
+    The key itself must not appear in the message.
+
+    Raises:
+        PolicyClientError: It is one, for example the text of a file with its line end.
+    """
+    bad = [i for i, char in enumerate(api_key) if not char.isprintable() or ord(char) > 0xFF]
+    if bad:
+        raise PolicyClientError(
+            f"API key: its character {bad[0] + 1} of {len(api_key)} is a line end or another that no header can hold, expected "
+            "letters and digits. Copy the key again"
+        )
 
 
 def _deadline(timeout_s: float | None) -> float | None:
