@@ -307,6 +307,13 @@ def test_a_run_is_recorded_with_its_prompt_and_what_was_really_sent(example, tmp
             np.testing.assert_allclose(episode.action, log["sent"], atol=1e-6)
 
 
+def test_a_run_without_a_prompt_is_recorded_with_the_servers_default(example, tmp_path):
+    with serving(Ramp(), prompt="fold the towel") as server:
+        assert start(example, server, tmp_path, FakeRobot(), prompt=None, record=tmp_path / "rollouts") == 0
+    with open_episode(tmp_path / "rollouts/episode_0.hdf5") as episode:
+        assert episode.task == "fold the towel"
+
+
 def test_a_dry_run_is_not_recorded(example, tmp_path):
     with serving(Ramp()) as server:
         assert start(example, server, tmp_path, FakeRobot(), dry_run=True, record=tmp_path / "rollouts") == 0
