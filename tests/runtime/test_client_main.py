@@ -309,7 +309,8 @@ def test_a_run_is_recorded_with_its_prompt_and_what_was_really_sent(example, tmp
 
 def test_a_run_without_a_prompt_is_recorded_with_the_servers_default(example, tmp_path):
     with serving(Ramp(), prompt="fold the towel") as server:
-        assert start(example, server, tmp_path, FakeRobot(), prompt=None, record=tmp_path / "rollouts") == 0
+        silent = dataclasses.replace(SIM_SITE, prompt=None, server=ServerSettings(port=server.port))
+        assert start(example, server, tmp_path, FakeRobot(), silent, record=tmp_path / "rollouts") == 0
     with open_episode(tmp_path / "rollouts/episode_0.hdf5") as episode:
         assert episode.task == "fold the towel"
 
