@@ -166,6 +166,8 @@ def test_unusual_images_give_the_same_pixels_everywhere(golden_dir, form):
         {name: i for i, name in enumerate(reversed(spec.DIM_NAMES))},
         {"left": [f"q{i}" for i in range(7)], "right": [f"q{i}" for i in range(7)]},
         [f"{side}.j{i}" for side in "lr" for i in range(7)],
+        [f"{side}arm{i}" for side in "rl" for i in range(7)],
+        [f"joint{side}{i}" for side in ("left", "right") for i in range(7)],
         ["x", "y", "z", "r", "p", "y", "g"] * 2,
         ["left", "right"] * 7,
         [1, None],

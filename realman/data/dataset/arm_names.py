@@ -5,6 +5,7 @@ compares both.
 """
 
 from collections.abc import Mapping, Sequence
+import os
 import re
 from typing import Any
 
@@ -40,7 +41,8 @@ def _walk(names: Any) -> list[str]:
 def find_arm_order(names: Sequence[str]) -> ArmOrder | None:
     """Return which arm the names put first.
 
-    A name has its arm as a word (`left_waist`, `jointRight3`), or as a letter (`l_joint1`) if both letters occur.
+    A name has its arm as a word (`left_waist`, `jointRight3`), or as a letter (`l_joint1`) if both letters occur. Any
+    spelling counts if the names of both halves differ in the arm alone (`larm1` and `rarm1`).
 
     Returns:
         The order, or None if the names do not say.
@@ -48,8 +50,11 @@ def find_arm_order(names: Sequence[str]) -> ArmOrder | None:
     Raises:
         ValueError: There are 14 names, and neither half belongs to one arm.
     """
-    sides = _sides(names)
     half = len(names) // 2
+    # The clearest names come first: those that the second half repeats for the other arm.
+    if len(names) == 2 * half and (order := _mirrored(names[:half], names[half:])) is not None:
+        return order
+    sides = _sides(names)
     first, second = set(sides[:half]) - {""}, set(sides[half:]) - {""}
     if len(names) % 2 or not first | second:
         return None
@@ -60,6 +65,22 @@ def find_arm_order(names: Sequence[str]) -> ArmOrder | None:
             f"the names {list(names)} mix the arms, expected {half} of one arm and then {half} of the other"
         )
     return "left_right" if "left" in first or "right" in second else "right_left"
+
+
+def _mirrored(first: Sequence[str], second: Sequence[str]) -> ArmOrder | None:
+    """Return the order if names of equal number differ in the arm alone."""
+    orders = {_order_of(a.lower(), b.lower()) for a, b in zip(first, second, strict=True)}
+    return orders.pop() if len(orders) == 1 else None
+
+
+def _order_of(a: str, b: str) -> ArmOrder | None:
+    at = len(os.path.commonprefix((a, b)))
+    for left, right in (("left", "right"), ("l", "r")):
+        if a[at:].startswith(left) and b[at:] == right + a[at + len(left) :]:
+            return "left_right"
+        if b[at:].startswith(left) and a[at:] == right + b[at + len(left) :]:
+            return "right_left"
+    return None
 
 
 def _sides(names: Sequence[str]) -> list[str]:
