@@ -129,7 +129,12 @@ def _is_recording(path: Path) -> bool:
 
 
 def _recordings_in(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if _is_recording(p) and not p.name.startswith(".")]
+    try:
+        return [p for p in folder.iterdir() if _is_recording(p) and not p.name.startswith(".")]
+    except OSError as e:
+        # Disks have folders of the system, such as lost+found.
+        logger.warning("%s: left out, because it cannot be listed (%s)", folder, e.strerror)
+        return []
 
 
 def _one_per_folder(path: Path, below: dict[Path, list[Path]]) -> list[Path]:

@@ -10,7 +10,6 @@ It uses only names that every openpi has, so this file also works unchanged in a
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import os
 import re
 from typing import Any, Literal
 
@@ -102,13 +101,13 @@ def find_arm_order(names: Sequence[str]) -> ArmOrder | None:
 
 
 def _mirrored(first: Sequence[str], second: Sequence[str]) -> ArmOrder | None:
-    """Return the order if names of equal number differ in the arm alone."""
+    """Return the order if both halves differ in the arm alone."""
     orders = {_order_of(a.lower(), b.lower()) for a, b in zip(first, second, strict=True)}
     return orders.pop() if len(orders) == 1 else None
 
 
 def _order_of(a: str, b: str) -> ArmOrder | None:
-    at = len(os.path.commonprefix((a, b)))
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
     for left, right in (("left", "right"), ("l", "r")):
         if a[at:].startswith(left) and b[at:] == right + a[at + len(left) :]:
             return "left_right"
