@@ -1,6 +1,5 @@
 """Recordings of other recorders: what is read as it is, what has no veto, and what is refused in one line."""
 
-import errno
 import os
 from pathlib import Path
 import shutil
@@ -23,7 +22,6 @@ from realman.data.raw import find_episodes
 from realman.data.raw import open_episode
 from realman.data.raw import rows
 from realman.data.raw.camera import CameraStream
-from realman.data.raw.folder import choose_episodes
 from realman.errors import EpisodeError
 
 IMAGES = "observations/images"
@@ -112,26 +110,6 @@ def test_another_file_next_to_the_frames_of_a_camera_has_no_veto(tmp_path, write
     assert [name for name, _ in report.facts.left_out] == [f"{IMAGES}/cam_high/depth"]
     with open_episode(truth.path) as episode:
         np.testing.assert_array_equal(episode.image("cam_high", 5), truth.frames["cam_high"][5])
-
-
-def test_a_folder_of_the_system_next_to_recordings_has_no_veto(tmp_path, write_recording, monkeypatch, caplog):
-    path = write_recording(tmp_path / "episode_0.hdf5").path
-    (tmp_path / "lost+found").mkdir()
-    list_folder = Path.iterdir
-
-    def refuse(folder):
-        if folder.name == "lost+found":
-            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
-        return list_folder(folder)
-
-    monkeypatch.setattr(Path, "iterdir", refuse)
-    assert find_episodes(tmp_path) == [path]
-    assert "lost+found: left out, because it cannot be listed (Permission denied)" in caplog.text
-
-
-def test_a_single_folder_has_its_number_too(tmp_path, write_recording):
-    path = write_recording(tmp_path / "episode_3" / "data.hdf5").path
-    assert choose_episodes(find_episodes(tmp_path), [3]) == [path]
 
 
 @pytest.mark.parametrize("name", ["color", "rgb", "data", "anything"])

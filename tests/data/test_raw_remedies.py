@@ -1,6 +1,8 @@
 """Each remedy that a message about recordings names is tried against the very cause, and the numbers are then right."""
 
+import errno
 import json
+from pathlib import Path
 import shlex
 
 import cv2
@@ -264,3 +266,23 @@ def test_bytes_after_a_jpeg_are_cut_as_every_decoder_does(tmp_path, write_record
                     data[t] = np.frombuffer(jpeg + rest, np.uint8)
             with open_episode(truth.path) as episode:
                 assert [episode.encoded_image("cam_high", t) for t in range(2)] == jpegs
+
+
+def test_a_folder_of_the_system_next_to_recordings_has_no_veto(tmp_path, write_recording, monkeypatch, caplog):
+    path = write_recording(tmp_path / "episode_0.hdf5").path
+    (tmp_path / "lost+found").mkdir()
+    list_folder = Path.iterdir
+
+    def refuse(folder):
+        if folder.name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return list_folder(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert find_episodes(tmp_path) == [path]
+    assert "lost+found: left out, because it cannot be listed (Permission denied)" in caplog.text
+
+
+def test_a_single_folder_has_its_number_too(tmp_path, write_recording):
+    path = write_recording(tmp_path / "episode_3" / "data.hdf5").path
+    assert choose_episodes(find_episodes(tmp_path), [3]) == [path]
