@@ -41,10 +41,12 @@ def load(path: Path, cls: type[_T]) -> _T:
             nearest known one.
     """
     try:
-        table = parse(path.read_text(encoding="utf-8"))
-        return from_table(cls, table)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        # Some editors begin a file with a mark of its encoding.
+        table = parse(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as e:
         raise SiteError(f"{path}: cannot be read as TOML ({e})") from e
+    try:
+        return from_table(cls, table)
     except SiteError as e:
         raise SiteError(f"{path}: {e}") from e
 

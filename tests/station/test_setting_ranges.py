@@ -233,6 +233,26 @@ def test_numbers_that_do_not_fit_together_are_refused(text, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [f"[server]\nport = 1{'0' * 400}", f"[safety]\nmax_joint_speed_deg_s = 1{'0' * 5000}", "a = " + "[" * 9000],
+    ids=["400 digits", "5000 digits", "nesting"],
+)
+def test_what_no_computer_can_read_is_refused_in_one_line(text, tmp_path):
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    with pytest.raises(SiteError, match=r"site\.toml: ") as failure:
+        load_site(path)
+    assert "\n" not in str(failure.value)
+    assert len(str(failure.value)) < 400
+
+
+def test_a_mark_of_the_encoding_does_not_hide_the_first_key(tmp_path):
+    path = tmp_path / "site.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + b'execution = "blend"')
+    assert load_site(path).execution == "blend"
+
+
 def test_a_check_whose_limit_or_age_is_not_a_number_fails():
     # Programs may make these checks without settings.
     for check in (

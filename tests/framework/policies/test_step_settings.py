@@ -291,6 +291,23 @@ DAMAGE = {
     "a rate of zero": (lambda step: edit(step, fps=0), "'fps' is 0, expected a positive number"),
     "a rate that is none": (lambda step: edit(step, fps=float("nan")), "'fps' is nan"),
     "a rate in words": (lambda step: edit(step, fps="50"), "'fps' is '50'"),
+    "a rate beyond all": (lambda step: edit(step, fps=10**400), "'fps' is 1000"),
+    "nesting without end": (
+        lambda step: (step / "assets/settings.json").write_text("[" * 9999),
+        "not the settings of a step",
+    ),
+    "a way out": (lambda step: edit(step, asset_id="../../other"), "'asset_id' names '../../other', outside the step"),
+    "deltas in words": (
+        lambda step: edit(step, data={"use_delta_joint_actions": "false"}),
+        "data.use_delta_joint_actions is 'false', expected true or false",
+    ),
+    "deltas as a number": (lambda step: edit(step, data={"use_delta_joint_actions": 1}), "expected true or false"),
+    "deltas left open": (lambda step: edit(step, data={"use_delta_joint_actions": None}), "expected true or false"),
+    "deltas as a table": (lambda step: edit(step, data={"use_delta_joint_actions": {}}), "expected true or false"),
+    "steps without end": (lambda step: edit(step, model={"action_horizon": 10**400}), "action_horizon"),
+    "an order as a list": (lambda step: edit(step, data={"arm_order": [None]}), "expected a text"),
+    "half a step": (lambda step: edit(step, model={"action_horizon": 9.5}), "expected a whole number"),
+    "an order as a number": (lambda step: edit(step, data={"arm_order": 1}), "expected a text"),
     "an unknown setting": (lambda step: edit(step, data={"mirrored": True}), "data has no 'mirrored'"),
     "an unknown order": (lambda step: edit(step, data={"arm_order": "up"}), "expected one of"),
 }

@@ -137,6 +137,7 @@ def _with(value: Any, recorded: Mapping[str, Any], place: str, changes: list[str
     Fields that are not plain values (functions, transforms) keep the program's values.
     """
     fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    optional = {field.name for field in dataclasses.fields(value) if field.default is None}
     if unknown := sorted(recorded.keys() - fields.keys() - {"type"}):
         raise errors.ConfigError(f"{place} has no '{unknown[0]}'")
     replaced = {}
@@ -146,9 +147,17 @@ def _with(value: Any, recorded: Mapping[str, Any], place: str, changes: list[str
         wanted, where = recorded[name], f"{place}.{name}"
         if dataclasses.is_dataclass(current) and isinstance(wanted, Mapping):
             replaced[name] = _with(current, wanted, where, changes)
-        elif _is_plain(current) and _is_plain(wanted) and _json(current) != wanted:
+        elif _is_plain(current) and _is_plain(wanted) and not _is_same(current, wanted):
+            if not (wanted is None and name in optional):
+                _check_type(current, wanted, where)
             changes.append(f"{where} {wanted!r} instead of {current!r}")
             replaced[name] = tuple(wanted) if isinstance(current, tuple) else wanted
+        elif (
+            isinstance(current, bool | int | float | str)
+            and isinstance(wanted, list | dict)
+            and not _names_size(current, wanted)
+        ):
+            _check_type(current, wanted, where)
         elif isinstance(current, str) != isinstance(wanted, str) and (
             dataclasses.is_dataclass(current) or isinstance(wanted, Mapping)
         ):
@@ -165,5 +174,29 @@ def _is_plain(value: Any) -> bool:
     return value is None or is_list or isinstance(value, bool | int | float | str)
 
 
-def _json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _names_size(current: Any, wanted: Any) -> bool:
+    # A model's size is a registered name, or its numbers.
+    return isinstance(current, str) and isinstance(wanted, Mapping)
+
+
+def _is_same(current: Any, wanted: Any) -> bool:
+    # True equals 1, but does not mean the same.
+    value = list(current) if isinstance(current, tuple) else current
+    return bool(value == wanted) and isinstance(value, bool) == isinstance(wanted, bool)
+
+
+def _check_type(current: Any, wanted: Any, where: str) -> None:
+    """Refuse a recorded value of another type than the field's.
+
+    The text "false" would count as true.
+
+    Raises:
+        ConfigError: It has another type.
+    """
+    for kind, words in {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.items():
+        if isinstance(current, kind):
+            is_number = isinstance(wanted, int | float) and not isinstance(wanted, bool)
+            is_right = isinstance(wanted, kind) and isinstance(wanted, bool) == (kind is bool)
+            if not (is_right or (kind is float and is_number)):
+                raise errors.ConfigError(f"{where} is {wanted!r:.40}, expected {words}")
+            return

@@ -8,12 +8,12 @@ read only the statistics in `assets/` and do not notice the file.
 from collections.abc import Mapping
 import dataclasses
 import json
-import math
 import pathlib
 from typing import Any
 
 from openpi.policies import checkpoint_folder
 from openpi.shared import errors
+from openpi.training.configs.data_config import MAX_FPS
 from openpi.training.configs.data_config import DataConfig
 from openpi.training.configs.train_config import TrainConfig
 
@@ -97,7 +97,7 @@ def find(step_dir: pathlib.Path) -> StepSettings | None:
         return _checked(path, content)
     except errors.DataError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise errors.DataError(
             f"{path}: not the settings of a step ({type(e).__name__}: {e}). Copy the checkpoint again"
         ) from e
@@ -111,6 +111,9 @@ def _checked(path: pathlib.Path, content: Mapping[str, Any]) -> StepSettings:
         raise ValueError(f"'normalization' is {content['normalization']!r:.40}")
     if not isinstance(content["asset_id"], str | None):
         raise TypeError(f"'asset_id' is {content['asset_id']!r:.40}")
+    asset = pathlib.PurePosixPath(content["asset_id"] or "")
+    if asset.is_absolute() or ".." in asset.parts:
+        raise ValueError(f"'asset_id' names {content['asset_id']!r:.80}, outside the step")
     return StepSettings(
         str(path),
         content["config"],
@@ -126,11 +129,11 @@ def checked_fps(value: Any) -> float | None:
     """Return a recorded rate.
 
     Raises:
-        ValueError: It is neither None nor a positive finite number.
+        ValueError: It is neither None nor a number from above 0 to `MAX_FPS`.
     """
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 < value < math.inf):
-        raise ValueError(f"'fps' is {value!r:.40}, expected a positive number")
+    if value is not None and not (is_number and 0 < value <= MAX_FPS):
+        raise ValueError(f"'fps' is {value!r:.40}, expected a positive number up to {MAX_FPS:g}")
     return value
 
 

@@ -22,6 +22,7 @@ import types
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 _LARGEST_IN_FULL = 1e15
+_MAX_DIGITS = 40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +150,21 @@ def _check(name: str, value: Any, hint: type, kind: type[Range], bounds: Range |
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or (hint is int and not isinstance(value, numbers.Integral)):
         yield f"{name}: found {value!r}, expected a {'whole ' if hint is int else ''}number, {wanted}"
-    elif not math.isfinite(value) or (bounds is not None and not bounds.low <= value <= bounds.high):
+    elif not _is_finite(value) or (bounds is not None and not bounds.low <= value <= bounds.high):
         yield f"{name}: found {in_words(value)}, expected {wanted}"
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        # It has hundreds of digits.
+        return False
 
 
 def in_words(number: Any) -> str:
     """Return a number as messages show it."""
+    if isinstance(number, int) and abs(number) >= 10**_MAX_DIGITS:
+        return "a number of too many digits"
     is_short = isinstance(number, float) and number.is_integer() and abs(number) < _LARGEST_IN_FULL
     return str(int(number)) if is_short else str(number)

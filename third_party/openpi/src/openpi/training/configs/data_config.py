@@ -32,6 +32,9 @@ FAKE_REPO_ID = "fake"
 
 GroupFactory: TypeAlias = Callable[[_model.BaseModelConfig], _transforms.Group]
 
+MAX_FPS = 10_000.0
+"""Largest rate of recorded frames, Hz."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AssetsConfig:
@@ -85,7 +88,7 @@ class DataConfig:
     datasets: Sequence[Any] = ()
     # Frames per second of the datasets. None until they are opened.
     fps: (
-        Annotated[float, ranges.Range(0.01, 10_000.0, "from one frame in minutes to a camera for slow motion")] | None
+        Annotated[float, ranges.Range(0.01, MAX_FPS, "from one frame in minutes to a camera for slow motion")] | None
     ) = None
 
     def __post_init__(self) -> None:
