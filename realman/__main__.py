@@ -72,8 +72,8 @@ def main() -> None:
         # A module of ours that is missing is a fault of ours, not a package to install.
         if command.extra is None or e.name is None or e.name.split(".")[0] in ("realman", "openpi"):
             raise
-        remedy = f"pip install 'realman-openpi[{command.extra}]'"
-        cli.print_error(f"realman {name}: the package '{e.name}' is not installed. Install it: {remedy}")
+        package, remedy = e.name.partition(".")[0], f"pip install 'realman-openpi[{command.extra}]'"
+        cli.print_error(f"realman {name}: the package '{package}' is not installed. Install it: {remedy}")
         sys.exit(1)
     sys.argv = [f"realman {name}", *flags]
     cli.run(module.main, module.Args, prog=f"realman {name}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import logging
 import os
 from pathlib import Path
 import subprocess
@@ -27,6 +28,20 @@ hypothesis.settings.load_profile("tests")
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE_FORMS = ("jpeg_padded", "jpeg_variable", "jpeg_strings", "raw")
 TASK = "put the cube into the tray"
+
+
+@pytest.fixture(autouse=True)
+def _log_handlers_end_with_their_test():
+    """Remove what a command added to the root logger.
+
+    Its stream is that of the test, so a later test would see errors of logging instead of its own lines.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in [each for each in root.handlers if each not in handlers]:
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -130,8 +130,12 @@ def test_every_number_has_a_finite_range_with_a_reason(value, name, numbers):
 
 def with_number(value: Any, name: str, number: Any) -> Any:
     old = getattr(value, name)
-    is_tuple = isinstance(old, tuple) or (old is None and "tuple" in str(ranges.number_hints(type(value))[name]))
-    return dataclasses.replace(value, **{name: (*(old or ())[:-1], number) if is_tuple else number})
+    hint = str(ranges.number_hints(type(value))[name])
+    if not isinstance(old, tuple) and (old is not None or "tuple" not in hint):
+        return dataclasses.replace(value, **{name: number})
+    # A tuple of fixed length needs its other numbers.
+    others = old[:-1] if old else (0.0,) * (0 if "..." in hint else hint.count("Range(") - 1)
+    return dataclasses.replace(value, **{name: (*others, number)})
 
 
 @pytest.mark.parametrize(("value", "name", "numbers"), FIELDS, ids=ids)

@@ -18,6 +18,7 @@ import pytest
 from realman.data import convert
 from realman.data.dataset import files
 from realman.data.dataset import layout
+from realman.data.dataset.existing import ExistingDataset
 from realman.data.dataset.progress import FramesBar
 from realman.data.dataset.staging import BuildContext
 from realman.data.dataset.staging import Staging
@@ -205,8 +206,9 @@ def test_a_folder_that_may_not_be_written_is_an_error_of_one_line(tmp_path, tiny
 
 
 def test_the_progress_bar_moves_within_an_episode(tmp_path):
+    dataset = ExistingDataset(tmp_path, {"fps": 50, "features": {}}, tasks=(), episodes=())
     jobs = [
-        UpgradeJob(tmp_path, index, num_frames, tasks=(), fps=50, features={}, files=(("", ""),), stats=None)
+        UpgradeJob(dataset, index, num_frames, tasks=(), files=(("", ""),), stats={})
         for index, num_frames in enumerate((100, 1000))
     ]
     with Staging(tmp_path / "dataset") as staging, FramesBar(jobs, staging) as bar:

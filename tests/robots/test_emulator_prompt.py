@@ -94,7 +94,8 @@ def test_an_invalid_line_is_refused_with_what_was_expected(emulator, line, says)
 
 
 def test_the_program_takes_lines_and_lists_them():
-    command = [sys.executable, "-m", "realman", "emulator", "--port", "0", "--push-port", "0"]
+    push_port = str(free_ports()[1])
+    command = [sys.executable, "-m", "realman", "emulator", "--port", "0", "--push-port", push_port]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:

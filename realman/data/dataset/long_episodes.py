@@ -27,6 +27,9 @@ def report(jobs: Sequence[EpisodeJob], fps: float) -> None:
 
     Training in this project takes them, because its tolerance follows the rounding.
     """
+    # A shard of few recordings has no episode.
+    if not jobs:
+        return
     longest = max(jobs, key=lambda job: job.num_frames)
     error = rounding_s(longest.num_frames, fps)
     if error > _LEROBOT_TOLERANCE_S:

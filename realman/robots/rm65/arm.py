@@ -90,8 +90,8 @@ class Arm:
         try:
             self._open_handle()
             self._open_feed()
-            state = self.feed.wait(self._settings.connect_timeout_s)
-            self.results, self.range = preflight.inspect(self.name, self._sdk_arm, state)
+            self.feed.wait(self._settings.connect_timeout_s)
+            self.results, self.range = preflight.inspect(self.name, self._sdk_arm, self.feed.latest)
             for result in self.results:
                 logger.info("%s: %s: %s", result.arm, result.check, result.found)
             preflight.refuse_if_any(self.results)

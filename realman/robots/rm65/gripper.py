@@ -35,6 +35,8 @@ _RTU_MASTER = 0
 
 _HALT_WAIT_S = 0.1
 """How long a stop waits for a gripper command in flight."""
+_SETTLED_S = 0.5
+"""A target that stays for so long is sent, however small the change."""
 _CLOSE_WAIT_S = 2.0
 
 
@@ -190,6 +192,9 @@ class GripperWorker:
         self._is_closing = threading.Event()
         self._target: float | None = None
         self._sent: float | None = None
+        self._seen: float | None = None
+        """The newest target that was looked at."""
+        self._seen_s = 0.0
         self._measured = (0.0, float("-inf"))
         self._error: RobotError | None = None
         self._thread = threading.Thread(target=self._run, name=f"{name} gripper", daemon=True)
@@ -254,16 +259,18 @@ class GripperWorker:
                 self._error = e
 
     def _send(self) -> None:
-        target = self._target
-        if target is None or not self._is_worth_sending(target):
+        target, now_s = self._target, time.monotonic()
+        if target != self._seen:
+            self._seen, self._seen_s = target, now_s
+        if target is None or not self._is_worth_sending(target, now_s - self._seen_s):
             return
         with self._gate:
             if not self._is_halted:
                 self._gripper.move(target)
                 self._sent = target
 
-    def _is_worth_sending(self, target: float) -> bool:
-        if self._sent is None:
+    def _is_worth_sending(self, target: float, unchanged_s: float) -> bool:
+        if self._sent is None or abs(target - self._sent) >= self._settings.dead_band:
             return True
-        is_end = target in (0.0, 1.0) and target != self._sent
-        return is_end or abs(target - self._sent) >= self._settings.dead_band
+        # The end of a slow approach is sent, too: small changes are noise only while the target moves.
+        return target != self._sent and (target in (0.0, 1.0) or unchanged_s >= _SETTLED_S)

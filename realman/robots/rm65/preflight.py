@@ -3,6 +3,7 @@
 All checks run even if one fails, so that all problems are reported together.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,13 +38,13 @@ class JointRange(NamedTuple):
     """Largest speeds, rad/s."""
 
 
-def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[CheckResult], JointRange]:
+def inspect(name: str, arm: Any, latest: Callable[[], ArmState]) -> tuple[list[CheckResult], JointRange]:
     """Check a connected arm without moving or changing anything.
 
     Args:
         name: Name of the arm, for messages.
         arm: The SDK's `RoboticArm`.
-        state: A fresh state push.
+        latest: Returns the newest state push. The first one after connecting may be older than the connection.
 
     Returns:
         The results of all checks, good and bad, and the joint range.
@@ -60,7 +61,8 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[CheckResult], Jo
         np.minimum(spec.ARM_UPPER_RAD, np.deg2rad(upper[:_DOF])),
         np.minimum(spec.ARM_SPEED_RAD_S, np.deg2rad(speed[:_DOF])),
     )
-    # Each check asks the controller or reads the state push.
+    # Each check asks the controller or reads the state push, which is newer than the answers above.
+    state = latest()
     results = [
         _model(name, arm),
         _versions(name, arm),
@@ -70,7 +72,7 @@ def inspect(name: str, arm: Any, state: ArmState) -> tuple[list[CheckResult], Jo
         _joint_errors(name, arm),
         _controller(name, arm),
         _pushed_errors(name, state),
-        _agreement(name, arm, state),
+        _agreement(name, arm, latest),
         _in_range(name, state, joint_range),
         _speed(name, joint_range),
         _collision(name, arm),
@@ -177,9 +179,9 @@ def _pushed_errors(name: str, state: ArmState) -> CheckResult:
     return CheckResult(name, "state push", ", ".join(problems) or "fresh", remedy if problems else None)
 
 
-def _agreement(name: str, arm: Any, state: ArmState) -> CheckResult:
+def _agreement(name: str, arm: Any, latest: Callable[[], ArmState]) -> CheckResult:
     queried = np.array(_ask(name, "rm_get_joint_degree", arm.rm_get_joint_degree())[:_DOF])
-    apart = float(np.abs(np.rad2deg(state.joints) - queried).max())
+    apart = float(np.abs(np.rad2deg(latest().joints) - queried).max())
     is_good = apart <= _MAX_DISAGREEMENT_DEG
     remedy = (
         f"expected at most {_MAX_DISAGREEMENT_DEG:g} deg. "

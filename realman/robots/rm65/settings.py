@@ -35,7 +35,7 @@ class GripperSettings:
     rate_hz: Annotated[float, Range(1.0, 50.0, "a read takes the tool's bus about 20 ms")] = 15.0
     """Rate at which each gripper is read, and the largest rate of its commands, Hz."""
     dead_band: Annotated[float, Range(0.0, 0.25, "a gripper must follow the policy")] = 0.02
-    """Smallest change of the opening (0..1) that is sent. Fully open and fully closed are always sent."""
+    """Smallest change of the opening (0..1) that is sent while it moves. Where it stays is always sent."""
     max_age_s: Annotated[
         float,
         Range(0.04, 60.0, "a slow computer takes its time, but a minute is a fault"),
