@@ -128,7 +128,7 @@ def check_again(episode: Episode, facts: EpisodeFacts, accept: Collection[Doubt]
         EpisodeError: The recording is not the one that was checked.
     """
     cameras = [camera for camera, _, _ in facts.image_sizes]
-    problems = [*_number_problems(episode), *_doubts(episode, accept)]
+    problems = list(_number_problems(episode)) or list(_doubts(episode, accept))
     # Task texts may come from a file that only the first check has read.
     found = dataclasses.replace(_facts(episode, cameras), task=facts.task, notes=facts.notes)
     if problems or found != facts:

@@ -193,7 +193,7 @@ class GripperWorker:
         self._target: float | None = None
         self._sent: float | None = None
         self._seen: float | None = None
-        """The newest target that was looked at."""
+        """The newest target that the thread has seen."""
         self._seen_s = 0.0
         self._measured = (0.0, float("-inf"))
         self._error: RobotError | None = None
