@@ -84,6 +84,24 @@ def test_an_upgrade_in_place_needs_overwrite_and_keeps_everything(old, golden):
     assert json.loads((old / layout.INFO).read_text())["codebase_version"] == "v2.1"
 
 
+@pytest.mark.parametrize(
+    "lost", [".git/HEAD", "meta/.notes/a.txt", "data/chunk-000/episode_000099.parquet", "data/notes.txt"]
+)
+def test_an_upgrade_in_place_deletes_nothing(old, tmp_path, lost):
+    (old / lost).parent.mkdir(exist_ok=True, parents=True)
+    (old / lost).write_text("mine")
+    (old / ".frames").mkdir()
+    name = lost if lost.startswith("data") else lost.rpartition("/")[0]
+    args = {"raw_dir": old, "root": old.parent, "repo_id": old.name, "workers": 1, "overwrite": True}
+    with pytest.raises(DatasetError, match=re.escape(f"'{name}' would be deleted by an upgrade in place")):
+        convert.main(convert.Args(**args))
+    assert (old / lost).read_text() == "mine"
+    # The remedy.
+    upgrade(old, tmp_path / "elsewhere")
+    shutil.rmtree(old / name) if (old / name).is_dir() else (old / name).unlink()
+    assert convert.main(convert.Args(**args)) == 0
+
+
 def remove_a_table(root):
     (root / layout.data_path(1)).unlink()
 

@@ -138,9 +138,12 @@ def upgrade_dataset(source: Path, target: Path, robot_type: str | None, pool: Wo
         EpisodeError: Episodes are damaged.
         DatasetError: The dataset cannot be read or written.
     """
-    if source.resolve() != target.resolve():
+    is_in_place = source.resolve() == target.resolve()
+    if not is_in_place:
         check_outside([source], target)
     plan = upgrade.plan_upgrade(source, robot_type)
+    if is_in_place:
+        upgrade.refuse_losses(plan)
     long_episodes.report(plan.jobs, plan.fps)
     staging = Staging(target)
     check_disk(target, plan.needed_bytes, [staging.path])

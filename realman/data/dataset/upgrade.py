@@ -221,6 +221,17 @@ def plan_upgrade(root: Path, robot_type: str | None) -> DatasetPlan:
     )
 
 
+def refuse_losses(plan: DatasetPlan) -> None:
+    """Refuse to upgrade in place if something would be deleted.
+
+    Raises:
+        DatasetError: See `upgraded_metadata.refuse_losses`.
+    """
+    if plan.jobs:
+        used = {Path(old) for job in plan.jobs for old, _ in job.files}
+        upgraded_metadata.refuse_losses(plan.jobs[0].dataset, used)
+
+
 def write_metadata(source: Path, root: Path, plan: DatasetPlan, records: list[EpisodeRecord]) -> None:
     """Write the metadata, and keep everything else that the existing dataset has.
 

@@ -3,7 +3,7 @@
 Lines belong to their index, and unknown keys, lines and files are kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import os
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ from realman.data.dataset import existing
 from realman.data.dataset import layout
 from realman.data.dataset.existing import ExistingDataset
 from realman.data.dataset.staging import EpisodeRecord
+from realman.errors import DatasetError
 
 _OLD_STATS = Path("meta/stats.json")
 """Statistics of all episodes, as v2.0 had them. Those per episode replace them."""
 
 _WRITTEN = frozenset({layout.INFO, layout.TASKS, layout.EPISODES, layout.EPISODES_STATS, layout.SOURCES})
+_CACHES = frozenset({".cache", ".frames"})
 _EPISODES = frozenset({"data", "videos"})
 """Folders of tables and videos. Episodes that the dataset does not list are left out."""
 
@@ -53,6 +55,33 @@ def other_files(dataset: ExistingDataset, *, without: Path | None = None) -> lis
         found += [here / name for name in sorted(names) if (Path(folder) / name).is_file()]
     replaced = _WRITTEN | ({_OLD_STATS} if dataset.info["codebase_version"] == "v2.0" else set())
     return [path for path in found if path not in replaced]
+
+
+def refuse_losses(dataset: ExistingDataset, used: Collection[Path]) -> None:
+    """Refuse an upgrade in place that would delete something.
+
+    What an upgrade leaves behind elsewhere would be gone here. Caches may go.
+
+    Args:
+        dataset: The existing dataset.
+        used: Tables and videos of its episodes, relative to it.
+
+    Raises:
+        DatasetError: There are hidden folders, or tables and videos of episodes that the dataset does not list.
+    """
+    root, lost = dataset.root, list[Path]()
+    for folder, folders, names in os.walk(root):
+        here = Path(folder).relative_to(root)
+        lost += [here / name for name in folders if name.startswith(".") and name not in _CACHES]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if here.parts[:1] and here.parts[0] in _EPISODES:
+            lost += [here / name for name in names if here / name not in used]
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise DatasetError(
+            f"{root}: '{min(lost)}'{more} would be deleted by an upgrade in place, expected only files of the dataset. "
+            "Choose another place with --root or --repo-id"
+        )
 
 
 def write(dataset: ExistingDataset, root: Path, robot_type: str, records: Sequence[EpisodeRecord]) -> None:
