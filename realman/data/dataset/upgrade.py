@@ -227,9 +227,9 @@ def refuse_losses(plan: DatasetPlan) -> None:
     Raises:
         DatasetError: See `upgraded_metadata.refuse_losses`.
     """
-    if plan.jobs:
-        used = {Path(old) for job in plan.jobs for old, _ in job.files}
-        upgraded_metadata.refuse_losses(plan.jobs[0].dataset, used)
+    jobs = [job for job in plan.jobs if isinstance(job, UpgradeJob)]
+    if jobs:
+        upgraded_metadata.refuse_losses(jobs[0].dataset, {Path(old) for job in jobs for old, _ in job.files})
 
 
 def write_metadata(source: Path, root: Path, plan: DatasetPlan, records: list[EpisodeRecord]) -> None:
