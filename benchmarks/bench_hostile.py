@@ -120,12 +120,12 @@ def _kinds(size: int) -> dict[str, Callable[[], bytes]]:
 
     return {
         "nested lists": lambda: pack(x=[[0.5] * 1000] * (size // 9000)),
-        "nested lists, within": lambda: padded(x=[[0.5] * 1000] * 60),
-        "state as a list, within": lambda: padded(state=[0.5] * 60_000),
+        "nested lists, within": lambda: padded(x=[[0.5] * 1000] * 8),
+        "state as a list, within": lambda: padded(state=[0.5] * 7_500),
         "many keys": lambda: msgpack.packb({f"key{n:08d}": n for n in range(size // 17)}),
-        "many keys, within": lambda: padded(**{f"key{n:08d}": n for n in range(30_000)}),
+        "many keys, within": lambda: padded(**{f"key{n:08d}": n for n in range(3_900)}),
         "small arrays": lambda: pack(x=[np.zeros(8)] * (size // 110)),
-        "small arrays, within": lambda: padded(x=[np.zeros(8)] * 6000),
+        "small arrays, within": lambda: padded(x=[np.zeros(8)] * 700),
         "one large image": lambda: pack(images={"cam_high": np.zeros((3, side, side), np.uint8)}),
         "large float images": lambda: pack(
             images={camera: np.zeros((side // 4, side // 4, 3), np.float32) for camera in _request()["images"]},

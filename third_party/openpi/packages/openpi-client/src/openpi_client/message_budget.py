@@ -5,7 +5,7 @@ bounds here are counted before anything is decoded, from the headers of the valu
 size counts as one value.
 """
 
-MAX_VALUES = 2**16
+MAX_VALUES = 2**13
 """Values of a message: entries of lists, keys and values of dicts, at any depth. A number in an array is none."""
 
 MAX_DEPTH = 32
