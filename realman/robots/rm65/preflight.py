@@ -4,6 +4,7 @@ All checks run even if one fails, so that all problems are reported together.
 """
 
 from collections.abc import Callable
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from realman.robots.robot import CheckResult
 
 _MODEL = "RM_65"
 _DOF = 6
+_AGREEMENT_WAIT_S = 1.0
+_AGREEMENT_STEP_S = 0.05
 _MAX_DISAGREEMENT_DEG = 2.0
 """Largest difference between the pushed and the queried joints of an arm at rest.
 
@@ -180,9 +183,15 @@ def _pushed_errors(name: str, state: ArmState) -> CheckResult:
 
 
 def _agreement(name: str, arm: Any, latest: Callable[[], ArmState]) -> CheckResult:
-    queried = np.array(_ask(name, "rm_get_joint_degree", arm.rm_get_joint_degree())[:_DOF])
-    apart = float(np.abs(np.rad2deg(latest().joints) - queried).max())
-    is_good = apart <= _MAX_DISAGREEMENT_DEG
+    # Pushes of an earlier connection may still wait in the SDK. Those that are new agree soon, if the arm is at rest.
+    until = time.monotonic() + _AGREEMENT_WAIT_S
+    while True:
+        queried = np.array(_ask(name, "rm_get_joint_degree", arm.rm_get_joint_degree())[:_DOF])
+        apart = float(np.abs(np.rad2deg(latest().joints) - queried).max())
+        is_good = apart <= _MAX_DISAGREEMENT_DEG
+        if is_good or time.monotonic() >= until:
+            break
+        time.sleep(_AGREEMENT_STEP_S)
     remedy = (
         f"expected at most {_MAX_DISAGREEMENT_DEG:g} deg. "
         "Check that the arm is at rest, and that there is one controller per address"
