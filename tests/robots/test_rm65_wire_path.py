@@ -301,9 +301,13 @@ def test_the_controllers_receive_no_command_beyond_the_limits_when_targets_are_l
             robot.stop()
             robot.disconnect()
         records = emulator.controllers["right"].records
-    sent = np.array([r.request["joint"][0] for r in records if r.command == "movej_canfd"])
+    commands = [r for r in records if r.command == "movej_canfd"]
+    sent = np.array([r.request["joint"][0] for r in commands])
     steps = np.diff(sent, prepend=sent[0])
     # In units of the wire, 0.001 deg.
-    assert steps.max() > 0.9 * 60_000 / rate_hz
+    assert steps.max() > 0.5 * 60_000 / rate_hz
     assert np.abs(steps).max() <= 60_000 / rate_hz
-    assert np.abs(np.diff(steps)).max() <= 600_000 / rate_hz**2
+    # After a silence of a busy machine the arms have stopped, and may start from rest.
+    is_silent = np.diff([r.time_s for r in commands]) > 0.04
+    changes = np.where(is_silent, np.minimum(np.abs(np.diff(steps)), np.abs(steps[1:])), np.abs(np.diff(steps)))
+    assert changes.max() <= 600_000 / rate_hz**2

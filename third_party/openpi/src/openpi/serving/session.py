@@ -166,9 +166,8 @@ class Session:
             ConnectionClosed: The client has left, or was left.
         """
         try:
-            async with asyncio.timeout(_UNREAD_LIMIT_S):
-                await self._websocket.send(message)
-        except TimeoutError:
+            await asyncio.wait_for(self._websocket.send(message), _UNREAD_LIMIT_S)
+        except asyncio.TimeoutError:  # another class than TimeoutError on Python 3.10
             logger.warning("%s: has not read its replies for %g s, disconnected", self._peer, _UNREAD_LIMIT_S)
             self._websocket.transport.abort()
             raise ConnectionClosedError(None, None) from None
