@@ -13,6 +13,7 @@ from openpi_client.ranges import ListeningPort
 from openpi_client.ranges import Port
 from openpi_client.ranges import Range
 from openpi_client.ranges import Seed
+from openpi_client.ranges import flag_problems
 from openpi_client.ranges import number_hints
 from openpi_client.ranges import problems
 from openpi_client.ranges import problems_of
@@ -97,10 +98,5 @@ def check_flags(flags: Any) -> None:
     Raises:
         FlagError: The message names every such flag.
     """
-    if found := problems(flags):
-        raise FlagError(". ".join(f"--{_dashed(text)}" for text in found))
-
-
-def _dashed(text: str) -> str:
-    name, _, rest = text.partition(":")
-    return f"{name.replace('_', '-')}:{rest}"
+    if found := flag_problems(flags):
+        raise FlagError(". ".join(found))

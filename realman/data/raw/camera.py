@@ -12,6 +12,7 @@ from realman.arrays import Image
 from realman.arrays import Pixels
 from realman.arrays import StoredFrame
 from realman.data.raw import jpeg
+from realman.data.raw import pixels
 from realman.data.raw import rows
 from realman.data.raw.options import ColorOrder
 from realman.errors import EpisodeError
@@ -128,16 +129,12 @@ class CameraStream:
         if not self.is_jpeg:
             frame = stored[::stride, ::stride]
             return np.array(frame[..., ::-1] if self._swap else frame, order="C")
-        # A camera's EXIF rotation would change the shape, and ordinary readers of datasets ignore it.
-        try:
-            bgr = cv2.imdecode(stored, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error:
-            bgr = None
+        bgr = pixels.decode_bgr(stored)
         if bgr is None or bgr.shape != (self.height, self.width, 3):
             raise EpisodeError(f"{self._place} cannot be decoded at frame {t}. Record the episode again")
-        pixels = every_nth(bgr, stride)
+        kept = every_nth(bgr, stride)
         # If a JPEG was encoded with swapped channels, OpenCV's "BGR" is the true RGB.
-        return pixels if self._swap else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return kept if self._swap else cv2.cvtColor(kept, cv2.COLOR_BGR2RGB)
 
     def _measure(self) -> tuple[int, int]:
         if not self.is_jpeg:

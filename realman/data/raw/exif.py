@@ -9,8 +9,8 @@ import re
 import numpy as np
 
 from realman.arrays import Bytes
+from realman.data.raw import jpeg
 
-_SCAN = 0xDA
 _APP1 = 0xE1
 _EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
@@ -41,15 +41,12 @@ def without_orientation(data: Bytes) -> Bytes:
 
 def _app1_segments(content: memoryview) -> Iterator[tuple[int, int]]:
     """Yield where the content of each APP1 segment starts and stops."""
-    at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != _SCAN:
-        if content[at + 1] == 0xFF:  # a fill byte before the marker
-            at += 1
-            continue
+    for marker, at in jpeg.segments(content):
+        if marker == jpeg.SCAN:
+            return
         stop = at + 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-        if content[at + 1] == _APP1 and stop <= len(content):
+        if marker == _APP1 and stop <= len(content):
             yield at + 4, stop
-        at = stop
 
 
 def _clear_exif(changed: bytearray, start: int, tiff: bytes) -> None:

@@ -22,7 +22,9 @@ _TAILS = (256, 16 * 1024)
 _AFTER_PIXELS = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 """A marker that ends a run of pixel data. Stuffed zeros, fill bytes and restart markers belong to the run (B.1.1)."""
 
-_SCAN = 0xDA
+SCAN = 0xDA
+"""Marker of the header in front of pixels."""
+
 _END_MARKER = 0xD9
 
 MAX_PIXELS = 2**26
@@ -75,7 +77,7 @@ def read_header(data: bytes) -> Header:
         raise ValueError(f"is not a JPEG (starts with {data[:4].hex() or 'nothing'}, expected ffd8)")
     if not data.endswith(_END):
         raise ValueError(f"is a JPEG cut off after {len(data)} bytes")
-    for marker, at in _segments(data):
+    for marker, at in segments(memoryview(data)):
         if marker in _FRAME_MARKERS and at + 10 <= len(data):
             # Segment: marker (2), length (2), bits per sample (1), height (2), width (2), components (1).
             if data[at + 9] != 3:
@@ -94,19 +96,18 @@ def without_rest(data: Bytes) -> Bytes:
 
     Encoders in hardware append bytes that every decoder ignores. Without the image's end, all of `data` is returned.
     """
-    content = data.tobytes()
-    if not content.startswith(_START):
+    if data[:2].tobytes() != _START:
         return data
-    for marker, at in _segments(content):
+    for marker, at in segments(data.data):
         if marker == _END_MARKER:
             return data[: at + 2]
     return data
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the marker of each segment and where it starts.
+def segments(data: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield each segment's marker and where it starts.
 
-    This ends at the end of the image, or at damage.
+    This ends at the end of the image, or at damage. Pixels are searched only if you ask for more after `SCAN`.
     """
     at = len(_START)
     while at + 2 <= len(data) and data[at] == 0xFF:
@@ -118,7 +119,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int]]:
         if marker == _END_MARKER:
             return
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == _SCAN:
+        if marker == SCAN:
             # Pixel data follow the header of a scan without a length of their own.
             found = _AFTER_PIXELS.search(data, at)
             at = found.start() if found else len(data)

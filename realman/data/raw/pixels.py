@@ -7,6 +7,7 @@ ignored, because turning an image would change its shape. Training follows the s
 import cv2
 import numpy as np
 
+from realman.arrays import Bytes
 from realman.arrays import Image
 from realman.data.raw import jpeg
 
@@ -32,8 +33,13 @@ def decode(data: bytes, factor: int = 1) -> Image | None:
     # The decoder would invent the missing part of a JPEG. What recorders write behind it does no harm.
     if content[:2].tobytes() == b"\xff\xd8" and not jpeg.is_whole(jpeg.without_rest(content)):
         return None
+    bgr = decode_bgr(content, factor)
+    return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def decode_bgr(content: Bytes, factor: int = 1) -> Image | None:
+    """Decode whole content (n,) as `decode` does, to BGR."""
     try:
-        bgr = cv2.imdecode(content, _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION) if len(content) else None
+        return cv2.imdecode(content, _REDUCED[factor] | cv2.IMREAD_IGNORE_ORIENTATION) if len(content) else None
     except cv2.error:
         return None
-    return None if bgr is None else cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)

@@ -101,7 +101,7 @@ class ObservationContract:
     def doubts(self, observation: Mapping[str, Any]) -> list[str]:
         """Return what the model was not trained for, one sentence each.
 
-        `observation` has been checked.         What comes before the colon stays the same from request to request.
+        `observation` has been checked. What comes before the colon stays the same from request to request.
         """
         found = []
         for key, limits in self.limits.trained.items():

@@ -12,6 +12,7 @@ from openpi_client.ranges import Index
 from openpi_client.ranges import ListeningPort
 from openpi_client.ranges import Range
 from openpi_client.ranges import Seed
+from openpi_client.ranges import flag_problems
 from openpi_client.ranges import problems
 
 __all__ = ["Count", "Index", "ListeningPort", "Range", "Seed", "check", "check_flags"]
@@ -41,6 +42,5 @@ def check_flags(flags: Any, prefix: str = "") -> None:
     Raises:
         OutOfRangeError: The message names every such flag.
     """
-    if found := problems(flags):
-        texts = (text.partition(":") for text in found)
-        raise OutOfRangeError(". ".join(f"--{prefix}{name.replace('_', '-')}:{rest}" for name, _, rest in texts))
+    if found := flag_problems(flags, prefix):
+        raise OutOfRangeError(". ".join(found))

@@ -79,6 +79,17 @@ def problems(settings: Any, kind: type[Range] = Range) -> list[str]:
     ]
 
 
+def flag_problems(flags: Any, prefix: str = "") -> list[str]:
+    """Return what `problems` does, with names as flags have them.
+
+    Args:
+        flags: An instance of a dataclass.
+        prefix: What precedes the names of nested flags, such as "policy.".
+    """
+    texts = (text.partition(":") for text in problems(flags))
+    return [f"--{prefix}{name.replace('_', '-')}:{rest}" for name, _, rest in texts]
+
+
 @functools.cache
 def number_hints(cls: type) -> dict[str, Any]:
     """Return the types of all fields with numbers, with their ranges."""
